@@ -1,0 +1,11 @@
+"""DreamerV2 for Stable-Baselines3."""
+
+from pathlib import Path
+
+from sb3_dreamer.dreamer_v2 import DreamerV2
+from sb3_dreamer.presets import preset
+from sb3_dreamer.replay import SequenceReplayBuffer
+
+__version__ = Path(__file__).with_name("version.txt").read_text().strip()
+
+__all__ = ["DreamerV2", "SequenceReplayBuffer", "__version__", "preset"]

@@ -1,0 +1,280 @@
+"""Actor, critic and target critic, and how they learn from imagined trajectories."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch as th
+from gymnasium import spaces
+from torch import nn
+
+from sb3_dreamer.common.distributions import Distribution, OneHotCategorical, TruncatedNormal, UnitNormal
+from sb3_dreamer.common.functional import lambda_returns
+from sb3_dreamer.common.heads import ScalarHead
+from sb3_dreamer.common.layers import MLP
+from sb3_dreamer.common.preprocessing import action_size
+from sb3_dreamer.common.type_aliases import ImaginedTrajectory
+
+
+@dataclass(frozen=True)
+class BehaviorObjective:
+    """
+    How actor and critic are trained (V2, section 2.2); the same names as the arguments of ``DreamerV2``.
+
+    :param imagination_horizon: H
+    :param gamma: discount factor, where no discount head has learned it
+    :param return_lambda: λ of the returns
+    :param reinforce_weight: ρ of V2, eq. 6: 1 is REINFORCE alone, 0 is the gradient through the dynamics alone
+    :param ent_coef: η of V2, eq. 6, the weight of the actor's entropy
+    :param reward_norm_momentum: see :class:`RewardNormalizer`; None does not normalise
+    :param reward_norm_scale: see :class:`RewardNormalizer`
+    """
+
+    imagination_horizon: int = 15
+    gamma: float = 0.999
+    return_lambda: float = 0.95
+    reinforce_weight: float = 1.0
+    ent_coef: float = 1e-3
+    reward_norm_momentum: float | None = None
+    reward_norm_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.imagination_horizon < 2:
+            raise ValueError(
+                f"imagination_horizon must be at least 2 (the actor learns from all steps but the last two), "
+                f"but is {self.imagination_horizon}."
+            )
+        for name in ("gamma", "return_lambda", "reinforce_weight"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must be between 0 and 1, but is {getattr(self, name)}.")
+        if self.reward_norm_momentum is not None and not 0.0 <= self.reward_norm_momentum <= 1.0:
+            raise ValueError(f"reward_norm_momentum must be between 0 and 1, or None, but is {self.reward_norm_momentum}.")
+
+
+class ReturnEstimate(NamedTuple):
+    """Targets for actor and critic."""
+
+    returns: th.Tensor  # (H, N) λ-returns, differentiable where the trajectory is
+    values: th.Tensor  # (H + 1, N) of the target critic
+
+
+class ActorLoss(NamedTuple):
+    """The actor's loss and what is logged of it."""
+
+    total: th.Tensor
+    entropy: th.Tensor  # mean over the imagined steps, nats
+
+
+class CriticLoss(NamedTuple):
+    """The critic's loss and what is logged of it."""
+
+    total: th.Tensor
+    values: th.Tensor  # (H, N) of the online critic
+
+
+class DiscreteActor(nn.Module):
+    """
+    Features to a categorical over one-hot actions.
+
+    :param features_size: F
+    :param actions: number of actions A
+    :param net_arch: widths of the hidden layers
+    :param activation_fn: activation class
+    """
+
+    def __init__(self, features_size: int, actions: int, net_arch: Sequence[int], activation_fn: type[nn.Module]):
+        super().__init__()
+        self.trunk = MLP(features_size, net_arch, activation_fn)
+        self.output = nn.Linear(self.trunk.output_size, actions)
+
+    def forward(self, features: th.Tensor) -> OneHotCategorical:
+        """
+        :param features: (..., F)
+        :return: over (..., A)
+        """
+        return OneHotCategorical(self.output(self.trunk(features)))
+
+
+class ContinuousActor(nn.Module):
+    """
+    Features to a truncated normal over [-1, 1]^A: location ``tanh(m)``, scale ``2 sigmoid(s / 2) + min_std``.
+
+    :param features_size: F
+    :param actions: number of action dimensions A
+    :param net_arch: widths of the hidden layers
+    :param activation_fn: activation class
+    :param min_std: smallest scale (V2's code: 0.1)
+    :param exact_gradient: see :class:`~sb3_dreamer.common.distributions.TruncatedNormal`
+    """
+
+    def __init__(
+        self,
+        features_size: int,
+        actions: int,
+        net_arch: Sequence[int],
+        activation_fn: type[nn.Module],
+        min_std: float = 0.1,
+        exact_gradient: bool = False,
+    ):
+        super().__init__()
+        self.min_std = min_std
+        self.exact_gradient = exact_gradient
+        self.trunk = MLP(features_size, net_arch, activation_fn)
+        self.output = nn.Linear(self.trunk.output_size, actions)
+        self.output_std = nn.Linear(self.trunk.output_size, actions)
+
+    def forward(self, features: th.Tensor) -> TruncatedNormal:
+        """
+        :param features: (..., F)
+        :return: over (..., A)
+        """
+        hidden = self.trunk(features)
+        return self.distribution(self.output(hidden), self.output_std(hidden))
+
+    def distribution(self, loc: th.Tensor, std: th.Tensor) -> TruncatedNormal:
+        """
+        :param loc: raw network output, (..., A)
+        :param std: raw network output, (..., A)
+        :return: over (..., A)
+        """
+        return TruncatedNormal(th.tanh(loc), 2.0 * th.sigmoid(0.5 * std) + self.min_std, self.exact_gradient)
+
+
+class RewardNormalizer(nn.Module):
+    """
+    Divides imagined rewards by a running mean of their size, as the original's reward normaliser does.
+
+    :param shape: of the state; () is one number, (C,) one for each entry of the rewards' last axis
+    """
+
+    magnitude: th.Tensor
+
+    def __init__(self, shape: tuple[int, ...] = ()):
+        super().__init__()
+        self.register_buffer("magnitude", th.ones(shape))
+
+    def forward(self, rewards: th.Tensor, momentum: float, scale: float = 1.0, epsilon: float = 1e-8) -> th.Tensor:
+        """
+        Update the state with the current rewards, then divide by it. The state is a constant in the gradient.
+
+        :param rewards: (...) or (..., C)
+        :param momentum: share of the old state that is kept
+        :param scale: size that the rewards are given
+        :param epsilon: added to the state
+        :return: the same shape
+        """
+        sizes = rewards.detach().abs().reshape(-1, *self.magnitude.shape).mean(0)
+        self.magnitude.mul_(momentum).add_(sizes, alpha=1.0 - momentum)
+        # The copy is for the graph: a later update must not change what this call's gradient needs
+        return rewards / (self.magnitude.clone() + epsilon) * scale
+
+
+class ActorCritic(nn.Module):
+    """
+    Actor, critic and target critic on latent features (V2, section 2.2).
+
+    :param features_size: F
+    :param action_space: Discrete or Box
+    :param actor_net_arch: widths of the actor's hidden layers (V2's code for Atari: 4 x 400)
+    :param critic_net_arch: widths of the critics' hidden layers (V2's code for Atari: 4 x 400)
+    :param activation_fn: activation class (V2: ELU)
+    :param min_std: see :class:`ContinuousActor`
+    :param exact_gradient: see :class:`ContinuousActor`
+    """
+
+    def __init__(
+        self,
+        features_size: int,
+        action_space: spaces.Space,
+        actor_net_arch: Sequence[int],
+        critic_net_arch: Sequence[int],
+        activation_fn: type[nn.Module] = nn.ELU,
+        min_std: float = 0.1,
+        exact_gradient: bool = False,
+    ):
+        super().__init__()
+        width = action_size(action_space)
+        self.actor: nn.Module
+        if isinstance(action_space, spaces.Discrete):
+            self.actor = DiscreteActor(features_size, width, actor_net_arch, activation_fn)
+        else:
+            self.actor = ContinuousActor(features_size, width, actor_net_arch, activation_fn, min_std, exact_gradient)
+        self.critic = ScalarHead(features_size, critic_net_arch, UnitNormal, activation_fn)
+        self.critic_target = ScalarHead(features_size, critic_net_arch, UnitNormal, activation_fn)
+        self.reward_normalizer = RewardNormalizer()
+
+    def normalise_rewards(self, trajectory: ImaginedTrajectory, objective: BehaviorObjective) -> ImaginedTrajectory:
+        """
+        :param trajectory: with rewards as predicted, (H + 1, N)
+        :param objective: momentum and scale
+        :return: the same with normalised rewards; the normaliser's state has moved
+        """
+        if objective.reward_norm_momentum is None:
+            return trajectory
+        rewards = self.reward_normalizer(trajectory.rewards, objective.reward_norm_momentum, objective.reward_norm_scale)
+        return trajectory._replace(rewards=rewards)
+
+    def lambda_returns(self, trajectory: ImaginedTrajectory, return_lambda: float) -> ReturnEstimate:
+        """
+        λ-returns of every imagined step but the last, bootstrapped by the target critic (V2, eq. 4).
+
+        :param trajectory: (H + 1, N, ...), rewards already normalised
+        :param return_lambda: λ
+        :return: returns (H, N) and the target critic's values (H + 1, N)
+        """
+        values = self.critic_target(trajectory.features).mode
+        returns = lambda_returns(trajectory.rewards[:-1], values, trajectory.discounts[:-1], return_lambda)
+        return ReturnEstimate(returns, values)
+
+    def actor_loss(self, trajectory: ImaginedTrajectory, estimate: ReturnEstimate, objective: BehaviorObjective) -> ActorLoss:
+        """
+        Mixture of REINFORCE and dynamics gradients with an entropy bonus (V2, eq. 6). What is paired with what::
+
+            states   s_0   s_1   ...  s_{H-2}
+            actions  a_1   a_2   ...  a_{H-1}     taken in these states
+            returns  R_1   R_2   ...  R_{H-1}     of the states that the actions lead to
+            baseline v_0   v_1   ...  v_{H-2}     target critic
+
+        As in the original, the return of the *next* state is compared with the value of this one, although only the value
+        contains this state's reward: the difference does not depend on the action.
+
+        :param trajectory: (H + 1, N, ...)
+        :param estimate: returns (H, N) and values (H + 1, N)
+        :param objective: mixture and entropy weights
+        :return: the loss, a mean over the first H - 1 states, weighted by how likely the episode gets there
+        """
+        policy: Distribution = self.actor(trajectory.features[:-2].detach())
+        target, weight = estimate.returns[1:], objective.reinforce_weight
+        if weight == 0.0:
+            gain = target
+        else:
+            advantage = (target - estimate.values[:-2]).detach()
+            # With weight 1 the actions are constants; in the mixture the original lets the gradient into them
+            actions = trajectory.actions[1:-1].detach() if weight == 1.0 else trajectory.actions[1:-1]
+            gain = policy.log_prob(actions) * advantage
+            gain = gain if weight == 1.0 else weight * gain + (1.0 - weight) * target
+        entropy = policy.entropy()
+        loss = -(trajectory.weights[:-2] * (gain + objective.ent_coef * entropy)).mean()
+        return ActorLoss(loss, entropy.detach().mean())
+
+    def critic_loss(self, trajectory: ImaginedTrajectory, returns: th.Tensor) -> CriticLoss:
+        """
+        Regression of the λ-returns (V2, eq. 5), on all imagined states but the last.
+
+        :param trajectory: (H + 1, N, ...)
+        :param returns: (H, N); constants
+        :return: the loss, weighted by how likely the episode gets to each state
+        """
+        prediction = self.critic(trajectory.features[:-1].detach())
+        loss = -(trajectory.weights[:-1] * prediction.log_prob(returns.detach())).mean()
+        return CriticLoss(loss, prediction.mode.detach())
+
+    @th.no_grad()
+    def update_target(self, fraction: float = 1.0) -> None:
+        """
+        Move the target critic towards the critic.
+
+        :param fraction: 1 copies
+        """
+        targets = list(self.critic_target.parameters())
+        th._foreach_lerp_(targets, list(self.critic.parameters()), fraction)

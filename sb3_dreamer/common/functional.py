@@ -1,0 +1,141 @@
+"""Pure functions of the two papers' maths: no module, no configuration, no randomness."""
+
+from collections.abc import Callable
+
+import torch as th
+
+RewardTransform = Callable[[th.Tensor], th.Tensor]
+
+#: What the reward head learns to predict. The original's Atari setting is tanh, which keeps the games' scales together.
+REWARD_TRANSFORMS: dict[str, RewardTransform] = {"tanh": th.tanh, "sign": th.sign, "identity": lambda rewards: rewards}
+
+
+def check_shapes(**tensors: th.Tensor) -> None:
+    """
+    Check that all tensors have one shape.
+
+    :param tensors: the tensors by their argument names
+    :raises ValueError: naming every argument and its shape
+    """
+    if len({tuple(tensor.shape) for tensor in tensors.values()}) > 1:
+        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+        raise ValueError(f"These shapes must agree: {shapes}")
+
+
+def flatten_time(x: th.Tensor) -> th.Tensor:
+    """
+    Join time and batch, so that a network sees every step as a row.
+
+    :param x: (T, B, ...)
+    :return: (T * B, ...), row t * B + b
+    """
+    return x.flatten(0, 1)
+
+
+def unflatten_time(x: th.Tensor, time: int) -> th.Tensor:
+    """
+    The inverse of :func:`flatten_time`.
+
+    :param x: (T * B, ...)
+    :param time: T
+    :return: (T, B, ...)
+    """
+    return x.unflatten(0, (time, -1))
+
+
+def lambda_returns(rewards: th.Tensor, values: th.Tensor, discounts: th.Tensor, return_lambda: float) -> th.Tensor:
+    """
+    λ-return of imagined trajectories, by backward recursion (V2, eq. 4).
+
+    As in the original, the target of step t contains the reward predicted *at* state t.
+
+    :param rewards: predicted reward on arrival at step t, shape (H, N), transformed reward units
+    :param values: target-critic values, shape (H + 1, N), same units; the last row only bootstraps, the first is unused
+    :param discounts: gamma times the continue probability at step t, shape (H, N), in [0, 1]
+    :param return_lambda: 0 gives one-step targets, 1 gives discounted Monte-Carlo sums with a bootstrap at the end
+    :return: shape (H, N); differentiable in every input
+    :raises ValueError: if the shapes disagree
+    """
+    check_shapes(rewards=rewards, discounts=discounts, values_without_last=values[:-1])
+    one_step = rewards + discounts * values[1:] * (1.0 - return_lambda)
+    carry = discounts * return_lambda
+    returns = values[-1]
+    backwards = []
+    for step in reversed(range(len(rewards))):
+        returns = one_step[step] + carry[step] * returns
+        backwards.append(returns)
+    return th.stack(backwards[::-1])
+
+
+def trajectory_weights(discounts: th.Tensor) -> th.Tensor:
+    """
+    Weight of each imagined step in the losses: how likely (and how discounted) it is that the episode gets there.
+
+    The weights are shifted by one: row 0 is 1, row k is the product of the discounts 0 .. k-1. No gradient flows through.
+
+    :param discounts: (H + 1, N), in [0, 1]
+    :return: (H + 1, N)
+    """
+    shifted = th.cat([th.ones_like(discounts[:1]), discounts[:-1]])
+    return th.cumprod(shifted.detach(), dim=0)
+
+
+def scale_gradient(x: th.Tensor, scale: float) -> th.Tensor:
+    """
+    The same value, with its gradient multiplied by ``scale`` (0 is the stop-gradient sg).
+
+    :param x: any tensor
+    :param scale: factor of the gradient
+    :return: ``x``, to the bit
+    """
+    if scale == 1.0 or not x.requires_grad:
+        return x
+    if scale == 0.0:
+        return x.detach()
+    return _ScaleGradient.apply(x, scale)
+
+
+class _ScaleGradient(th.autograd.Function):
+    """Identity whose backward pass multiplies by a constant."""
+
+    @staticmethod
+    def forward(ctx, x: th.Tensor, scale: float) -> th.Tensor:  # noqa: D102
+        ctx.scale = scale
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: th.Tensor) -> tuple[th.Tensor, None]:  # type: ignore[override]
+        return grad * ctx.scale, None
+
+
+def balanced_kl(
+    kl: Callable[[th.Tensor, th.Tensor], th.Tensor],
+    posterior: th.Tensor,
+    prior: th.Tensor,
+    balance: float | None = 0.8,
+    free_nats: float = 0.0,
+    free_nats_average: bool = True,
+    forward: bool = False,
+) -> tuple[th.Tensor, th.Tensor]:
+    """
+    KL loss with balancing and free nats (V2, algorithm 2).
+
+    Balancing is the weighted sum of two terms of equal value, ``(1 - balance) KL(post, sg(prior)) + balance KL(sg(post), prior)``.
+    Equal values mean that one KL with scaled gradients is the same function with half of the work, also with free nats.
+
+    :param kl: (lhs, rhs) distribution parameters to KL(lhs, rhs) in nats, shape (T, B)
+    :param posterior: parameters of q(z | h, o), shape (T, B, ...)
+    :param prior: parameters of p(z | h), shape (T, B, ...)
+    :param balance: share of the gradient that trains the prior, in [0, 1]; None is the plain KL (full gradient to both)
+    :param free_nats: the loss is never pushed below this number of nats
+    :param free_nats_average: compare ``free_nats`` with the mean over batch and time (the original's default); otherwise
+        with every element
+    :param forward: use KL(prior, posterior) instead of KL(posterior, prior)
+    :return: the loss (scalar) and the KL values without free nats and without gradient, shape (T, B)
+    """
+    if balance is not None:
+        posterior = scale_gradient(posterior, 1.0 - balance)
+        prior = scale_gradient(prior, balance)
+    value = kl(prior, posterior) if forward else kl(posterior, prior)
+    loss = value.mean().clamp(min=free_nats) if free_nats_average else value.clamp(min=free_nats).mean()
+    return loss, value.detach()

@@ -1,0 +1,70 @@
+"""Layers that several rooms share, with the original's (Keras) defaults where they differ from PyTorch's."""
+
+from collections.abc import Sequence
+
+import torch as th
+from torch import nn
+
+#: Keras' default; PyTorch's 1e-5 gives other numbers where the inputs' variance is small
+LAYER_NORM_EPSILON = 1e-3
+
+
+def initialise_weights(module: nn.Module) -> None:
+    """
+    Keras' default initialisers, which the original uses everywhere: Glorot-uniform kernels (the receptive field counted in
+    fan-in and fan-out), zero biases, and no zero-initialised outputs.
+
+    :param module: applied to all its linear and (transposed) convolution layers
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+class MLP(nn.Sequential):
+    """
+    Fully connected layers, each followed by the activation.
+
+    :param input_size: width of the input
+    :param net_arch: widths of the layers; may be empty, then the output is the input
+    :param activation_fn: activation class; the original's is ELU
+    """
+
+    def __init__(self, input_size: int, net_arch: Sequence[int], activation_fn: type[nn.Module] = nn.ELU):
+        layers: list[nn.Module] = []
+        for size_in, size_out in zip([input_size, *net_arch], net_arch, strict=False):
+            layers += [nn.Linear(size_in, size_out), activation_fn()]
+        super().__init__(*layers)
+        self.output_size = net_arch[-1] if net_arch else input_size
+
+
+class LayerNormGRUCell(nn.Module):
+    """
+    The recurrent cell of the RSSM: a GRU with one layer norm over all three gates (V2's code; the paper says only "GRU").
+
+    Unlike PyTorch's cell, the reset gate multiplies the candidate *after* matrix product and norm, and the update gate is
+    biased by -1 so that the state is kept at first.
+
+    :param input_size: width of the input
+    :param size: width D of the state
+    """
+
+    def __init__(self, input_size: int, size: int):
+        super().__init__()
+        self.size = size
+        self.linear = nn.Linear(input_size + size, 3 * size)
+        self.norm = nn.LayerNorm(3 * size, eps=LAYER_NORM_EPSILON)
+
+    def forward(self, inputs: th.Tensor, state: th.Tensor) -> th.Tensor:
+        """
+        :param inputs: (n, input_size)
+        :param state: h_{t-1}, (n, D)
+        :return: h_t, (n, D)
+        """
+        gates = self.norm(self.linear(th.cat([inputs, state], dim=-1)))
+        reset, candidate, update = gates.chunk(3, dim=-1)
+        candidate = th.tanh(th.sigmoid(reset) * candidate)
+        update = th.sigmoid(update - 1.0)
+        return update * candidate + (1.0 - update) * state

@@ -1,0 +1,260 @@
+"""DreamerV2 as an SB3 algorithm: its options and its training."""
+
+from inspect import signature
+from typing import Any, ClassVar
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
+
+from sb3_dreamer.behavior.actor_critic import BehaviorObjective
+from sb3_dreamer.common.type_aliases import LatentState, SequenceBatch
+from sb3_dreamer.dreamer_v2.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
+from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
+from sb3_dreamer.dreamer_v2.update import UpdateNoise, UpdateResult, training_update
+from sb3_dreamer.world_model.world_model import WorldModelObjective
+
+
+class DreamerV2(SequenceOffPolicyAlgorithm):
+    """
+    DreamerV2: learns a world model with discrete latents from replayed sequences, and actor and critic inside it.
+
+    Papers: V1 https://arxiv.org/abs/1912.01603, V2 https://arxiv.org/abs/2010.02193. Defaults are the Atari values of the
+    released code (github.com/danijar/dreamerv2, "code" below) with the paper's batch of 50; table D.1 is the paper's.
+
+    :param policy: ``"CnnPolicy"``, ``"MlpPolicy"``, ``"MultiInputPolicy"`` or a subclass of ``DreamerPolicy``
+    :param env: environment, VecEnv or registered id (None to load a model for prediction)
+    :param learning_rate: of the world model, a float or a schedule of the remaining progress (code and table D.1: 2e-4)
+    :param actor_learning_rate: likewise for the actor (code and table D.1: 4e-5)
+    :param critic_learning_rate: likewise for the critic (code and table D.1: 1e-4)
+    :param buffer_size: steps kept for replay, over all environments (code and table D.1: 2e6)
+    :param learning_starts: random steps before training (code: 50,000)
+    :param batch_size: sequences per update (table D.1: 50; the code's current default is 16)
+    :param batch_length: steps per sequence (code and table D.1: 50)
+    :param tau: fraction by which a target update moves the target critic (code: 1, a copy); the first is always a copy
+    :param gamma: discount factor (code: 0.999, the default here; table D.1: 0.995)
+    :param train_freq: environment steps (of every environment) between updates (code: 16, the default here; table D.1: 4)
+    :param gradient_steps: updates each time; -1 for as many as steps were collected (code: 1)
+    :param imagination_horizon: imagined steps H (code and table D.1: 15)
+    :param return_lambda: λ of the returns (code and table D.1: 0.95)
+    :param target_update_interval: updates between target updates (code and table D.1: 100)
+    :param ent_coef: entropy bonus η of the actor (code and table D.1: 1e-3)
+    :param reinforce_weight: ρ of V2, eq. 6: 1 for REINFORCE, 0 for gradients through the dynamics, between for a mixture;
+        ``"auto"`` is 1 for discrete and 0 for continuous actions (code and paper)
+    :param kl_scale: factor β of the KL loss (code and table D.1, Atari: 0.1)
+    :param kl_balance: share of the KL's gradient that trains the prior (code and table D.1: 0.8); None for the plain KL
+    :param kl_forward: KL(prior, posterior) instead of KL(posterior, prior) (code: False)
+    :param free_nats: nats of KL that are not penalised (code: 0)
+    :param free_nats_average: compare ``free_nats`` with the mean KL instead of every step's (code: True)
+    :param reward_scale: factor of the reward loss (code: 1)
+    :param discount_scale: factor of the discount loss (code: 5; the paper's table does not list it)
+    :param reward_transform: ``"tanh"`` (code and paper, Atari), ``"sign"`` or ``"identity"``, applied inside the learner
+    :param reward_norm_momentum: normalise imagined rewards by a running mean of their size (code, Atari: off)
+    :param reward_norm_scale: size that normalised rewards are given (code: 1)
+    :param observation_gradients: let the reconstruction train the representation (False: ablation of V2, table 2)
+    :param reward_gradients: let the reward head train the representation (False: ablation of V2, table 2)
+    :param discount_gradients: let the discount head train the representation (code: True)
+    :param max_grad_norm: global norm to which each optimizer's gradients are clipped (code and table D.1: 100)
+    :param replay_buffer_class: :class:`~sb3_dreamer.replay.buffer.SequenceReplayBuffer` or a subclass
+    :param replay_buffer_kwargs: its storage options, e.g. ``dict(prioritize_ends=False)``
+    :param policy_kwargs: sizes of the networks, see :class:`~sb3_dreamer.dreamer_v2.policies.DreamerPolicy`
+    :param stats_window_size: episodes over which the logged return and length are averaged
+    :param tensorboard_log: folder for TensorBoard (None for no log)
+    :param verbose: 0 silent, 1 information, 2 debugging
+    :param seed: of all random numbers; repeats a run exactly on the CPU
+    :param device: ``"auto"`` takes a GPU if there is one
+    :param _init_setup_model: build networks and buffer at once
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+
+    def __init__(
+        self,
+        policy: str | type[DreamerPolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule = 2e-4,
+        actor_learning_rate: float | Schedule = 4e-5,
+        critic_learning_rate: float | Schedule = 1e-4,
+        buffer_size: int = 2_000_000,
+        learning_starts: int = 50_000,
+        batch_size: int = 50,
+        batch_length: int = 50,
+        tau: float = 1.0,
+        gamma: float = 0.999,
+        train_freq: int | tuple[int, str] = 16,
+        gradient_steps: int = 1,
+        imagination_horizon: int = 15,
+        return_lambda: float = 0.95,
+        target_update_interval: int = 100,
+        ent_coef: float = 1e-3,
+        reinforce_weight: float | str = "auto",
+        kl_scale: float = 0.1,
+        kl_balance: float | None = 0.8,
+        kl_forward: bool = False,
+        free_nats: float = 0.0,
+        free_nats_average: bool = True,
+        reward_scale: float = 1.0,
+        discount_scale: float = 5.0,
+        reward_transform: str = "tanh",
+        reward_norm_momentum: float | None = None,
+        reward_norm_scale: float = 1.0,
+        observation_gradients: bool = True,
+        reward_gradients: bool = True,
+        discount_gradients: bool = True,
+        max_grad_norm: float | None = 100.0,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            buffer_size,
+            learning_starts,
+            batch_size,
+            tau,
+            gamma,
+            train_freq,
+            gradient_steps,
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=None if replay_buffer_kwargs is None else dict(replay_buffer_kwargs),
+            policy_kwargs=None if policy_kwargs is None else dict(policy_kwargs),
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            support_multi_env=True,
+            seed=seed,
+            sde_support=False,
+            supported_action_spaces=(spaces.Discrete, spaces.Box),
+        )
+        self.actor_learning_rate = actor_learning_rate
+        self.critic_learning_rate = critic_learning_rate
+        self.batch_length = batch_length
+        self.imagination_horizon = imagination_horizon
+        self.return_lambda = return_lambda
+        self.target_update_interval = target_update_interval
+        self.ent_coef = ent_coef
+        self.reinforce_weight = reinforce_weight
+        self.kl_scale = kl_scale
+        self.kl_balance = kl_balance
+        self.kl_forward = kl_forward
+        self.free_nats = free_nats
+        self.free_nats_average = free_nats_average
+        self.reward_scale = reward_scale
+        self.discount_scale = discount_scale
+        self.reward_transform = reward_transform
+        self.reward_norm_momentum = reward_norm_momentum
+        self.reward_norm_scale = reward_norm_scale
+        self.observation_gradients = observation_gradients
+        self.reward_gradients = reward_gradients
+        self.discount_gradients = discount_gradients
+        self.max_grad_norm = max_grad_norm
+        if _init_setup_model:
+            self._setup_model()
+
+    # ------------------------------------------------------------------------------------------------------ setting up
+
+    def _setup_model(self) -> None:
+        self._check_options()
+        super()._setup_model()
+        self._learning_rate_schedules = {
+            "learning_rate": self.lr_schedule,
+            "actor_learning_rate": FloatSchedule(self.actor_learning_rate),
+            "critic_learning_rate": FloatSchedule(self.critic_learning_rate),
+        }
+        self._set_learning_rates(1.0)
+
+    def _check_options(self) -> None:
+        """One clear error for an impossible option, before anything is built."""
+        for name in ("batch_size", "batch_length", "target_update_interval", "buffer_size"):
+            value = getattr(self, name)
+            if value != int(value) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, but is {value}.")
+            setattr(self, name, int(value))
+        if isinstance(self.train_freq, list):  # from YAML
+            self.train_freq = tuple(self.train_freq)
+        if not 0.0 <= self.tau <= 1.0:
+            raise ValueError(f"tau must be between 0 and 1, but is {self.tau}.")
+        if isinstance(self.reinforce_weight, str) and self.reinforce_weight != "auto":
+            raise ValueError(f"reinforce_weight must be a number between 0 and 1 or 'auto', but is '{self.reinforce_weight}'.")
+        self.model_objective, self.behavior_objective  # noqa: B018  the objectives check themselves
+
+    @property
+    def model_objective(self) -> WorldModelObjective:
+        """What the world model minimises, from the current options."""
+        names = signature(WorldModelObjective).parameters
+        return WorldModelObjective(**{name: getattr(self, name) for name in names})
+
+    @property
+    def behavior_objective(self) -> BehaviorObjective:
+        """What actor and critic learn from, from the current options."""
+        options = {name: getattr(self, name) for name in signature(BehaviorObjective).parameters}
+        if options["reinforce_weight"] == "auto":
+            options["reinforce_weight"] = 1.0 if isinstance(self.action_space, spaces.Discrete) else 0.0
+        return BehaviorObjective(**options)
+
+    # --------------------------------------------------------------------------------------------------------- training
+
+    def train(self, gradient_steps: int, batch_size: int) -> None:
+        """
+        Update the world model on replayed sequences, and actor and critic in its imagination; the algorithm box is
+        :func:`~sb3_dreamer.dreamer_v2.update.training_update`.
+
+        :param gradient_steps: number of updates
+        :param batch_size: sequences of each
+        """
+        if self.replay_buffer.num_sampleable == 0:
+            return
+        self.policy.set_training_mode(True)
+        self._update_learning_rates()
+        self.clock.first_update(self.num_timesteps, self._n_updates)
+        for _ in range(gradient_steps):
+            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env, batch_length=self.batch_length)
+            self._metrics.add(self.update(batch).metrics)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def update(self, batch: SequenceBatch, noise: UpdateNoise | None = None, state: LatentState | None = None) -> UpdateResult:
+        """
+        One update of everything from one batch.
+
+        :param batch: sequences from the replay buffer
+        :param noise: random numbers to use instead of drawing them
+        :param state: latent state before the first step, (B, ...); None is the initial state
+        :return: losses, imagined trajectories and metrics
+        """
+        objectives = self.model_objective, self.behavior_objective
+        result = training_update(self.policy, batch, *objectives, self.max_grad_norm, noise, state)
+        # After updates 1, 101, ...: the first copy is a full one whatever tau, as in the original
+        if self._n_updates % self.target_update_interval == 0:
+            self.policy.behavior.update_target(self.tau if self._n_updates > 0 else 1.0)
+        self._n_updates += 1
+        return result
+
+    def _update_learning_rates(self) -> None:
+        """Move all three optimizers along their schedules, and log where they are."""
+        for name, value in self._set_learning_rates(self._current_progress_remaining).items():
+            self.logger.record(f"train/{name}", value)
+
+    def _set_learning_rates(self, progress_remaining: float) -> dict[str, float]:
+        """Set the optimizers' learning rates for a progress from 1 to 0; returns them by name."""
+        optimizers = (self.policy.world_model_optimizer, self.policy.actor_optimizer, self.policy.critic_optimizer)
+        rates = {}
+        for (name, schedule), optimizer in zip(self._learning_rate_schedules.items(), optimizers, strict=True):
+            rates[name] = schedule(progress_remaining)
+            update_learning_rate(optimizer.optimizer, rates[name])
+        return rates

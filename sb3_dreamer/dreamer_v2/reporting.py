@@ -1,0 +1,160 @@
+"""What a user is told about a run: the summary before it, the time that is left during it."""
+
+import os
+import sys
+import time
+import warnings
+from typing import TYPE_CHECKING
+
+import torch as th
+from stable_baselines3.common.callbacks import ProgressBarCallback
+
+from sb3_dreamer.replay.buffer import SequenceReplayBuffer
+
+if TYPE_CHECKING:
+    from sb3_dreamer.dreamer_v2.dreamer_v2 import DreamerV2
+
+GIGABYTE = 1e9
+
+
+def available_memory() -> float | None:
+    """Bytes of memory that this machine could still give to the buffer, or None where the system does not say."""
+    try:
+        with open("/proc/meminfo") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return 1024.0 * float(line.split()[1])
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def parameter_counts(module: th.nn.Module) -> dict[str, int]:
+    """
+    :param module: the policy
+    :return: trained parameters of every part
+    """
+    world_model, behavior = module.world_model, module.behavior
+    parts = {
+        "encoder": world_model.encoder,
+        "RSSM": world_model.rssm,
+        "decoder": world_model.decoder,
+        "reward": world_model.reward_head,
+        "discount": world_model.discount_head,
+        "actor": behavior.actor,
+        "critic": behavior.critic,
+    }
+    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part is not None}
+
+
+def training_summary(algorithm: "DreamerV2", total_timesteps: int) -> str:
+    """
+    The facts of a run that users ask for before they let it run for days.
+
+    :param algorithm: set up, with an environment
+    :param total_timesteps: at which the run ends
+    :return: a few lines of text
+    """
+    counts = parameter_counts(algorithm.policy)
+    parts = ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in counts.items())
+    dtype = str(next(algorithm.policy.parameters()).dtype).removeprefix("torch.")
+    buffer = algorithm.replay_buffer
+    bytes_full = buffer.memory_bytes()
+    steps = max(total_timesteps - algorithm.num_timesteps, 0)
+    filled = min(1.0, steps / max(algorithm.buffer_size, 1))
+    return "\n".join(
+        [
+            f"DreamerV2 on {algorithm.device}, {dtype}: {sum(counts.values()) / 1e6:.2f}M parameters ({parts})",
+            f"Replay: {algorithm.buffer_size:,} steps take {bytes_full / GIGABYTE:.2f} GB of memory when full "
+            f"({filled * bytes_full / GIGABYTE:.2f} GB in this run)",
+            f"Updates: {train_ratio_text(algorithm)}, each on {algorithm.batch_size} sequences of {algorithm.batch_length} steps, "
+            f"after {algorithm.learning_starts:,} random steps",
+        ]
+    )
+
+
+def train_ratio_text(algorithm: "DreamerV2") -> str:
+    """
+    :param algorithm: set up
+    :return: how often it updates, in words
+    """
+    frequency, unit = algorithm.train_freq.frequency, algorithm.train_freq.unit.value  # type: ignore[union-attr]
+    if unit == "episode":
+        return f"{algorithm.gradient_steps} per {frequency} episodes"
+    per_rollout = frequency * algorithm.n_envs
+    updates = per_rollout if algorithm.gradient_steps < 0 else algorithm.gradient_steps
+    return f"{updates} per {per_rollout} environment steps"
+
+
+def warn_if_memory_is_short(buffer: SequenceReplayBuffer) -> None:
+    """
+    SB3's warning about a buffer that cannot fit, given before a run instead of after half of it.
+
+    :param buffer: full, part full or empty
+    """
+    capacity = buffer.buffer_size * buffer.n_envs
+    needed = buffer.memory_bytes() * (1.0 - buffer.num_records / capacity)
+    available = available_memory()
+    if available is not None and needed > available:
+        warnings.warn(
+            "This system does not have apparently enough memory to store the complete replay buffer "
+            f"{needed / GIGABYTE:.2f}GB > {available / GIGABYTE:.2f}GB. Make buffer_size smaller."
+        )
+
+
+class TrainingClock:
+    """Speed and remaining time, counted from the first update on: the random steps before it are much faster."""
+
+    def __init__(self) -> None:
+        self._started: float | None = None
+        self._steps = self._updates = 0
+
+    def first_update(self, num_timesteps: int, n_updates: int) -> None:
+        """
+        Start to count, if not yet counting.
+
+        :param num_timesteps: so far
+        :param n_updates: so far
+        """
+        if self._started is None:
+            self._started, self._steps, self._updates = time.perf_counter(), num_timesteps, n_updates
+
+    def updates_per_second(self, n_updates: int) -> float | None:
+        """
+        :param n_updates: so far
+        :return: wall-clock rate, environment included; None before the first update
+        """
+        if self._started is None or n_updates == self._updates:
+            return None
+        return (n_updates - self._updates) / max(time.perf_counter() - self._started, sys.float_info.epsilon)
+
+    def remaining(self, num_timesteps: int, total_timesteps: int) -> float | None:
+        """
+        :param num_timesteps: so far
+        :param total_timesteps: at which the run ends
+        :return: seconds that are left, None as long as there is nothing to go by
+        """
+        if self._started is None or num_timesteps <= self._steps:
+            return None
+        per_step = (time.perf_counter() - self._started) / (num_timesteps - self._steps)
+        return per_step * max(total_timesteps - num_timesteps, 0)
+
+
+class DreamerProgressBar(ProgressBarCallback):
+    """SB3's progress bar, with what the agent is doing and an ETA that is not fooled by the fast random steps."""
+
+    def _on_step(self) -> bool:
+        algorithm: DreamerV2 = self.model  # type: ignore[assignment]
+        seconds = algorithm.clock.remaining(algorithm.num_timesteps, algorithm._total_timesteps)
+        text = "collecting random steps" if seconds is None else f"training, ETA {format_seconds(seconds)}"
+        self.pbar.set_description_str(text, refresh=False)
+        return super()._on_step()
+
+
+def format_seconds(seconds: float) -> str:
+    """
+    :param seconds: a duration
+    :return: as h:mm:ss
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

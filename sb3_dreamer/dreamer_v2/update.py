@@ -1,0 +1,158 @@
+"""One training update of DreamerV2: the paper's algorithm box as one function without state of its own."""
+
+from typing import NamedTuple
+
+import torch as th
+
+from sb3_dreamer.behavior.actor_critic import ActorLoss, BehaviorObjective, CriticLoss, ReturnEstimate
+from sb3_dreamer.common.functional import flatten_time
+from sb3_dreamer.common.type_aliases import ImaginedTrajectory, LatentState, SequenceBatch
+from sb3_dreamer.dreamer_v2.policies import DreamerPolicy
+from sb3_dreamer.world_model.world_model import WorldModelLoss, WorldModelObjective
+
+
+class UpdateNoise(NamedTuple):
+    """All random numbers of one update, where they are given instead of drawn."""
+
+    posterior: th.Tensor | None = None  # (T, B, P)
+    actions: th.Tensor | None = None  # (H, N, ...)
+    latents: th.Tensor | None = None  # (H, N, P)
+
+
+class Imagination(NamedTuple):
+    """Imagined trajectories and what is learnt from them."""
+
+    predicted_rewards: th.Tensor  # (H + 1, N) before normalisation
+    trajectory: ImaginedTrajectory  # with normalised rewards
+    estimate: ReturnEstimate
+
+
+class UpdateResult(NamedTuple):
+    """What an update computed on its way; the losses are those before the steps."""
+
+    model_loss: WorldModelLoss
+    imagination: Imagination
+    metrics: dict[str, th.Tensor]  # scalars by logged name, without the "train/"
+
+
+def start_states(states: LatentState) -> LatentState:
+    """
+    Every posterior state of the batch, as constants, to imagine from.
+
+    :param states: (T, B, ...)
+    :return: (N, ...), N = T * B
+    """
+    return LatentState(flatten_time(states.deterministic), flatten_time(states.stochastic)).detach()
+
+
+def training_update(
+    policy: DreamerPolicy,
+    batch: SequenceBatch,
+    model_objective: WorldModelObjective,
+    behavior_objective: BehaviorObjective,
+    max_grad_norm: float | None,
+    noise: UpdateNoise | None = None,
+    state: LatentState | None = None,
+) -> UpdateResult:
+    """
+    Train the world model on replayed sequences, then actor and critic in its imagination (V2, algorithm box).
+
+    Each optimizer differentiates its own parameters only, so the order of the lines is the whole story of the gradients.
+
+    :param policy: the networks and their optimizers; changed in place
+    :param batch: sequences from the replay buffer
+    :param model_objective: what the world model minimises
+    :param behavior_objective: what actor and critic maximise and regress
+    :param max_grad_norm: each optimizer's gradients are clipped to this global norm
+    :param noise: random numbers to use instead of drawing them
+    :param state: latent state before the first step, (B, ...); None is the initial state
+    :return: losses, trajectory and metrics
+    """
+    noise = noise or UpdateNoise()
+
+    # Dynamics learning: the posterior explains the data, the prior learns to predict it                     [V2, eq. 2]
+    model_loss = policy.world_model.loss(batch, model_objective, noise.posterior, state)
+    model_norm = policy.world_model_optimizer.step(model_loss.total, max_grad_norm)
+
+    # Behavior learning: imagine from every posterior state, with the model just updated                [V2, section 2.2]
+    start, continues = start_states(model_loss.states), flatten_time(batch.continues)
+    imagination = imagine(policy, start, continues, behavior_objective, noise)
+    actor_loss = policy.behavior.actor_loss(imagination.trajectory, imagination.estimate, behavior_objective)  # [eq. 6]
+    critic_loss = policy.behavior.critic_loss(imagination.trajectory, imagination.estimate.returns)  #           [eq. 5]
+    actor_norm = policy.actor_optimizer.step(actor_loss.total, max_grad_norm)
+    critic_norm = policy.critic_optimizer.step(critic_loss.total, max_grad_norm)
+
+    metrics = model_metrics(policy, model_loss) | behavior_metrics(imagination, actor_loss, critic_loss)
+    metrics |= {"model_grad_norm": model_norm, "actor_grad_norm": actor_norm, "critic_grad_norm": critic_norm}
+    return UpdateResult(model_loss, imagination, metrics)
+
+
+def imagine(
+    policy: DreamerPolicy,
+    start: LatentState,
+    continues: th.Tensor,
+    objective: BehaviorObjective,
+    noise: UpdateNoise | None = None,
+) -> Imagination:
+    """
+    Imagined trajectories with the targets that actor and critic learn from; REINFORCE alone needs no gradient of them.
+
+    :param policy: world model, actor and target critic
+    :param start: states to imagine from, (N, ...)
+    :param continues: 0 where the start is a terminal step, else 1, (N,)
+    :param objective: horizon, discount, λ, reward normalisation
+    :param noise: random numbers to use instead of drawing them
+    :return: trajectories and returns
+    """
+    noise, behavior = noise or UpdateNoise(), policy.behavior
+    with th.set_grad_enabled(objective.reinforce_weight < 1.0):
+        predicted = policy.world_model.imagine(
+            behavior.actor, start, continues, objective.imagination_horizon, objective.gamma, noise.actions, noise.latents
+        )
+        trajectory = behavior.normalise_rewards(predicted, objective)
+        estimate = behavior.lambda_returns(trajectory, objective.return_lambda)  #                           [V2, eq. 4]
+    return Imagination(predicted.rewards, trajectory, estimate)
+
+
+@th.no_grad()
+def model_metrics(policy: DreamerPolicy, loss: WorldModelLoss) -> dict[str, th.Tensor]:
+    """
+    :param policy: for the latent's kind and the observations' names
+    :param loss: the world model's loss
+    :return: scalars by logged name
+    """
+    latent = policy.world_model.rssm.latent
+    metrics = {"model_loss": loss.total.detach()}
+    metrics.update({policy.loss_names[key]: value.detach() for key, value in loss.observations.items()})
+    metrics["reward_loss"] = loss.reward.detach()
+    if loss.discount is not None:
+        metrics["discount_loss"] = loss.discount.detach()
+    metrics["kl_loss"] = loss.kl.detach()
+    metrics["kl"] = loss.kl_value.mean()
+    metrics["posterior_entropy"] = latent.entropy(loss.posterior).mean()
+    metrics["prior_entropy"] = latent.entropy(loss.prior).mean()
+    return metrics
+
+
+@th.no_grad()
+def behavior_metrics(imagination: Imagination, actor_loss: ActorLoss, critic_loss: CriticLoss) -> dict[str, th.Tensor]:
+    """
+    :param imagination: trajectories and targets
+    :param actor_loss: the actor's loss
+    :param critic_loss: the critic's loss
+    :return: scalars by logged name
+    """
+    trajectory, estimate = imagination.trajectory, imagination.estimate
+    return {
+        "actor_loss": actor_loss.total.detach(),
+        "actor_entropy": actor_loss.entropy,
+        "critic_loss": critic_loss.total.detach(),
+        "value_mean": critic_loss.values.mean(),
+        "target_value_mean": estimate.values.mean(),
+        "return_mean": estimate.returns.mean(),
+        "imagined_reward_mean": imagination.predicted_rewards.mean(),
+        "imagined_reward_std": imagination.predicted_rewards.std(correction=0),
+        "normed_reward_mean": trajectory.rewards.mean(),
+        "normed_reward_std": trajectory.rewards.std(correction=0),
+        "imagined_discount_mean": trajectory.discounts.mean(),
+    }

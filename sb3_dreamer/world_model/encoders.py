@@ -1,0 +1,122 @@
+"""From observations to one embedding: a convolutional part for images, a fully connected part for vectors."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import nn
+
+from sb3_dreamer.common.layers import MLP
+from sb3_dreamer.common.preprocessing import OBSERVATION_KEY
+
+KERNEL, STRIDE = 4, 2
+#: Channels of the stages in units of cnn_depth; further stages of large native images stay at the last value
+DEPTH_FACTORS = (1, 2, 4, 8)
+
+
+def image_keys(parts: dict[str, spaces.Box]) -> list[str]:
+    """The keys that hold (stored, hence uint8) images, in the space's order."""
+    return [key for key, space in parts.items() if space.dtype == np.uint8]
+
+
+def vector_keys(parts: dict[str, spaces.Box]) -> list[str]:
+    """The keys that hold vectors, in the space's order."""
+    return [key for key, space in parts.items() if space.dtype != np.uint8]
+
+
+def stage_sizes(height: int, width: int) -> list[tuple[int, int]]:
+    """
+    Sizes of the image before and after every stage of the encoder: kernel 4, stride 2, no padding, until it gets too small.
+
+    64 x 64 gives the original's four stages: 64, 31, 14, 6, 2.
+
+    :param height: of the input, in pixels
+    :param width: of the input, in pixels
+    :return: (height, width) of the input and after each stage
+    """
+    sizes = [(height, width)]
+    while min(sizes[-1]) >= KERNEL:
+        sizes.append(tuple((size - KERNEL) // STRIDE + 1 for size in sizes[-1]))  # type: ignore[arg-type]
+    return sizes
+
+
+def stage_depths(stages: int, cnn_depth: int) -> list[int]:
+    """
+    Channels after every stage.
+
+    :param stages: number of stages
+    :param cnn_depth: channels after the first
+    :return: one number per stage
+    """
+    return [cnn_depth * DEPTH_FACTORS[min(stage, len(DEPTH_FACTORS) - 1)] for stage in range(stages)]
+
+
+def image_shape(parts: dict[str, spaces.Box]) -> tuple[int, int, int] | None:
+    """
+    Shape of all images stacked along the channels, as the networks treat them.
+
+    :param parts: stored observation spaces by key
+    :return: (C, h, w), or None if there is no image
+    :raises ValueError: if the images differ in size
+    """
+    shapes = {key: parts[key].shape for key in image_keys(parts)}
+    if not shapes:
+        return None
+    if len({shape[1:] for shape in shapes.values()}) > 1:
+        raise ValueError(f"All images must have one height and width, but these differ: {shapes}. Set image_size=(64, 64).")
+    return (sum(shape[0] for shape in shapes.values()), *next(iter(shapes.values()))[1:])  # type: ignore[return-value]
+
+
+class DreamerEncoder(BaseFeaturesExtractor):
+    """
+    Embeds images and vectors; what SB3 calls a features extractor (V2, section 2.1 and appendix D).
+
+    :param observation_space: the *stored* space (images channel first, resized), a Box or a Dict
+    :param cnn_depth: channels of the first convolution; the following have 2, 4, 8 times as many (V2's code: 48)
+    :param net_arch: widths of the layers for vectors (V2's code: 4 x 400)
+    :param activation_fn: activation class (V2: ELU)
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        cnn_depth: int = 48,
+        net_arch: Sequence[int] = (400, 400, 400, 400),
+        activation_fn: type[nn.Module] = nn.ELU,
+    ):
+        parts = (
+            dict(observation_space.spaces)
+            if isinstance(observation_space, spaces.Dict)
+            else {OBSERVATION_KEY: observation_space}
+        )
+        shape = image_shape(parts)  # type: ignore[arg-type]
+        self.vector_keys, self.image_keys = vector_keys(parts), image_keys(parts)  # type: ignore[arg-type]
+        layers: list[nn.Module] = []
+        image_features = 0
+        if shape is not None:
+            sizes = stage_sizes(*shape[1:])
+            depths = stage_depths(len(sizes) - 1, cnn_depth)
+            for channels_in, channels_out in zip([shape[0], *depths], depths, strict=False):
+                layers += [nn.Conv2d(channels_in, channels_out, KERNEL, STRIDE), activation_fn()]
+            image_features = int((depths or [shape[0]])[-1] * np.prod(sizes[-1]))
+        vector_size = sum(parts[key].shape[0] for key in self.vector_keys)  # type: ignore[index]
+        vector_features = (net_arch[-1] if net_arch else vector_size) if vector_size else 0
+        super().__init__(observation_space, features_dim=image_features + vector_features)
+        self.cnn = nn.Sequential(*layers, nn.Flatten()) if shape is not None else None
+        self.mlp = MLP(vector_size, net_arch, activation_fn) if vector_size else None
+
+    def forward(self, observations: th.Tensor | dict[str, th.Tensor]) -> th.Tensor:
+        """
+        :param observations: float tensors (n, *shape), images as x / 255 - 0.5; a dict of them for a Dict space
+        :return: embedding, (n, E); the images' part comes first
+        """
+        if isinstance(observations, th.Tensor):
+            observations = {OBSERVATION_KEY: observations}
+        parts = []
+        if self.cnn is not None:
+            parts.append(self.cnn(th.cat([observations[key] for key in self.image_keys], dim=-3)))
+        if self.mlp is not None:
+            parts.append(self.mlp(th.cat([observations[key] for key in self.vector_keys], dim=-1)))
+        return th.cat(parts, dim=-1) if len(parts) > 1 else parts[0]

@@ -1,0 +1,186 @@
+"""The recurrent state-space model: how the latent state moves on, with and without seeing the observation."""
+
+from typing import NamedTuple
+
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+
+from sb3_dreamer.common.layers import MLP, LayerNormGRUCell
+from sb3_dreamer.common.type_aliases import LatentState
+from sb3_dreamer.world_model.latents import CategoricalLatent
+
+
+class ObservedSequence(NamedTuple):
+    """What the RSSM makes of a replayed sequence."""
+
+    states: LatentState  # posterior states, (T, B, ...)
+    posterior: th.Tensor  # parameters of q(z_t | h_t, o_t), (T, B, P)
+    prior: th.Tensor  # parameters of p(z_t | h_t), (T, B, P)
+
+
+class RSSM(nn.Module):
+    """
+    Recurrent state-space model (V2, section 2.1, eq. 1)::
+
+        h_t = f(h_{t-1}, z_{t-1}, a_{t-1})     recurrent model
+        z_t ~ q(z_t | h_t, o_t)                representation model (posterior)
+        z_t ~ p(z_t | h_t)                     transition predictor (prior)
+
+    :param latent: kind of stochastic state
+    :param action_size: A
+    :param embedding_size: E
+    :param deterministic_size: D (V2's code for Atari: 600)
+    :param hidden_size: width of the layers around the cell (V2's code for Atari: 600)
+    :param activation_fn: activation class (V2: ELU)
+    """
+
+    def __init__(
+        self,
+        latent: CategoricalLatent,
+        action_size: int,
+        embedding_size: int,
+        deterministic_size: int = 600,
+        hidden_size: int = 600,
+        activation_fn: type[nn.Module] = nn.ELU,
+    ):
+        super().__init__()
+        self.latent = latent
+        self.action_size = action_size
+        self.deterministic_size = deterministic_size
+        self.features_size = latent.size + deterministic_size
+        self.activation = activation_fn()
+        self.input = nn.Linear(latent.size + action_size, hidden_size)
+        self.cell = LayerNormGRUCell(hidden_size, deterministic_size)
+        self.prior_hidden = MLP(deterministic_size, [hidden_size], activation_fn)
+        self.prior_output = nn.Linear(hidden_size, latent.parameter_size)
+        self.posterior_hidden = nn.Linear(deterministic_size + embedding_size, hidden_size)
+        self.posterior_output = nn.Linear(hidden_size, latent.parameter_size)
+
+    def initial_state(self, batch_size: int) -> LatentState:
+        """
+        The state before the first step of an episode: zeros.
+
+        :param batch_size: n
+        :return: (n, ...)
+        """
+        like = self.input.weight
+        return LatentState(like.new_zeros(batch_size, self.deterministic_size), like.new_zeros(batch_size, self.latent.size))
+
+    def advance(self, state: LatentState, actions: th.Tensor) -> th.Tensor:
+        """
+        Recurrent model: h_t from s_{t-1} and the action that was taken there.
+
+        :param state: (n, ...)
+        :param actions: (n, A)
+        :return: (n, D)
+        """
+        hidden = self.activation(self.input(th.cat([state.stochastic, actions], dim=-1)))
+        return self.cell(hidden, state.deterministic)
+
+    def prior(self, deterministic: th.Tensor) -> th.Tensor:
+        """
+        Transition predictor.
+
+        :param deterministic: (..., D)
+        :return: parameters of p(z_t | h_t), (..., P)
+        """
+        return self.prior_output(self.prior_hidden(deterministic))
+
+    def imagine_step(self, state: LatentState, actions: th.Tensor, noise: th.Tensor | None = None) -> LatentState:
+        """
+        One step without an observation.
+
+        :param state: (n, ...)
+        :param actions: (n, A)
+        :param noise: for the latent's sample, (n, P), or None to draw it
+        :return: (n, ...)
+        """
+        deterministic = self.advance(state, actions)
+        return LatentState(deterministic, self.latent.sample(self.prior(deterministic), noise))
+
+    def observe_step(
+        self,
+        state: LatentState,
+        actions: th.Tensor,
+        embeddings: th.Tensor,
+        episode_starts: th.Tensor,
+        noise: th.Tensor | None = None,
+        sample: bool = True,
+    ) -> LatentState:
+        """
+        One step with an observation, for acting.
+
+        :param state: (n, ...)
+        :param actions: that led to the observation, (n, A)
+        :param embeddings: of the observation, (n, E)
+        :param episode_starts: bool, (n,); True resets state and action
+        :param noise: for the latent's sample, (n, P), or None to draw it
+        :param sample: take the posterior's mode instead if False
+        :return: (n, ...)
+        """
+        state, actions = reset(state, episode_starts), actions.masked_fill(episode_starts[:, None], 0.0)
+        deterministic = self.advance(state, actions)
+        hidden = self.activation(self.posterior_hidden(th.cat([deterministic, embeddings], dim=-1)))
+        parameters = self.posterior_output(hidden)
+        return LatentState(deterministic, self.latent.sample(parameters, noise) if sample else self.latent.mode(parameters))
+
+    def observe(
+        self,
+        embeddings: th.Tensor,
+        actions: th.Tensor,
+        episode_starts: th.Tensor,
+        state: LatentState | None = None,
+        noise: th.Tensor | None = None,
+    ) -> ObservedSequence:
+        """
+        Filter whole sequences. Only what depends on the previous step is computed step by step: the inputs' projections come
+        before the scan, the prior after it.
+
+        :param embeddings: (T, B, E)
+        :param actions: that led to each step, (T, B, A)
+        :param episode_starts: bool, (T, B); True resets state and action before the step
+        :param state: before the first step, (B, ...); None is the initial state
+        :param noise: for the posterior's samples, (T, B, P), or None to draw it
+        :return: states and distribution parameters of every step
+        """
+        if embeddings.shape[:2] != actions.shape[:2] or actions.shape[:2] != episode_starts.shape:
+            raise ValueError(
+                f"Embeddings {tuple(embeddings.shape)}, actions {tuple(actions.shape)} and episode_starts "
+                f"{tuple(episode_starts.shape)} must agree in time and batch."
+            )
+        state = self.initial_state(embeddings.shape[1]) if state is None else state
+        latent_weight, action_weight = self.input.weight.split([self.latent.size, self.action_size], dim=1)
+        state_weight, embedding_weight = self.posterior_hidden.weight.split(
+            [self.deterministic_size, embeddings.shape[-1]], dim=1
+        )
+        from_actions = F.linear(actions.masked_fill(episode_starts[..., None], 0.0), action_weight, self.input.bias)
+        from_embeddings = F.linear(embeddings, embedding_weight, self.posterior_hidden.bias)
+        if noise is None:
+            noise = self.latent.draw_noise(embeddings.new_empty(*embeddings.shape[:2], self.latent.parameter_size))
+
+        deterministics, stochastics, parameters = [], [], []
+        for step in range(len(embeddings)):
+            state = reset(state, episode_starts[step])
+            hidden = self.activation(F.linear(state.stochastic, latent_weight) + from_actions[step])
+            deterministic = self.cell(hidden, state.deterministic)  # h_t
+            hidden = self.activation(F.linear(deterministic, state_weight) + from_embeddings[step])
+            posterior = self.posterior_output(hidden)
+            state = LatentState(deterministic, self.latent.sample(posterior, noise[step]))  # z_t ~ q
+            deterministics.append(state.deterministic)
+            stochastics.append(state.stochastic)
+            parameters.append(posterior)
+        states = LatentState(th.stack(deterministics), th.stack(stochastics))
+        return ObservedSequence(states, th.stack(parameters), self.prior(states.deterministic))
+
+
+def reset(state: LatentState, episode_starts: th.Tensor) -> LatentState:
+    """
+    Zero the rows that begin an episode; nothing of the past, not even a NaN, gets through.
+
+    :param state: (n, ...)
+    :param episode_starts: bool, (n,)
+    :return: (n, ...)
+    """
+    mask = episode_starts[:, None]
+    return LatentState(state.deterministic.masked_fill(mask, 0.0), state.stochastic.masked_fill(mask, 0.0))

@@ -1,0 +1,244 @@
+"""The world model: explains replayed sequences, imagines new ones, and filters what an acting agent sees."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch as th
+from torch import nn
+
+from sb3_dreamer.common.distributions import Distribution
+from sb3_dreamer.common.functional import (
+    REWARD_TRANSFORMS,
+    balanced_kl,
+    flatten_time,
+    scale_gradient,
+    trajectory_weights,
+    unflatten_time,
+)
+from sb3_dreamer.common.preprocessing import OBSERVATION_KEY, normalise_observations
+from sb3_dreamer.common.type_aliases import ImaginedTrajectory, LatentState, SequenceBatch
+from sb3_dreamer.world_model.rssm import RSSM
+
+Actor = Callable[[th.Tensor], Distribution]
+
+
+@dataclass(frozen=True)
+class WorldModelObjective:
+    """
+    What the world model's loss is made of (V2, eq. 2); the same names as the arguments of ``DreamerV2``.
+
+    :param gamma: discount factor; the discount head's label is gamma, not 1, as in the original
+    :param kl_scale: factor of the KL loss
+    :param kl_balance: see :func:`sb3_dreamer.common.functional.balanced_kl`
+    :param kl_forward: likewise
+    :param free_nats: likewise
+    :param free_nats_average: likewise
+    :param reward_scale: factor of the reward head's loss
+    :param discount_scale: factor of the discount head's loss
+    :param reward_transform: key of ``REWARD_TRANSFORMS``
+    :param observation_gradients: whether the reconstruction trains the representation (False: ablation of V2, table 2)
+    :param reward_gradients: likewise for the reward head
+    :param discount_gradients: likewise for the discount head
+    """
+
+    gamma: float = 0.999
+    kl_scale: float = 0.1
+    kl_balance: float | None = 0.8
+    kl_forward: bool = False
+    free_nats: float = 0.0
+    free_nats_average: bool = True
+    reward_scale: float = 1.0
+    discount_scale: float = 5.0
+    reward_transform: str = "tanh"
+    observation_gradients: bool = True
+    reward_gradients: bool = True
+    discount_gradients: bool = True
+
+    def __post_init__(self) -> None:
+        if self.reward_transform not in REWARD_TRANSFORMS:
+            raise ValueError(f"Unknown reward_transform '{self.reward_transform}'; known are {sorted(REWARD_TRANSFORMS)}.")
+        if self.kl_balance is not None and not 0.0 <= self.kl_balance <= 1.0:
+            raise ValueError(f"kl_balance must be between 0 and 1, or None for the plain KL, but is {self.kl_balance}.")
+        for name in ("kl_scale", "reward_scale", "discount_scale", "free_nats"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}.")
+        if not 0.0 <= self.gamma <= 1.0:
+            raise ValueError(f"gamma must be between 0 and 1, but is {self.gamma}.")
+
+
+class WorldModelLoss(NamedTuple):
+    """Terms of the loss: means over time and batch of sums over the event, in nats, before scaling."""
+
+    total: th.Tensor  # scaled sum, what the optimizer minimises
+    observations: dict[str, th.Tensor]  # per observation key
+    reward: th.Tensor
+    discount: th.Tensor | None  # None without a discount head
+    kl: th.Tensor  # after free nats
+    kl_value: th.Tensor  # KL(posterior, prior) of every step without free nats, (T, B)
+    states: LatentState  # posterior states, (T, B, ...)
+    posterior: th.Tensor  # parameters, (T, B, P)
+    prior: th.Tensor  # parameters, (T, B, P)
+
+
+class WorldModel(nn.Module):
+    """
+    Encoder, RSSM, decoder, reward and discount heads (V2, section 2.1).
+
+    :param encoder: observations to embeddings
+    :param rssm: the recurrent state-space model
+    :param decoder: features to one distribution per observation key
+    :param reward_head: features to the distribution of the transformed reward
+    :param discount_head: features to the Bernoulli of going on, gamma included; None uses the constant gamma and learns
+        nothing from terminal steps
+    """
+
+    def __init__(
+        self, encoder: nn.Module, rssm: RSSM, decoder: nn.Module, reward_head: nn.Module, discount_head: nn.Module | None
+    ):
+        super().__init__()
+        self.encoder = encoder
+        self.rssm = rssm
+        self.decoder = decoder
+        self.reward_head = reward_head
+        self.discount_head = discount_head
+
+    def embed(self, observations: dict[str, th.Tensor]) -> th.Tensor:
+        """
+        :param observations: normalised, per key (n, *shape)
+        :return: (n, E)
+        """
+        single = list(observations) == [OBSERVATION_KEY]  # a Box space: encoders then take the tensor itself, as in SB3
+        return self.encoder(observations[OBSERVATION_KEY] if single else observations)
+
+    def loss(
+        self,
+        batch: SequenceBatch,
+        objective: WorldModelObjective,
+        noise: th.Tensor | None = None,
+        state: LatentState | None = None,
+    ) -> WorldModelLoss:
+        """
+        Loss of replayed sequences (V2, eq. 2). Index diagram, a_t being the action that *led to* o_t::
+
+            a_1   a_2   a_3        (zeroed where an episode starts)
+              \\     \\     \\
+            s_1 - s_2 - s_3        posterior states
+             |     |     |
+            o_1   o_2   o_3        r_t and the discount label belong to arriving at o_t
+
+        :param batch: sequences from the replay buffer
+        :param objective: scales and options
+        :param noise: for the posterior's samples, (T, B, P), or None to draw it
+        :param state: before the first step, (B, ...); None is the initial state
+        :return: the terms and the posterior states
+        """
+        observations = normalise_observations(batch.observations)
+        embeddings = self.embed({key: flatten_time(x) for key, x in observations.items()})
+        embeddings = unflatten_time(embeddings, len(batch.rewards))
+        states, posterior, prior = self.rssm.observe(embeddings, batch.actions, batch.episode_starts, state, noise)
+        features = states.features
+
+        predictions = self.decoder(scale_gradient(features, float(objective.observation_gradients)))
+        observation_losses = {key: -predictions[key].log_prob(observations[key]).mean() for key in predictions}
+        rewards = REWARD_TRANSFORMS[objective.reward_transform](batch.rewards)
+        reward_prediction = self.reward_head(scale_gradient(features, float(objective.reward_gradients)))
+        reward_loss = -reward_prediction.log_prob(rewards).mean()
+        kl_loss, kl_value = balanced_kl(
+            self.rssm.latent.kl,
+            posterior,
+            prior,
+            objective.kl_balance,
+            objective.free_nats,
+            objective.free_nats_average,
+            objective.kl_forward,
+        )
+        total = sum(observation_losses.values()) + objective.reward_scale * reward_loss + objective.kl_scale * kl_loss
+        discount_loss = None
+        if self.discount_head is not None:
+            prediction = self.discount_head(scale_gradient(features, float(objective.discount_gradients)))
+            discount_loss = -prediction.log_prob(objective.gamma * batch.continues).mean()
+            total = total + objective.discount_scale * discount_loss
+        return WorldModelLoss(
+            total, observation_losses, reward_loss, discount_loss, kl_loss, kl_value, states, posterior, prior
+        )
+
+    def imagine(
+        self,
+        actor: Actor,
+        start: LatentState,
+        start_continues: th.Tensor,
+        horizon: int,
+        gamma: float,
+        action_noise: th.Tensor | None = None,
+        latent_noise: th.Tensor | None = None,
+    ) -> ImaginedTrajectory:
+        """
+        Follow the actor through the latent space (V2, section 2.2)::
+
+            s_0 -- a_1 --> s_1 -- a_2 --> s_2 ...    a_k ~ actor(sg(s_{k-1})), s_k ~ prior
+
+        :param actor: features to an action distribution; sees its input without gradient
+        :param start: posterior states, (N, ...)
+        :param start_continues: 0 where the start is a terminal step, else 1, (N,); it overrides the discount head's opinion
+            of the first state, as in the original
+        :param horizon: H
+        :param gamma: discount factor, used for the first state, and everywhere if there is no discount head
+        :param action_noise: (H, N, ...) of the actor's ``draw_noise``, or None to draw it
+        :param latent_noise: (H, N, P), or None to draw it
+        :return: (H + 1, N, ...), differentiable
+        """
+        state, actions = start, start.stochastic.new_zeros(len(start.stochastic), self.rssm.action_size)
+        states, taken = [state], [actions]
+        for step in range(horizon):
+            actions = actor(state.features.detach()).sample(None if action_noise is None else action_noise[step])
+            state = self.rssm.imagine_step(state, actions, None if latent_noise is None else latent_noise[step])
+            states.append(state)
+            taken.append(actions)
+        path = LatentState(th.stack([s.deterministic for s in states]), th.stack([s.stochastic for s in states]))
+        features = path.features
+        discounts = self.predict_discounts(features, start_continues, gamma)
+        return ImaginedTrajectory(
+            path, features, th.stack(taken), self.predict_rewards(features), discounts, trajectory_weights(discounts)
+        )
+
+    def predict_rewards(self, features: th.Tensor) -> th.Tensor:
+        """
+        :param features: (..., F)
+        :return: mode of the reward on arrival, in transformed reward units, (...)
+        """
+        return self.reward_head(features).mode
+
+    def predict_discounts(self, features: th.Tensor, start_continues: th.Tensor, gamma: float) -> th.Tensor:
+        """
+        :param features: (H + 1, N, F)
+        :param start_continues: known flags of the first states, (N,)
+        :param gamma: discount factor
+        :return: gamma times the probability of going on (the head's mean has gamma in it already), (H + 1, N)
+        """
+        if self.discount_head is None:
+            return features.new_full(features.shape[:-1], gamma)
+        return th.cat([(gamma * start_continues)[None], self.discount_head(features[1:]).mean])
+
+    def filter(
+        self,
+        state: LatentState,
+        actions: th.Tensor,
+        observations: dict[str, th.Tensor],
+        episode_starts: th.Tensor,
+        sample: bool = True,
+        noise: th.Tensor | None = None,
+    ) -> LatentState:
+        """
+        Posterior of one step, for acting.
+
+        :param state: after the previous step, (n, ...)
+        :param actions: taken there, (n, A)
+        :param observations: as stored, per key (n, *shape)
+        :param episode_starts: bool, (n,)
+        :param sample: sample the latent (the original's choice even in evaluation) or take its mode
+        :param noise: for the sample, (n, P), or None to draw it
+        :return: (n, ...)
+        """
+        embeddings = self.embed(normalise_observations(observations))
+        return self.rssm.observe_step(state, actions, embeddings, episode_starts, noise, sample)

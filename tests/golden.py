@@ -1,0 +1,376 @@
+"""
+Comparison of this package with numbers of the official DreamerV2: ``python -m tests.golden FOLDER``.
+
+It prints one row per quantity (largest error, divided by the largest absolute value of the reference, and the tolerance)
+and fails if one is too large or if an array of the folder was not compared. What runs are the shipped code paths.
+"""
+
+import copy
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch as th
+
+from sb3_dreamer import DreamerV2
+from sb3_dreamer.common.functional import REWARD_TRANSFORMS, flatten_time, unflatten_time
+from sb3_dreamer.common.optimization import global_norm
+from sb3_dreamer.common.preprocessing import normalise_observations
+from sb3_dreamer.common.type_aliases import LatentState
+from sb3_dreamer.dreamer_v2.update import UpdateResult, imagine, start_states
+from sb3_dreamer.world_model.world_model import WorldModelLoss
+from tests.golden_loader import GoldenFolder
+
+FORWARD, GRADIENT, METRIC, CHANGE = 1e-5, 1e-4, 1e-4, 5e-3
+#: Official metric names and ours
+METRICS = {
+    "model_kl": "kl",
+    "prior_ent": "prior_entropy",
+    "post_ent": "posterior_entropy",
+    "mean": "imagined_reward_mean",
+    "std": "imagined_reward_std",
+    "normed_mean": "normed_reward_mean",
+    "normed_std": "normed_reward_std",
+    "critic_slow": "target_value_mean",
+    "critic_target": "return_mean",
+    "actor_ent": "actor_entropy",
+    "critic": "value_mean",
+}
+
+
+@dataclass
+class Row:
+    """Result of one comparison."""
+
+    name: str
+    error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.tolerance
+
+
+class GoldenProof:
+    """
+    Compares every array of one folder.
+
+    :param path: of the folder
+    """
+
+    def __init__(self, path: str | Path):
+        self.folder = GoldenFolder(Path(path))
+        self.rows: list[Row] = []
+        self._left = {(file, name) for file in ("outputs", "grads", "after") for name in self.folder.arrays[file]}
+        self.batch, self.noise = self.folder.batch(), self.folder.noise()
+        self.latent_shape = (self.folder.settings["rssm.stoch"], self.folder.settings["rssm.discrete"])
+
+    def run(self) -> list[Row]:
+        """All comparisons; one row per array."""
+        with th.random.fork_rng(devices=[]):
+            self._filtering()
+            self._imagination()
+            self._actor_modes()
+            self._acting()
+            self._training()
+        return self.rows
+
+    @property
+    def not_compared(self) -> list[str]:
+        """Arrays of the folder that no comparison looked at."""
+        return sorted(f"{file}: {name}" for file, name in self._left)
+
+    def compare(self, name: str, ours: th.Tensor | np.ndarray | float, tolerance: float, file: str = "outputs") -> None:
+        """
+        Add a row.
+
+        :param name: of the array in the file
+        :param ours: in the official layout
+        :param tolerance: largest relative error
+        :param file: of the folder
+        """
+        self._left.discard((file, name))
+        reference = np.asarray(self.folder.arrays[file][name], dtype=np.float64)
+        self._add(f"{name}" if file == "outputs" else f"{file}: {name}", ours, reference, tolerance)
+
+    def _add(self, name: str, ours: th.Tensor | np.ndarray | float, reference: np.ndarray, tolerance: float) -> None:
+        if isinstance(ours, th.Tensor):
+            ours = ours.detach().numpy()
+        ours = np.asarray(ours, dtype=np.float64)
+        if ours.shape != reference.shape:
+            raise ValueError(f"{name}: our shape {ours.shape} is not the reference's {reference.shape}")
+        scale = float(np.abs(reference).max()) or 1.0
+        error = float(np.abs(ours - reference).max()) / scale
+        self.rows.append(Row(name, error if np.isfinite(error) else np.inf, tolerance))
+
+    def _batch_major(self, x: th.Tensor) -> np.ndarray:
+        return x.detach().numpy().swapaxes(0, 1)
+
+    def _latents(self, flat: th.Tensor) -> th.Tensor:
+        return flat.unflatten(-1, self.latent_shape)
+
+    def _states(self, prefix: str, states: LatentState, parameters: th.Tensor | None, ones: bool = True) -> None:
+        """Compare deterministic and stochastic states and logits, all (T, B, ...)."""
+        self.compare(f"{prefix}/deter", self._batch_major(states.deterministic), FORWARD)
+        self.compare(f"{prefix}/stoch", self._batch_major(self._latents(states.stochastic)), FORWARD)
+        if parameters is not None:
+            self.compare(f"{prefix}/logit", self._batch_major(self._latents(parameters)), FORWARD)
+
+    # -------------------------------------------------------------------------------------------- the world model's loss
+
+    def _filtering(self) -> None:
+        model = self.folder.model()
+        world_model, objective = model.policy.world_model, model.model_objective
+        loss = world_model.loss(self.batch, objective, self.noise.posterior)
+        time = self.folder.meta["time"]
+        self.compare("pre/reward", self._batch_major(REWARD_TRANSFORMS[objective.reward_transform](self.batch.rewards)), FORWARD)
+        self.compare("pre/discount", self._batch_major(objective.gamma * self.batch.continues), FORWARD)
+        inputs = normalise_observations(self.batch.observations)
+        embeddings = unflatten_time(world_model.embed({k: flatten_time(x) for k, x in inputs.items()}), time)
+        order = np.argsort(self.folder.embedding_rows(model))
+        self.compare("embed", self._batch_major(embeddings)[..., order], FORWARD)
+        self._states("post", loss.states, loss.posterior)
+        latent, ones = world_model.rssm.latent, self.noise.posterior
+        self._states("prior", LatentState(loss.states.deterministic, latent.sample(loss.prior, ones)), loss.prior)
+        self.compare("feat", self._batch_major(loss.states.features), FORWARD)
+        self._last_state("last_state", loss)
+        self._heads(model, loss)
+        self._loss_terms(model, loss)
+
+        state = self.folder.state(self.folder.arrays["inputs"], "carry_state")
+        carried = world_model.rssm.observe(embeddings, self.batch.actions, self.batch.episode_starts, state, ones)
+        self._states("carry/post", carried.states, carried.posterior)
+        prior = LatentState(carried.states.deterministic, latent.sample(carried.prior, ones))
+        self._states("carry/prior", prior, carried.prior)
+        self._open_loop(model, loss.states)
+
+    def _last_state(self, prefix: str, loss: WorldModelLoss) -> None:
+        self.compare(f"{prefix}/deter", loss.states.deterministic[-1], FORWARD)
+        self.compare(f"{prefix}/stoch", self._latents(loss.states.stochastic[-1]), FORWARD)
+        self.compare(f"{prefix}/logit", self._latents(loss.posterior[-1]), FORWARD)
+
+    def _heads(self, model: DreamerV2, loss: WorldModelLoss) -> None:
+        world_model, features = model.policy.world_model, loss.states.features
+        observations = normalise_observations(self.batch.observations)
+        for key, prediction in world_model.decoder(features).items():
+            mean = self._batch_major(prediction.mode)
+            self.compare(f"decoder/{key}", np.moveaxis(mean, -3, -1) if key in self.folder.image_keys else mean, FORWARD)
+            self.compare(f"like/{key}", self._batch_major(prediction.log_prob(observations[key])), FORWARD)
+        reward = world_model.reward_head(features)
+        transform = REWARD_TRANSFORMS[model.reward_transform]
+        self.compare("reward/mode", self._batch_major(world_model.predict_rewards(features)), FORWARD)
+        self.compare("like/reward", self._batch_major(reward.log_prob(transform(self.batch.rewards))), FORWARD)
+        if world_model.discount_head is not None:
+            discount = world_model.discount_head(features)
+            for name in ("logits", "mean", "mode"):
+                self.compare(f"discount/{name.removesuffix('s')}", self._batch_major(getattr(discount, name)), FORWARD)
+            label = model.gamma * self.batch.continues
+            self.compare("like/discount", self._batch_major(discount.log_prob(label)), FORWARD)
+
+    def _loss_terms(self, model: DreamerV2, loss: WorldModelLoss) -> None:
+        self.compare("kl_value", self._batch_major(loss.kl_value), FORWARD)
+        latent = model.policy.world_model.rssm.latent
+        self.compare("metric/model_kl", loss.kl_value.mean(), FORWARD)
+        self.compare("metric/prior_ent", latent.entropy(loss.prior).mean(), FORWARD)
+        self.compare("metric/post_ent", latent.entropy(loss.posterior).mean(), FORWARD)
+        terms = {"kl": loss.kl, "reward": loss.reward, **loss.observations}
+        if loss.discount is not None:
+            terms["discount"] = loss.discount
+        entries = self.folder.entries(model)
+        parameters = [entries[name].parameter for name in self.folder.meta["wm_variable_order"]]
+        for name, term in terms.items():
+            self.compare(f"metric/{name}_loss", term, FORWARD)
+            gradients = th.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+            norms = [0.0 if gradient is None else gradient.norm().item() for gradient in gradients]
+            self.compare(f"term_grad_norm/{name}", np.array(norms), GRADIENT)
+        self.compare("model_loss", loss.total, FORWARD)
+        optimizer = model.policy.world_model_optimizer
+        optimizer.backward(loss.total)
+        self._gradients("model", model, self.folder.meta["wm_variable_order"])
+        self.compare("model_grad_norm", global_norm([p.grad for p in optimizer.parameters if p.grad is not None]), GRADIENT)
+
+    def _gradients(self, prefix: str, model: DreamerV2, names: list[str]) -> None:
+        entries = self.folder.entries(model)
+        for name in names:
+            if f"{prefix}/{name}" in self.folder.arrays["grads"]:
+                parameter = entries[name].parameter
+                ours = np.zeros(parameter.shape) if parameter.grad is None else parameter.grad.numpy()
+                self.compare(f"{prefix}/{name}", entries[name].to_official(ours), GRADIENT, "grads")
+
+    def _open_loop(self, model: DreamerV2, states: LatentState) -> None:
+        rssm, context = model.policy.world_model.rssm, 2
+        state = LatentState(states.deterministic[context], states.stochastic[context])
+        path, ones = [], th.ones_like(state.stochastic)
+        for actions in self.batch.actions[context + 1 :]:
+            state = rssm.imagine_step(state, actions, ones)
+            path.append(state)
+        joined = LatentState(th.stack([s.deterministic for s in path]), th.stack([s.stochastic for s in path]))
+        self._states("openl", joined, rssm.prior(joined.deterministic))
+
+    # ---------------------------------------------------------------------------------- imagination, actor and critic
+
+    def _start(self, model: DreamerV2) -> tuple[LatentState, th.Tensor, th.Tensor]:
+        loss = model.policy.world_model.loss(self.batch, model.model_objective, self.noise.posterior)
+        return start_states(loss.states), flatten_time(self.batch.continues), flatten_time(loss.posterior)
+
+    def _imagination(self) -> None:
+        model = self.folder.model()
+        policy, objective = model.policy, model.behavior_objective
+        start, continues, start_logits = self._start(model)
+        result = imagine(policy, start, continues, objective, self.noise)
+        trajectory, estimate = result.trajectory, result.estimate
+        rssm = policy.world_model.rssm
+        logits = th.cat([start_logits[None], rssm.prior(trajectory.states.deterministic[1:])])
+        actor = policy.behavior.actor(trajectory.features[:-2])
+        values = {
+            "deter": trajectory.states.deterministic,
+            "stoch": self._latents(trajectory.states.stochastic),
+            "logit": self._latents(logits),
+            "feat": trajectory.features,
+            "action": trajectory.actions,
+            "reward_raw": result.predicted_rewards,
+            "reward": trajectory.rewards,
+            "discount": trajectory.discounts,
+            "weight": trajectory.weights,
+            "value": estimate.values,
+            "target": estimate.returns,
+            "critic": policy.behavior.critic(trajectory.features[:-1]).mode,
+            "policy_entropy": actor.entropy(),
+            "policy_log_prob": actor.log_prob(trajectory.actions[1:-1]),
+        }
+        if self.folder.meta["discrete_actions"]:
+            values["policy_logit"] = policy.behavior.actor.output(policy.behavior.actor.trunk(trajectory.features[:-2]))
+        else:
+            values |= {"policy_loc": actor.loc, "policy_scale": actor.scale}
+        for name, value in values.items():
+            self.compare(f"imag/{name}", self.folder.to_official(value.detach().numpy()), FORWARD)
+
+        critic_loss = policy.behavior.critic_loss(trajectory, estimate.returns)
+        self.compare("critic_loss", critic_loss.total, FORWARD)
+        policy.critic_optimizer.backward(critic_loss.total)
+        self._gradients("critic", model, [name for name in self.folder.arrays["weights"] if name.startswith("critic/")])
+        self.compare("critic_grad_norm", global_norm([p.grad for p in policy.critic_optimizer.parameters]), GRADIENT)
+
+    def _actor_modes(self) -> None:
+        for name in [key.removeprefix("actor_loss/") for key in self.folder.arrays["outputs"] if key.startswith("actor_loss/")]:
+            model = self.folder.model()
+            if name.endswith("_implicit"):
+                model.policy.behavior.actor.exact_gradient = True
+            weight = self.folder.reinforce_weight(name.removesuffix("_implicit"))
+            objective = replace(model.behavior_objective, reinforce_weight=weight)
+            start, continues, _ = self._start(model)
+            result = imagine(model.policy, start, continues, objective, self.noise)
+            loss = model.policy.behavior.actor_loss(result.trajectory, result.estimate, objective)
+            self.compare(f"actor_loss/{name}", loss.total, FORWARD)
+            optimizer = model.policy.actor_optimizer
+            optimizer.backward(loss.total)
+            self.compare(f"actor_grad_norm/{name}", global_norm([p.grad for p in optimizer.parameters]), GRADIENT)
+            self._gradients(f"actor_{name}", model, [key for key in self.folder.arrays["weights"] if key.startswith("actor/")])
+
+    # --------------------------------------------------------------------------------------------------------- acting
+
+    def _acting(self) -> None:
+        steps = 4
+        for name, (sample_latent, sample_action) in {
+            "policy_train": (True, True),
+            "policy_eval": (True, False),
+            "policy_eval_mean": (False, False),
+        }.items():
+            policy = self.folder.model().policy
+            state = policy.initial_state(self.folder.meta["batch"])
+            latents, actions = [], []
+            for step in range(steps):
+                observations = {key: value[step] for key, value in self.batch.observations.items()}
+                ones, noise = th.ones_like(state.latent.stochastic), self.folder.policy_action_noise(step)
+                starts = self.batch.episode_starts[step]
+                state = policy.act(observations, state, starts, sample_latent, sample_action, ones, noise)
+                latents.append(state.latent)
+                actions.append(state.actions)
+            self.compare(f"{name}/action", self._batch_major(th.stack(actions)), FORWARD)
+            joined = LatentState(th.stack([s.deterministic for s in latents]), th.stack([s.stochastic for s in latents]))
+            self._states(name, joined, None)
+
+    # ----------------------------------------------------------------------------------------- whole training calls
+
+    def _training(self) -> None:
+        model = self.folder.model()
+        before = {name: entry.parameter.detach().clone() for name, entry in self.folder.entries(model).items()}
+        result = model.update(self.batch, copy.deepcopy(self.noise))
+        self._metrics("train_metric", model, result)
+        self._metrics("ac_metric", None, None)
+        self._last_state("train_state", result.model_loss)
+        self.compare("train_rewnorm_mag", model.policy.behavior.reward_normalizer.magnitude, FORWARD)
+        self._changes(model, before, "")
+
+        state = self.folder.state(self.folder.arrays["outputs"], "train_state")
+        result = model.update(self.batch, copy.deepcopy(self.noise), state)
+        self._metrics("train2_metric", model, result)
+        self._changes(model, before, "second/")
+
+    def _metrics(self, prefix: str, model: DreamerV2 | None, result: UpdateResult | None) -> None:
+        """Compare all scalars under a prefix; ``ac_metric`` is computed on the initial model here."""
+        if model is None or result is None:
+            model = self.folder.model()
+            start, continues, _ = self._start(model)
+            metrics = self._behavior_metrics(model, start, continues)
+        else:
+            metrics = {**result.metrics}
+        loss_names = {f"{key}_loss": name for key, name in model.policy.loss_names.items()}
+        for name in [key for key in self.folder.arrays["outputs"] if key.startswith(prefix + "/")]:
+            official = name.removeprefix(prefix + "/").replace("reward_mean", "mean").replace("reward_std", "std")
+            official = official.replace("reward_normed", "normed")
+            constants = {"actor_ent_scale": model.ent_coef, "actor_grad_mix": 1.0 - model.behavior_objective.reinforce_weight}
+            ours = constants.get(official)
+            if ours is None:
+                ours = metrics[loss_names.get(official, METRICS.get(official, official))]
+            self.compare(name, ours, METRIC if prefix.startswith("train") else FORWARD)
+
+    def _behavior_metrics(self, model: DreamerV2, start: LatentState, continues: th.Tensor) -> dict[str, th.Tensor]:
+        from sb3_dreamer.dreamer_v2.update import behavior_metrics
+
+        behavior, objective = model.policy.behavior, model.behavior_objective
+        result = imagine(model.policy, start, continues, objective, self.noise)
+        actor_loss = behavior.actor_loss(result.trajectory, result.estimate, objective)
+        return behavior_metrics(result, actor_loss, behavior.critic_loss(result.trajectory, result.estimate.returns))
+
+    def _changes(self, model: DreamerV2, before: dict[str, th.Tensor], prefix: str) -> None:
+        """Compare how far every variable has moved since the beginning."""
+        for name, entry in self.folder.entries(model).items():
+            full = prefix + name
+            if full not in self.folder.arrays["after"]:
+                continue
+            self._left.discard(("after", full))
+            moved = entry.to_official((entry.parameter.detach() - before[name]).numpy())
+            reference = self.folder.arrays["after"][full].astype(np.float64) - self.folder.arrays["weights"][name]
+            self._add(f"after: {full} (change)", moved, reference, CHANGE)
+
+
+def main(arguments: list[str]) -> int:
+    """
+    :param arguments: folders to compare
+    :return: 0 if everything was compared and agrees, else 1
+    """
+    if not arguments:
+        print("usage: python -m tests.golden FOLDER [FOLDER ...]")
+        return 1
+    status = 0
+    for path in arguments:
+        proof = GoldenProof(path)
+        rows = proof.run()
+        for row in rows:
+            print(f"{'ok  ' if row.passed else 'FAIL'} {row.error:9.2e} / {row.tolerance:.0e}  {row.name}")
+        for name in proof.not_compared:
+            print(f"NOT COMPARED  {name}")
+        failed = sum(not row.passed for row in rows)
+        worst = max(rows, key=lambda row: row.error / row.tolerance)
+        print(
+            f"{path}: {len(rows)} quantities, {failed} failed, {len(proof.not_compared)} not compared; "
+            f"closest to its tolerance: {worst.name} at {worst.error:.1e} of {worst.tolerance:.0e}"
+        )
+        status |= int(failed > 0 or bool(proof.not_compared))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
