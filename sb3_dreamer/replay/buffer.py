@@ -1,0 +1,383 @@
+"""
+The replay buffer of the world model: SB3's vocabulary outside, arrival records and sub-sequences inside.
+
+Record t is (observation, action that led to it, reward on arrival, done, timeout, episode start):
+
+    add(o0, o1, a0, r1, ...)   ->  [o0, 0, 0, start]  [o1, a0, r1]      the first add of an episode writes two records
+    add(o1, o2, a1, r2, done)  ->                     [o2, a1, r2, done]   o2 is the terminal observation
+    add(o0', o1', a0', ...)    ->  [o0', 0, 0, start] [o1', a0', ...]
+
+No frame is stored twice, the terminal observation and its reward are learnt from, and the observation after a reset
+has the zero action. Environments end their episodes at different times, hence one write position per environment.
+"""
+
+from bisect import bisect_left
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape
+from stable_baselines3.common.utils import get_device
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_dreamer.common.preprocessing import (
+    OBSERVATION_KEY,
+    ImageSize,
+    NumpyObs,
+    encode_actions,
+)
+from sb3_dreamer.common.type_aliases import SequenceBatch
+from sb3_dreamer.replay.records import OBSERVATION_PREFIX, RecordFormat
+from sb3_dreamer.replay.storage import RamStorage
+
+PICKLE_FORMAT = 1
+
+
+class _Range(NamedTuple):
+    """Records that may be sampled, per environment, counted since the first one ever written."""
+
+    first: np.ndarray  # (n_envs,)
+    end: np.ndarray  # (n_envs,) exclusive; not larger than ``first`` where there is nothing
+
+
+class SequenceReplayBuffer(ReplayBuffer):
+    """
+    Experience of the agent, sampled uniformly as sub-sequences of fixed length.
+
+    A sub-sequence never crosses the write head of its ring, but may span the end of an episode
+    (``SequenceBatch.episode_starts`` tells where the latent state is reset), so short episodes are not lost.
+
+    :param buffer_size: records over all environments; every episode takes one more than it has steps
+    :param observation_space: Box (image or vector) or a Dict of these
+    :param action_space: Discrete or Box
+    :param device: where sampled tensors go
+    :param n_envs: number of environments, each of which gets ``buffer_size // n_envs`` records
+    :param optimize_memory_usage: not supported, as no frame is stored twice anyway
+    :param handle_timeout_termination: an episode cut by a time limit (``infos[i]["TimeLimit.truncated"]``) has ended, but
+        has not terminated: its last record keeps ``continues = 1``. With False every end is a termination
+    :param batch_length: records per sub-sequence, T (50 in the released DreamerV2 code)
+    :param image_size: (height, width) to which frames are resized before they are stored; None keeps their size
+    :param prioritize_ends: every sub-sequence has the same probability mass 1, and one whose last record ends an episode
+        has ``batch_length`` more, as in the released code (True there); uniform if False. An episode cut off by a reset
+        of the environment has no end in this sense, since nothing happened there
+    :param sample_running: whether records of episodes that have not ended may be sampled; if not, as in the released code,
+        they wait until the episode ends or is cut off by a reset
+    :raises ValueError: if an option or a space is not supported
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        device: th.device | str = "auto",
+        n_envs: int = 1,
+        optimize_memory_usage: bool = False,
+        handle_timeout_termination: bool = True,
+        batch_length: int = 50,
+        image_size: ImageSize = (64, 64),
+        prioritize_ends: bool = True,
+        sample_running: bool = True,
+    ) -> None:
+        # ReplayBuffer.__init__ is not called: it allocates every frame twice
+        if optimize_memory_usage:
+            raise ValueError(
+                "SequenceReplayBuffer does not support optimize_memory_usage=True: it stores every frame once anyway. "
+                "Leave the option out."
+            )
+        if batch_length < 1:
+            raise ValueError(f"batch_length must be at least 1, but is {batch_length}.")
+        self._total_size = int(buffer_size)
+        self.buffer_size = max(self._total_size // n_envs, 1)
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self.device = get_device(device)
+        self.n_envs = n_envs
+        self.optimize_memory_usage = False
+        self.handle_timeout_termination = handle_timeout_termination
+        self.batch_length = batch_length
+        self.image_size: ImageSize = None if image_size is None else (image_size[0], image_size[1])
+        self.prioritize_ends = prioritize_ends
+        self.sample_running = sample_running
+
+        self._make_storage()  # refuses unsupported spaces
+        self.action_dim = get_action_dim(action_space)
+        self.obs_shape = get_obs_shape(observation_space)  # type: ignore[assignment]  # SB3 annotates the Box case only
+        self.seed(None)
+        self.reset()
+
+    def _make_storage(self) -> None:
+        self._format = RecordFormat(self.observation_space, self.action_space, self.n_envs, self.image_size)
+        self._storage = RamStorage(self._format.fields(), self.n_envs, self.buffer_size)
+
+    def seed(self, seed: int | None) -> None:
+        """
+        Seed the choice of sub-sequences.
+
+        :param seed: None draws a seed from NumPy's global generator, which SB3 seeds
+        """
+        self._rng = np.random.default_rng(np.random.randint(2**31 - 1) if seed is None else seed)
+
+    def reset(self) -> None:
+        """Forget everything; memory once allocated is kept for what comes."""
+        # Records are counted without end, a ring's row is the count modulo its capacity: no special case after wrapping
+        self._written = np.zeros(self.n_envs, dtype=np.int64)
+        self._episode_first = np.zeros(self.n_envs, dtype=np.int64)  # first record of the latest episode
+        self._starting = np.ones(self.n_envs, dtype=bool)  # whether the next add begins an episode
+        self._ends: list[list[int]] = [[] for _ in range(self.n_envs)]  # records that end an episode, ascending
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Row that each ring writes next, (n_envs,)."""
+        return self._written % self.buffer_size
+
+    @property
+    def pos(self) -> int:  # type: ignore[override]  # an attribute in SB3, which has one position for all environments
+        """The largest of :attr:`positions`."""
+        return int(self.positions.max())
+
+    @property
+    def full(self) -> bool:  # type: ignore[override]
+        """Whether at least one ring is full; with n_envs > 1 others may lag behind by a few records."""
+        return self.size() == self.buffer_size
+
+    def size(self) -> int:
+        """
+        :return: the largest number of records in one ring
+        """
+        return int(self._rows().max())
+
+    @property
+    def num_records(self) -> int:
+        """Records stored over all environments."""
+        return int(self._rows().sum())
+
+    @property
+    def num_sampleable(self) -> int:
+        """Records that :meth:`sample` may use now: with ``sample_running=False`` those of running episodes wait."""
+        first, end = self._sampleable()
+        return int(np.maximum(end - first, 0).sum())
+
+    def memory_bytes(self) -> int:
+        """
+        :return: bytes that the full buffer takes; nothing is allocated to know this
+        """
+        return self._storage.nbytes
+
+    @property
+    def observations(self) -> np.ndarray | dict[str, np.ndarray]:  # type: ignore[override]
+        """Stored observations, (capacity, n_envs, *shape), a dict of them for Dict spaces; no rows before the first add."""
+        views = {key: self._time_first(OBSERVATION_PREFIX + key) for key in self._format.observation_keys}
+        return views if isinstance(self.observation_space, spaces.Dict) else views[OBSERVATION_KEY]
+
+    @property
+    def actions(self) -> np.ndarray:  # type: ignore[override]
+        """Buffer actions that led to the records, (capacity, n_envs, action_dim)."""
+        return self._time_first("action")
+
+    @property
+    def rewards(self) -> np.ndarray:  # type: ignore[override]
+        """Rewards on arrival, (capacity, n_envs)."""
+        return self._time_first("reward")
+
+    @property
+    def dones(self) -> np.ndarray:  # type: ignore[override]
+        """Whether the record ended an episode, (capacity, n_envs) bool."""
+        return self._time_first("done")
+
+    @property
+    def timeouts(self) -> np.ndarray:  # type: ignore[override]
+        """Whether a time limit ended it, (capacity, n_envs) bool."""
+        return self._time_first("timeout")
+
+    def start_episodes(self, indices: np.ndarray | list[int] | None = None) -> None:
+        """
+        Tell the buffer that environments were reset: their next :meth:`add` begins an episode, whatever came before.
+
+        :param indices: the environments; None means all of them
+        """
+        self._starting[slice(None) if indices is None else indices] = True
+
+    def add(  # type: ignore[override]  # SB3 annotates arrays, and passes dicts as well
+        self,
+        obs: NumpyObs,
+        next_obs: NumpyObs,
+        action: np.ndarray,
+        reward: np.ndarray,
+        done: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """
+        Store one transition of every environment. Nothing is changed if anything is refused.
+
+        :param obs: observations before the step, (n_envs, *shape) or a dict; read only where an episode begins
+        :param next_obs: observations after it; where an episode ended its last one, not the first of the next
+        :param action: buffer actions: Discrete indices, Box values scaled to [-1, 1]
+        :param reward: (n_envs,)
+        :param done: (n_envs,)
+        :param infos: one dict for each environment
+        :raises ValueError: if something has the wrong shape or dtype or is not finite, naming environment, key and value
+        """
+        starts = np.flatnonzero(self._starting)
+        first = self._format.start_records(obs, starts) if len(starts) else {}
+        arrival = self._format.arrival_records(next_obs, action, reward, done, infos)
+        if not self.handle_timeout_termination:
+            arrival["timeout"][:] = False
+        if len(starts):
+            self._episode_first[starts] = self._written[starts]
+            self._append(starts, first)
+        self._append(np.arange(self.n_envs), arrival)
+        self._starting = arrival["done"]
+
+    def sample(  # type: ignore[override]  # sequences, where SB3 returns single transitions
+        self, batch_size: int, env: VecNormalize | None = None, batch_length: int | None = None
+    ) -> SequenceBatch:
+        """
+        Draw sub-sequences of consecutive records; as long as no ring holds enough of them, shorter ones.
+
+        :param batch_size: number of sub-sequences, B
+        :param env: normalises vector observations and rewards with its present statistics
+        :param batch_length: records per sub-sequence, T; None means the constructor's value
+        :return: tensors (T, B, ...) on the buffer's device; no memory is shared with the buffer
+        :raises ValueError: if there is nothing to sample (see :attr:`num_sampleable`), or the ring is too small for T
+        """
+        length = self._usable_length(self.batch_length if batch_length is None else batch_length)
+        envs, starts = self._draw(batch_size, length)
+        records = self._storage.read(envs, starts % self.buffer_size, length)
+
+        resets = records["episode_start"]
+        resets[0] = True  # the latent state of a sub-sequence begins at zero, in the middle of an episode too
+        rewards = records["reward"] if env is None else env.normalize_reward(records["reward"])
+        terminals = records["done"] & ~records["timeout"]
+        episode_starts = self._to_device(resets)
+        actions = encode_actions(self._to_device(records["action"]), self.action_space)
+        observations = {key: records[OBSERVATION_PREFIX + key] for key in self._format.observation_keys}
+        return SequenceBatch(
+            observations={key: self._to_device(value) for key, value in self._normalised(observations, env).items()},
+            actions=actions.masked_fill(episode_starts.unsqueeze(-1), 0.0),
+            rewards=self._to_device(rewards),
+            continues=self._to_device(1.0 - terminals.astype(np.float32)),
+            episode_starts=episode_starts,
+        )
+
+    def check_compatible(
+        self, observation_space: spaces.Space, action_space: spaces.Space, n_envs: int, image_size: ImageSize
+    ) -> None:
+        """
+        Whether this buffer, read from a file, can serve an algorithm.
+
+        :param observation_space: the algorithm's (vectorised) observation space; its bounds do not matter
+        :param action_space: its action space
+        :param n_envs: its number of environments
+        :param image_size: size of its frames, None for native
+        :raises ValueError: naming everything that differs
+        """
+        differences = self._format.differences(RecordFormat(observation_space, action_space, n_envs, image_size))
+        if differences:
+            raise ValueError("The replay buffer does not fit the algorithm: " + "; ".join(differences) + ".")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Format and storage are made anew: the rows in use are all that has to be written
+        attributes = {name: value for name, value in self.__dict__.items() if name not in ("_format", "_storage")}
+        attributes["device"] = str(self.device)
+        return {
+            "format": PICKLE_FORMAT,
+            "package_version": files("sb3_dreamer").joinpath("version.txt").read_text().strip(),
+            "attributes": attributes,
+            "records": self._storage.pack(self._rows().tolist()),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state.get("format") != PICKLE_FORMAT:
+            raise ValueError(
+                f"This replay buffer has format {state.get('format')} (sb3_dreamer {state.get('package_version')}), "
+                f"expected format {PICKLE_FORMAT}."
+            )
+        self.__dict__.update(state["attributes"])
+        self.device = get_device(self.device)  # the CPU, if it was saved on a GPU that is not here
+        self._starting = np.ones(self.n_envs, dtype=bool)  # whoever goes on with it has reset the environments
+        self._make_storage()
+        self._storage.unpack(state["records"])
+
+    def _rows(self) -> np.ndarray:
+        return np.minimum(self._written, self.buffer_size)
+
+    def _time_first(self, name: str) -> np.ndarray:
+        return self._storage.view(name).swapaxes(0, 1)
+
+    def _to_device(self, array: np.ndarray) -> th.Tensor:
+        return th.from_numpy(array).to(self.device)
+
+    def _append(self, envs: np.ndarray, records: dict[str, np.ndarray]) -> None:
+        self._storage.write(envs, self._written[envs] % self.buffer_size, records)
+        for env in envs[records["done"]]:
+            ends = self._ends[env]
+            ends.append(int(self._written[env]))
+            overwritten = bisect_left(ends, int(self._written[env]) - self.buffer_size + 1)
+            if 2 * overwritten > len(ends):  # seldom enough to cost nothing, often enough to stay small
+                del ends[:overwritten]
+        self._written[envs] += 1
+
+    def _sampleable(self) -> _Range:
+        running = ~self._starting & (not self.sample_running)
+        return _Range(self._written - self._rows(), np.where(running, self._episode_first, self._written))
+
+    def _usable_length(self, batch_length: int) -> int:
+        """The wanted length, or the longest that is there so far."""
+        if not 1 <= batch_length <= self.buffer_size:
+            raise ValueError(
+                f"batch_length={batch_length} does not fit the replay buffer: buffer_size={self._total_size} "
+                f"over n_envs={self.n_envs} environments holds {self.buffer_size} records of each. "
+                f"Choose a batch_length from 1 to {self.buffer_size}, a larger buffer_size or fewer environments."
+            )
+        first, end = self._sampleable()
+        longest = int((end - first).max())
+        if longest < 1:
+            waiting = "" if self.num_records == 0 else " (with sample_running=False it waits for the end of an episode)"
+            raise ValueError(f"The replay buffer has {self.num_records} records, none of which can be sampled yet{waiting}.")
+        return min(batch_length, longest)
+
+    def _draw(self, batch_size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Choose ring and first record of every sub-sequence, both (B,).
+
+        All of a ring's masses lie on one line: one unit for each window, then ``length`` units for each window that ends
+        with an episode. Integers throughout, so every window has exactly its mass.
+        """
+        first, end = self._sampleable()
+        windows = np.maximum(end - first - length + 1, 0)
+        earliest = [bisect_left(ends, start + length - 1) for ends, start in zip(self._ends, first.tolist(), strict=True)]
+        ended = np.array([len(ends) - index for ends, index in zip(self._ends, earliest, strict=True)])
+        mass = windows + (length * ended if self.prioritize_ends else 0)
+        edges = np.cumsum(mass)
+
+        units = self._rng.integers(edges[-1], size=batch_size)
+        envs = np.searchsorted(edges, units, side="right")
+        units -= (edges - mass)[envs]
+        starts = first[envs] + units
+        for b in np.flatnonzero(units >= windows[envs]):
+            env = envs[b]
+            index = earliest[env] + (units[b] - windows[env]) // length
+            starts[b] = self._ends[env][index] - length + 1
+        return envs, starts
+
+    def _normalised(self, observations: dict[str, np.ndarray], env: VecNormalize | None) -> dict[str, np.ndarray]:
+        """Vectors as ``VecNormalize`` gives them to the policy. Frames differ in size from its statistics."""
+        if env is None or not env.norm_obs:
+            return observations
+        keys = list(observations) if env.norm_obs_keys is None else env.norm_obs_keys
+        images = [key for key in keys if self._format.is_image(key)]
+        if images:
+            raise ValueError(
+                f"VecNormalize normalises the images {images}, which the world model takes as uint8. Use norm_obs=False, "
+                "or name the vectors in norm_obs_keys."
+            )
+        if isinstance(self.observation_space, spaces.Dict):
+            normalised = env.normalize_obs({key: observations[key] for key in keys})
+        else:
+            normalised = env.normalize_obs(observations[OBSERVATION_KEY])
+        parts = normalised if isinstance(normalised, dict) else {OBSERVATION_KEY: normalised}
+        return observations | {key: value.astype(np.float32) for key, value in parts.items()}
