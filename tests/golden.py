@@ -9,16 +9,17 @@ import copy
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch as th
 
 from sb3_dreamer import DreamerV2
 from sb3_dreamer.common.functional import REWARD_TRANSFORMS, flatten_time, unflatten_time
-from sb3_dreamer.common.optimization import global_norm
+from sb3_dreamer.common.optimization import ParameterOptimizer, global_norm
 from sb3_dreamer.common.preprocessing import normalise_observations
 from sb3_dreamer.common.type_aliases import LatentState
-from sb3_dreamer.dreamer_v2.update import UpdateResult, imagine, start_states
+from sb3_dreamer.dreamer_v2.update import UpdateResult, behavior_metrics, imagine, start_states
 from sb3_dreamer.world_model.world_model import WorldModelLoss
 from tests.golden_loader import GoldenFolder
 
@@ -124,7 +125,9 @@ class GoldenProof:
         world_model, objective = model.policy.world_model, model.model_objective
         loss = world_model.loss(self.batch, objective, self.noise.posterior)
         time = self.folder.meta["time"]
-        self.compare("pre/reward", self._batch_major(REWARD_TRANSFORMS[objective.reward_transform](self.batch.rewards)), FORWARD)
+        self.compare(
+            "pre/reward", self._batch_major(REWARD_TRANSFORMS[objective.reward_transform](self.batch.rewards)), FORWARD
+        )
         self.compare("pre/discount", self._batch_major(objective.gamma * self.batch.continues), FORWARD)
         inputs = normalise_observations(self.batch.observations)
         embeddings = unflatten_time(world_model.embed({k: flatten_time(x) for k, x in inputs.items()}), time)
@@ -188,7 +191,7 @@ class GoldenProof:
         optimizer = model.policy.world_model_optimizer
         optimizer.backward(loss.total)
         self._gradients("model", model, self.folder.meta["wm_variable_order"])
-        self.compare("model_grad_norm", global_norm([p.grad for p in optimizer.parameters if p.grad is not None]), GRADIENT)
+        self.compare("model_grad_norm", gradient_norm(optimizer), GRADIENT)
 
     def _gradients(self, prefix: str, model: DreamerV2, names: list[str]) -> None:
         entries = self.folder.entries(model)
@@ -240,7 +243,8 @@ class GoldenProof:
             "policy_log_prob": actor.log_prob(trajectory.actions[1:-1]),
         }
         if self.folder.meta["discrete_actions"]:
-            values["policy_logit"] = policy.behavior.actor.output(policy.behavior.actor.trunk(trajectory.features[:-2]))
+            network: Any = policy.behavior.actor
+            values["policy_logit"] = network.output(network.trunk(trajectory.features[:-2]))
         else:
             values |= {"policy_loc": actor.loc, "policy_scale": actor.scale}
         for name, value in values.items():
@@ -250,13 +254,15 @@ class GoldenProof:
         self.compare("critic_loss", critic_loss.total, FORWARD)
         policy.critic_optimizer.backward(critic_loss.total)
         self._gradients("critic", model, [name for name in self.folder.arrays["weights"] if name.startswith("critic/")])
-        self.compare("critic_grad_norm", global_norm([p.grad for p in policy.critic_optimizer.parameters]), GRADIENT)
+        self.compare("critic_grad_norm", gradient_norm(policy.critic_optimizer), GRADIENT)
 
     def _actor_modes(self) -> None:
-        for name in [key.removeprefix("actor_loss/") for key in self.folder.arrays["outputs"] if key.startswith("actor_loss/")]:
+        for name in [
+            key.removeprefix("actor_loss/") for key in self.folder.arrays["outputs"] if key.startswith("actor_loss/")
+        ]:
             model = self.folder.model()
             if name.endswith("_implicit"):
-                model.policy.behavior.actor.exact_gradient = True
+                setattr(model.policy.behavior.actor, "exact_gradient", True)  # noqa: B010
             weight = self.folder.reinforce_weight(name.removesuffix("_implicit"))
             objective = replace(model.behavior_objective, reinforce_weight=weight)
             start, continues, _ = self._start(model)
@@ -265,7 +271,7 @@ class GoldenProof:
             self.compare(f"actor_loss/{name}", loss.total, FORWARD)
             optimizer = model.policy.actor_optimizer
             optimizer.backward(loss.total)
-            self.compare(f"actor_grad_norm/{name}", global_norm([p.grad for p in optimizer.parameters]), GRADIENT)
+            self.compare(f"actor_grad_norm/{name}", gradient_norm(optimizer), GRADIENT)
             self._gradients(f"actor_{name}", model, [key for key in self.folder.arrays["weights"] if key.startswith("actor/")])
 
     # --------------------------------------------------------------------------------------------------------- acting
@@ -321,14 +327,11 @@ class GoldenProof:
             official = name.removeprefix(prefix + "/").replace("reward_mean", "mean").replace("reward_std", "std")
             official = official.replace("reward_normed", "normed")
             constants = {"actor_ent_scale": model.ent_coef, "actor_grad_mix": 1.0 - model.behavior_objective.reinforce_weight}
-            ours = constants.get(official)
-            if ours is None:
-                ours = metrics[loss_names.get(official, METRICS.get(official, official))]
+            scalars: dict[str, Any] = {**metrics, **constants}
+            ours = scalars[loss_names.get(official, METRICS.get(official, official))]
             self.compare(name, ours, METRIC if prefix.startswith("train") else FORWARD)
 
     def _behavior_metrics(self, model: DreamerV2, start: LatentState, continues: th.Tensor) -> dict[str, th.Tensor]:
-        from sb3_dreamer.dreamer_v2.update import behavior_metrics
-
         behavior, objective = model.policy.behavior, model.behavior_objective
         result = imagine(model.policy, start, continues, objective, self.noise)
         actor_loss = behavior.actor_loss(result.trajectory, result.estimate, objective)
@@ -344,6 +347,11 @@ class GoldenProof:
             moved = entry.to_official((entry.parameter.detach() - before[name]).numpy())
             reference = self.folder.arrays["after"][full].astype(np.float64) - self.folder.arrays["weights"][name]
             self._add(f"after: {full} (change)", moved, reference, CHANGE)
+
+
+def gradient_norm(optimizer: ParameterOptimizer) -> th.Tensor:
+    """Global norm of the gradients that the optimizer holds."""
+    return global_norm([p.grad for p in optimizer.parameters if p.grad is not None])
 
 
 def main(arguments: list[str]) -> int:

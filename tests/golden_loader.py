@@ -327,6 +327,4 @@ class GoldenFolder:
     def state(self, arrays: dict[str, np.ndarray], prefix: str) -> LatentState:
         """A recorded latent state, (B, ...)."""
         stochastic = arrays[f"{prefix}/stoch"]
-        return LatentState(
-            th.as_tensor(arrays[f"{prefix}/deter"]), th.as_tensor(stochastic.reshape(len(stochastic), -1))
-        )
+        return LatentState(th.as_tensor(arrays[f"{prefix}/deter"]), th.as_tensor(stochastic.reshape(len(stochastic), -1)))

@@ -276,5 +276,5 @@ class ActorCritic(nn.Module):
 
         :param fraction: 1 copies
         """
-        targets = list(self.critic_target.parameters())
+        targets: list[th.Tensor] = list(self.critic_target.parameters())
         th._foreach_lerp_(targets, list(self.critic.parameters()), fraction)

@@ -7,11 +7,12 @@ buffer, to the same bytes.
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.preprocessing import is_image_space
 from torch.nn import functional as F
 
 OBSERVATION_KEY = "observation"
@@ -28,14 +29,23 @@ def observation_spaces(space: spaces.Space) -> dict[str, spaces.Box]:
     :return: one Box per key; a single Box has the key ``OBSERVATION_KEY``
     :raises ValueError: if a part is neither a uint8 image nor a Box of rank 1, naming key and space
     """
-    parts = dict(space.spaces) if isinstance(space, spaces.Dict) else {OBSERVATION_KEY: space}
-    for key, part in parts.items():
+    parts: dict[str, spaces.Box] = {}
+    for key, part in split_space(space).items():
         if not isinstance(part, spaces.Box) or not (is_image_space(part) or _is_vector(part)):
             raise ValueError(
                 f"DreamerV2 does not support the observation space {part} (key '{key}'): it takes uint8 images of shape "
                 "(height, width, channels) or (channels, height, width), Box vectors of rank 1, and Dict spaces of these."
             )
+        parts[key] = part
     return parts
+
+
+def split_space(space: spaces.Space) -> dict[str, spaces.Space]:
+    """
+    :param space: any space
+    :return: the parts of a Dict, in its order; any other space under the key ``OBSERVATION_KEY``
+    """
+    return dict(space.spaces) if isinstance(space, spaces.Dict) else {OBSERVATION_KEY: space}
 
 
 def _is_vector(space: spaces.Box) -> bool:
@@ -50,28 +60,53 @@ def stored_spaces(space: spaces.Space, image_size: ImageSize) -> dict[str, space
     :param image_size: (height, width) to which every image is resized; None keeps the native sizes
     :return: one Box per key; images (C, h, w) uint8, vectors float32
     """
-    stored = {}
+    stored: dict[str, spaces.Box] = {}
     for key, part in observation_spaces(space).items():
         if is_image_space(part):
-            channels, *native = part.shape if is_image_space_channels_first(part) else (part.shape[-1], *part.shape[:-1])
+            channels, *native = part.shape  # no guess by the smallest size: 50 stacked frames may be 40 pixels wide
             stored[key] = spaces.Box(0, 255, (channels, *(image_size or native)), dtype=np.uint8)
         else:
-            stored[key] = spaces.Box(-np.inf, np.inf, part.shape, dtype=np.float32)
+            stored[key] = spaces.Box(-np.inf, np.inf, part.shape)
     return stored
+
+
+@lru_cache(maxsize=64)
+def area_taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Area interpolation along one axis: ``out[i] = sum over k of weights[k, i] * x[indices[k, i]]``.
+
+    Few taps by hand, because BLAS would wake all its threads for such a small product, and PyTorch's "area" mode lets
+    neighbouring windows overlap.
+
+    :param size_in: pixels before
+    :param size_out: pixels after
+    :return: indices and float32 weights, both (taps, size_out); weights sum to 1 over the taps. Shared: do not change them
+    """
+    edges = np.arange(size_out + 1) * (size_in / size_out)
+    first = np.floor(edges[:-1] + 1e-9).astype(np.int64)
+    taps = int(np.max(np.ceil(edges[1:] - 1e-9).astype(np.int64) - first))
+    indices = first + np.arange(taps)[:, None]
+    covered = np.minimum(edges[1:], indices + 1) - np.maximum(edges[:-1], indices)
+    weights = covered.clip(min=0)
+    return indices.clip(max=size_in - 1), (weights / weights.sum(axis=0)).astype(np.float32)
 
 
 def resize_images(images: np.ndarray, image_size: ImageSize) -> np.ndarray:
     """
     Resize frames by area interpolation (every source pixel counts by the area that it covers).
 
-    :param images: (n, C, height, width) uint8
+    :param images: (..., height, width) uint8
     :param image_size: (h, w), or None for no change
-    :return: (n, C, h, w) uint8, rounded to the nearest value; the input itself if it has the size already
+    :return: (..., h, w) uint8, rounded to the nearest value; the input itself if it has the size already
     """
     if image_size is None or images.shape[-2:] == tuple(image_size):
         return images
-    resized = F.interpolate(th.as_tensor(images).float(), size=tuple(image_size), mode="area")
-    return resized.round_().to(th.uint8).numpy()
+    resized = images.astype(np.float32)
+    rows, row_weights = area_taps(images.shape[-2], image_size[0])
+    resized = sum(resized[..., index, :] * weight[:, None] for index, weight in zip(rows, row_weights, strict=True))
+    columns, column_weights = area_taps(images.shape[-1], image_size[1])
+    resized = sum(resized[..., index] * weight for index, weight in zip(columns, column_weights, strict=True))
+    return np.rint(resized).astype(np.uint8)
 
 
 def to_stored(observation: NumpyObs, stored: Mapping[str, spaces.Box]) -> dict[str, np.ndarray]:
@@ -81,15 +116,30 @@ def to_stored(observation: NumpyObs, stored: Mapping[str, spaces.Box]) -> dict[s
     :param observation: one array (n, *shape) or a dict of them, channel first, as a VecEnv gives them
     :param stored: the result of :func:`stored_spaces`
     :return: one array (n, *stored shape) per key; may share memory with the input
+    :raises ValueError: for images that are not uint8 and for vectors that are not finite, naming environment and key
     """
     parts = observation if isinstance(observation, dict) else {OBSERVATION_KEY: observation}
     result = {}
     for key, space in stored.items():
         value = np.asarray(parts[key])
         if space.dtype == np.uint8:
-            result[key] = resize_images(value, space.shape[-2:])
+            if value.dtype != np.uint8:
+                raise ValueError(f"observation '{key}' has dtype {value.dtype}, expected uint8, as images have.")
+            result[key] = resize_images(value, (space.shape[-2], space.shape[-1]))
         else:
-            result[key] = value.astype(np.float32, copy=False).reshape(-1, *space.shape)
+            result[key] = _finite(value.reshape(-1, *space.shape), key)
+    return result
+
+
+def _finite(vectors: np.ndarray, key: str) -> np.ndarray:
+    """As float32, in which a large float64 may be infinite; (n, size)."""
+    with np.errstate(over="ignore"):
+        result = vectors.astype(np.float32, copy=False)
+    if not np.isfinite(result).all():
+        env, index = np.argwhere(~np.isfinite(result))[0]
+        raise ValueError(
+            f"observation '{key}' of environment {env} is {vectors[env, index]} at index {index}, expected a finite float32."
+        )
     return result
 
 
@@ -98,9 +148,11 @@ def action_size(space: spaces.Space) -> int:
     Width A of the action vector that the world model sees.
 
     :param space: Discrete (one-hot) or Box (flattened)
-    :raises ValueError: for any other space
+    :raises ValueError: for any other space, and, as everywhere in SB3, for actions that do not count from 0
     """
     if isinstance(space, spaces.Discrete):
+        if space.start != 0:
+            raise ValueError(f"DreamerV2 does not support the action space {space}: SB3 needs start=0 (wrap the environment).")
         return int(space.n)
     if isinstance(space, spaces.Box):
         return int(np.prod(space.shape))

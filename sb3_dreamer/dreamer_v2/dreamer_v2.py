@@ -121,7 +121,7 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
     ):
         super().__init__(
             policy,
-            env,
+            env,  # type: ignore[arg-type]  # SB3 allows None, for loading, but its annotation does not
             learning_rate,
             buffer_size,
             learning_starts,
@@ -172,7 +172,7 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
     def _setup_model(self) -> None:
         self._check_options()
         super()._setup_model()
-        self._learning_rate_schedules = {
+        self._learning_rate_schedules: dict[str, Schedule] = {
             "learning_rate": self.lr_schedule,
             "actor_learning_rate": FloatSchedule(self.actor_learning_rate),
             "critic_learning_rate": FloatSchedule(self.critic_learning_rate),

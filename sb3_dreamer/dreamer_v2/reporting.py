@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import torch as th
 from stable_baselines3.common.callbacks import ProgressBarCallback
 
+from sb3_dreamer.dreamer_v2.policies import DreamerPolicy
 from sb3_dreamer.replay.buffer import SequenceReplayBuffer
 
 if TYPE_CHECKING:
-    from sb3_dreamer.dreamer_v2.dreamer_v2 import DreamerV2
+    from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
 
 GIGABYTE = 1e9
 
@@ -29,13 +30,13 @@ def available_memory() -> float | None:
         return None
 
 
-def parameter_counts(module: th.nn.Module) -> dict[str, int]:
+def parameter_counts(policy: DreamerPolicy) -> dict[str, int]:
     """
-    :param module: the policy
+    :param policy: the policy
     :return: trained parameters of every part
     """
-    world_model, behavior = module.world_model, module.behavior
-    parts = {
+    world_model, behavior = policy.world_model, policy.behavior
+    parts: dict[str, th.nn.Module | None] = {
         "encoder": world_model.encoder,
         "RSSM": world_model.rssm,
         "decoder": world_model.decoder,
@@ -47,7 +48,7 @@ def parameter_counts(module: th.nn.Module) -> dict[str, int]:
     return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part is not None}
 
 
-def training_summary(algorithm: "DreamerV2", total_timesteps: int) -> str:
+def training_summary(algorithm: "SequenceOffPolicyAlgorithm", total_timesteps: int) -> str:
     """
     The facts of a run that users ask for before they let it run for days.
 
@@ -64,7 +65,7 @@ def training_summary(algorithm: "DreamerV2", total_timesteps: int) -> str:
     filled = min(1.0, steps / max(algorithm.buffer_size, 1))
     return "\n".join(
         [
-            f"DreamerV2 on {algorithm.device}, {dtype}: {sum(counts.values()) / 1e6:.2f}M parameters ({parts})",
+            f"{type(algorithm).__name__} on {algorithm.device}, {dtype}: {sum(counts.values()) / 1e6:.2f}M parameters ({parts})",
             f"Replay: {algorithm.buffer_size:,} steps take {bytes_full / GIGABYTE:.2f} GB of memory when full "
             f"({filled * bytes_full / GIGABYTE:.2f} GB in this run)",
             f"Updates: {train_ratio_text(algorithm)}, each on {algorithm.batch_size} sequences of {algorithm.batch_length} steps, "
@@ -73,7 +74,7 @@ def training_summary(algorithm: "DreamerV2", total_timesteps: int) -> str:
     )
 
 
-def train_ratio_text(algorithm: "DreamerV2") -> str:
+def train_ratio_text(algorithm: "SequenceOffPolicyAlgorithm") -> str:
     """
     :param algorithm: set up
     :return: how often it updates, in words
@@ -144,7 +145,7 @@ class DreamerProgressBar(ProgressBarCallback):
     """SB3's progress bar, with what the agent is doing and an ETA that is not fooled by the fast random steps."""
 
     def _on_step(self) -> bool:
-        algorithm: DreamerV2 = self.model  # type: ignore[assignment]
+        algorithm: SequenceOffPolicyAlgorithm = self.model  # type: ignore[assignment]
         seconds = algorithm.clock.remaining(algorithm.num_timesteps, algorithm._total_timesteps)
         text = "collecting random steps" if seconds is None else f"training, ETA {format_seconds(seconds)}"
         self.pbar.set_description_str(text, refresh=False)

@@ -128,7 +128,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         return super().learn(int(total_timesteps), callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)  # type: ignore[arg-type]
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
-        """As in SB3, but a step after which a callback stops the training is stored too: the next ``learn`` continues from it."""
+        """As in SB3, but the step after which a callback stops the training is stored too: the next ``learn`` goes on from it."""
         rollout = super().collect_rollouts(*args, **kwargs)
         if not rollout.continue_training and self._step_in_flight:
             step = kwargs["callback"].locals if "callback" in kwargs else args[1].locals
@@ -144,6 +144,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         that acting sees the same history as training.
         """
         assert self._last_obs is not None and self._last_episode_starts is not None and self._acting_state is not None
+        self._step_in_flight = True  # until it is stored
         starts = th.as_tensor(np.asarray(self._last_episode_starts, dtype=bool), device=self.device)
         chosen = self.policy.act(self.policy.stored_tensors(self._last_obs), self._acting_state, starts)
         if self.num_timesteps < learning_starts:
@@ -156,7 +157,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             buffer_actions = actions
             if isinstance(self.action_space, spaces.Box):
                 buffer_actions = chosen.actions.cpu().numpy().reshape(n_envs, *self.action_space.shape)
-        self._acting_state, self._step_in_flight = chosen, True
+        self._acting_state = chosen
         return actions, buffer_actions
 
     def _store_transition(

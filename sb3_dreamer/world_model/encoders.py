@@ -9,7 +9,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_dreamer.common.layers import MLP
-from sb3_dreamer.common.preprocessing import OBSERVATION_KEY
+from sb3_dreamer.common.preprocessing import OBSERVATION_KEY, split_space
 
 KERNEL, STRIDE = 4, 2
 #: Channels of the stages in units of cnn_depth; further stages of large native images stay at the last value
@@ -86,13 +86,9 @@ class DreamerEncoder(BaseFeaturesExtractor):
         net_arch: Sequence[int] = (400, 400, 400, 400),
         activation_fn: type[nn.Module] = nn.ELU,
     ):
-        parts = (
-            dict(observation_space.spaces)
-            if isinstance(observation_space, spaces.Dict)
-            else {OBSERVATION_KEY: observation_space}
-        )
-        shape = image_shape(parts)  # type: ignore[arg-type]
-        self.vector_keys, self.image_keys = vector_keys(parts), image_keys(parts)  # type: ignore[arg-type]
+        parts: dict[str, spaces.Box] = split_space(observation_space)  # type: ignore[assignment]
+        shape = image_shape(parts)
+        self.vector_keys, self.image_keys = vector_keys(parts), image_keys(parts)
         layers: list[nn.Module] = []
         image_features = 0
         if shape is not None:
@@ -101,7 +97,7 @@ class DreamerEncoder(BaseFeaturesExtractor):
             for channels_in, channels_out in zip([shape[0], *depths], depths, strict=False):
                 layers += [nn.Conv2d(channels_in, channels_out, KERNEL, STRIDE), activation_fn()]
             image_features = int((depths or [shape[0]])[-1] * np.prod(sizes[-1]))
-        vector_size = sum(parts[key].shape[0] for key in self.vector_keys)  # type: ignore[index]
+        vector_size = sum(parts[key].shape[0] for key in self.vector_keys)
         vector_features = (net_arch[-1] if net_arch else vector_size) if vector_size else 0
         super().__init__(observation_space, features_dim=image_features + vector_features)
         self.cnn = nn.Sequential(*layers, nn.Flatten()) if shape is not None else None
