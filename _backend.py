@@ -1,0 +1,102 @@
+"""
+Build backend (PEP 517 and 660): setuptools, plus the files that setuptools cannot place.
+
+rl_zoo3 has no plug-in interface. For ``python -m rl_zoo3.train --algo dreamer`` to work, a start-up file and a tiny hook
+module must lie at the root of ``site-packages``. No setting of setuptools puts files there (``data_files`` go to the
+prefix), and an editable install holds only its own ``.pth``. So every wheel, editable or not, is completed here after
+setuptools has written it. Metadata and dependencies are in ``setup.cfg``.
+"""
+
+import base64
+import hashlib
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from setuptools import build_meta
+from setuptools.build_meta import (  # noqa: F401  (hooks of the backend, used as they are)
+    build_sdist,
+    get_requires_for_build_editable,
+    get_requires_for_build_sdist,
+    get_requires_for_build_wheel,
+    prepare_metadata_for_build_editable,
+    prepare_metadata_for_build_wheel,
+)
+
+ROOT = Path(__file__).resolve().parent
+HOOK = "_sb3_dreamer_zoo.py"
+CONFIG = "hyperparams/dreamer.yml"
+
+
+def startup_files() -> dict[str, bytes]:
+    """
+    Files at the root of the wheel. Python 3.15 reads ``.start`` (PEP 829) in place of the import line of the ``.pth``.
+
+    :return: name inside the wheel -> content
+    """
+    return {
+        HOOK: (ROOT / HOOK).read_bytes(),
+        "sb3_dreamer_zoo.pth": b"import _sb3_dreamer_zoo; _sb3_dreamer_zoo.install()\n",
+        "sb3_dreamer_zoo.start": b"_sb3_dreamer_zoo:install\n",
+    }
+
+
+def record_line(name: str, content: bytes) -> str:
+    """
+    :param name: name inside the wheel
+    :param content: bytes of the file
+    :return: its line in RECORD
+    """
+    digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+    return f"{name},sha256={digest},{len(content)}\n"
+
+
+def add_files(wheel: Path, files: dict[str, bytes]) -> None:
+    """
+    Add files to a wheel and to its RECORD.
+
+    :param wheel: path of the wheel, rewritten in place
+    :param files: name inside the wheel -> content
+    """
+    completed = wheel.with_suffix(".tmp")
+    with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(completed, "w", zipfile.ZIP_DEFLATED) as target:
+        record = next(info for info in source.infolist() if info.filename.endswith(".dist-info/RECORD"))
+        for info in source.infolist():
+            if info is not record:
+                target.writestr(info, source.read(info), zipfile.ZIP_DEFLATED)
+        lines = source.read(record).decode()
+        for name, content in files.items():
+            entry = zipfile.ZipInfo(name, date_time=record.date_time)
+            entry.external_attr = 0o644 << 16
+            target.writestr(entry, content, zipfile.ZIP_DEFLATED)
+            lines += record_line(name, content)
+        target.writestr(record, lines, zipfile.ZIP_DEFLATED)
+    os.replace(completed, wheel)
+
+
+def build_wheel(wheel_directory: str, config_settings: Any = None, metadata_directory: str | None = None) -> str:
+    """
+    :param wheel_directory: where the wheel is written
+    :param config_settings: passed on to setuptools
+    :param metadata_directory: passed on to setuptools
+    :return: file name of the wheel
+    """
+    name = build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
+    add_files(Path(wheel_directory, name), {**startup_files(), f"sb3_dreamer/{CONFIG}": (ROOT / CONFIG).read_bytes()})
+    return name
+
+
+def build_editable(wheel_directory: str, config_settings: Any = None, metadata_directory: str | None = None) -> str:
+    """
+    The hook travels as a real file here too: if the checkout is deleted later, Python still starts cleanly. The
+    hyperparameters stay in the checkout, where they can be edited.
+
+    :param wheel_directory: where the wheel is written
+    :param config_settings: passed on to setuptools
+    :param metadata_directory: passed on to setuptools
+    :return: file name of the wheel
+    """
+    name = build_meta.build_editable(wheel_directory, config_settings, metadata_directory)
+    add_files(Path(wheel_directory, name), startup_files())
+    return name

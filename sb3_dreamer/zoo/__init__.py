@@ -1,0 +1,118 @@
+"""
+DreamerV2 in RL Baselines3 Zoo as ``--algo dreamer``.
+
+After ``pip install sb3-dreamer`` nothing has to be done: the start-up hook ``_sb3_dreamer_zoo`` calls ``extend`` when
+rl_zoo3 is imported. ``python -m sb3_dreamer.zoo train ...`` and, in one's own script, ``register()`` do without the hook.
+An entry that rl_zoo3 has already is never replaced: should it ship its own ``dreamer`` one day, that one wins.
+"""
+
+import functools
+import importlib
+import inspect
+import os
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from sb3_dreamer import presets
+
+__all__ = ["ALGO", "default_config", "extend", "register"]
+
+ALGO = "dreamer"
+
+
+def default_config() -> str:
+    """
+    :return: path of the ``dreamer.yml`` that is used when no ``--conf-file`` is given
+    """
+    return str(presets.default_config())
+
+
+def register() -> None:
+    """Add ``dreamer`` to rl_zoo3. Calling it again changes nothing."""
+    for name in _EXTENSIONS:
+        extend(importlib.import_module(name))
+
+
+def extend(module: ModuleType) -> None:
+    """
+    Add what belongs into one module of rl_zoo3. Doing it again changes nothing.
+
+    :param module: ``rl_zoo3.utils``, ``rl_zoo3.hyperparams_opt`` or ``rl_zoo3.exp_manager``
+    """
+    _EXTENSIONS[module.__name__](module)
+
+
+def _extend_algorithms(module: ModuleType) -> None:
+    from sb3_dreamer.dreamer_v2 import DreamerV2
+
+    module.ALGOS.setdefault(ALGO, DreamerV2)
+
+
+def _extend_optimization(module: ModuleType) -> None:
+    from sb3_dreamer.zoo.hyperparams_opt import convert_dreamer_params, sample_dreamer_params
+
+    module.HYPERPARAMS_SAMPLER.setdefault(ALGO, sample_dreamer_params)
+    module.HYPERPARAMS_CONVERTER.setdefault(ALGO, convert_dreamer_params)
+
+
+def _extend_manager(module: ModuleType) -> None:
+    manager = module.ExperimentManager
+    if getattr(manager, "_knows_dreamer", False):
+        return
+    manager._knows_dreamer = True
+    manager.__init__ = _with_default_config(manager.__init__)
+    manager._preprocess_hyperparams = _with_our_conventions(manager._preprocess_hyperparams)
+
+
+def _with_default_config(init: Callable[..., None]) -> Callable[..., None]:
+    """
+    :param init: ``ExperimentManager.__init__``
+    :return: the same, and our hyperparameter file where rl_zoo3 would look for one that it does not have
+    """
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        given = signature.bind(self, *args, **kwargs).arguments
+        if self.algo != ALGO:
+            return
+        self._dreamer_shares_env_kwargs = not given.get("eval_env_kwargs")
+        # a file that the user names is never replaced, not even one that does not exist
+        if not given.get("config") and not os.path.isfile(self.config):
+            self.config = default_config()
+
+    return wrapper
+
+
+def _with_our_conventions(preprocess: Callable[..., Any]) -> Callable[..., Any]:
+    """
+    Two things that rl_zoo3 leaves undone. ``lin_...`` is a schedule for ``learning_rate`` alone, we have three. And the
+    ``env_kwargs`` of a hyperparameter file reach the training env only (rl_zoo3 2.9.2, ``read_hyperparameters``): an
+    Atari agent would be evaluated under another protocol than it is trained in.
+
+    :param preprocess: ``ExperimentManager._preprocess_hyperparams``
+    :return: the same with both done, for our algorithm
+    """
+
+    @functools.wraps(preprocess)
+    def wrapper(self: Any, hyperparams: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if self.algo != ALGO:
+            return preprocess(self, hyperparams, *args, **kwargs)
+        for key in ("actor_learning_rate", "critic_learning_rate"):
+            if key in hyperparams:
+                hyperparams[key] = presets.learning_rate_schedule(hyperparams[key])
+        processed = preprocess(self, hyperparams, *args, **kwargs)
+        if self._dreamer_shares_env_kwargs:
+            self.eval_env_kwargs = self.env_kwargs
+        return processed
+
+    return wrapper
+
+
+_EXTENSIONS: dict[str, Callable[[ModuleType], None]] = {
+    "rl_zoo3.utils": _extend_algorithms,
+    "rl_zoo3.hyperparams_opt": _extend_optimization,
+    "rl_zoo3.exp_manager": _extend_manager,
+}

@@ -1,0 +1,36 @@
+"""``python -m sb3_dreamer.zoo train|enjoy|...``: rl_zoo3's commands with ``dreamer`` among the algorithms, hook or no hook."""
+
+import runpy
+import sys
+
+from sb3_dreamer.zoo import register
+
+# name of the command -> module that runs it
+COMMANDS = {
+    "train": "rl_zoo3.train",
+    "enjoy": "rl_zoo3.enjoy",
+    "record_video": "rl_zoo3.record_video",
+    "record_training": "rl_zoo3.record_training",
+    "benchmark": "rl_zoo3.benchmark",
+    "load_from_hub": "rl_zoo3.load_from_hub",
+    "push_to_hub": "rl_zoo3.push_to_hub",
+    "plot_train": "rl_zoo3.plots.plot_train",
+    "plot_from_file": "rl_zoo3.plots.plot_from_file",
+    "all_plots": "rl_zoo3.plots.all_plots",
+    "report": "sb3_dreamer.zoo.report",
+}
+
+
+def main() -> None:
+    """Run the command named by the first argument with the arguments that follow it."""
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    if command not in COMMANDS:
+        known = "|".join(COMMANDS)
+        sys.exit(f"usage: python -m sb3_dreamer.zoo {known} ...\nunknown command: {command!r}")
+    register()
+    sys.argv[:2] = [f"python -m sb3_dreamer.zoo {command}"]
+    runpy.run_module(COMMANDS[command], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

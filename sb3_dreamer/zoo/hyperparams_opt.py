@@ -1,0 +1,68 @@
+"""Search space of ``python -m rl_zoo3.train --algo dreamer -optimize``."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import optuna
+
+# Sizes that matter are changed together; "large" is the Atari agent of the paper.
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": dict(
+        deterministic_size=64, hidden_size=64, stochastic_size=8, stochastic_classes=8, net_arch=[64, 64], cnn_depth=8
+    ),
+    "small": dict(
+        deterministic_size=128, hidden_size=128, stochastic_size=16, stochastic_classes=16, net_arch=[128, 128], cnn_depth=16
+    ),
+    "medium": dict(
+        deterministic_size=256, hidden_size=256, stochastic_size=32, stochastic_classes=16, net_arch=[256] * 3, cnn_depth=32
+    ),
+    "large": dict(
+        deterministic_size=600, hidden_size=600, stochastic_size=32, stochastic_classes=32, net_arch=[400] * 4, cnn_depth=48
+    ),
+}
+
+
+def sample_dreamer_params(
+    trial: "optuna.Trial", n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """
+    Draw the hyperparameters of one trial.
+
+    :param trial: the trial
+    :param n_actions: number of actions of a continuous env (unused)
+    :param n_envs: number of parallel envs (unused)
+    :param additional_args: what rl_zoo3 says about hindsight replay (unused)
+    :return: constructor arguments of ``DreamerV2``
+    """
+    params = {
+        "learning_rate": trial.suggest_float("learning_rate", 5e-5, 3e-3, log=True),
+        "actor_learning_rate": trial.suggest_float("actor_learning_rate", 1e-5, 1e-3, log=True),
+        "critic_learning_rate": trial.suggest_float("critic_learning_rate", 3e-5, 1e-3, log=True),
+        "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.001, 0.03, log=True),
+        "ent_coef": trial.suggest_float("ent_coef", 1e-5, 3e-2, log=True),
+        "kl_scale": trial.suggest_float("kl_scale", 0.03, 3.0, log=True),
+        "train_freq": trial.suggest_categorical("train_freq", [2, 4, 8, 16]),
+        "batch_size": trial.suggest_categorical("batch_size", [16, 32, 50]),
+        "batch_length": trial.suggest_categorical("batch_length", [16, 32, 50]),
+        "imagination_horizon": trial.suggest_int("imagination_horizon", 5, 20),
+        "size": trial.suggest_categorical("size", list(SIZES)),
+    }
+    for name, value in convert_dreamer_params(params).items():
+        # what the raw numbers of the study's report stand for
+        trial.set_user_attr(name, value)
+    return convert_dreamer_params(params)
+
+
+def convert_dreamer_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """
+    Turn the numbers kept in an Optuna study into constructor arguments (``--trial-id``).
+
+    :param sampled_params: ``trial.params``
+    :return: constructor arguments of ``DreamerV2``
+    """
+    params = dict(sampled_params)
+    params["gamma"] = 1.0 - params.pop("one_minus_gamma")
+    sizes = SIZES[params.pop("size")]
+    # lists are copied: one trial must not be able to change the next
+    params["policy_kwargs"] = {key: list(value) if isinstance(value, list) else value for key, value in sizes.items()}
+    return params

@@ -1,0 +1,187 @@
+"""
+``python -m sb3_dreamer.zoo report --env CartPole-v1``: evaluates a trained agent and draws its learning curve.
+
+Reads a run as rl_zoo3 writes it: the model, the monitor files of the training envs and ``evaluations.npz``.
+"""
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+from huggingface_sb3 import EnvironmentName
+from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.utils import ALGOS, create_test_env, get_model_path, get_saved_hyperparams
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import LoadMonitorResultsError, load_results
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from sb3_dreamer.zoo import ALGO, register
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MAX_EVAL_ENVS = 10
+
+
+def evaluate(model_path: Path, env: VecEnv, episodes: int, deterministic: bool, device: str) -> np.ndarray:
+    """
+    :param model_path: zip file of the agent
+    :param env: env to play in
+    :param episodes: number of episodes
+    :param deterministic: take the most probable action
+    :param device: PyTorch device
+    :return: return of each episode
+    """
+    model = ALGOS[ALGO].load(model_path, device=device)
+    returns, _ = evaluate_policy(
+        model, env, n_eval_episodes=episodes, deterministic=deterministic, return_episode_rewards=True  # type: ignore[arg-type]
+    )
+    return np.array(returns)
+
+
+def make_env(run: Path, env_name: EnvironmentName, n_envs: int, seed: int) -> VecEnv:
+    """
+    :param run: folder of the run
+    :param env_name: name of the env
+    :param n_envs: number of copies
+    :param seed: seed of the first copy
+    :return: the env as the run was trained in, wrappers and arguments included
+    """
+    hyperparams, stats_path = get_saved_hyperparams(str(run / env_name), test_mode=True)
+    env_kwargs = hyperparams.pop("env_kwargs", {})
+    # the zoo's own file, with Python objects such as OrderedDict in it
+    arguments = yaml.load((run / env_name / "args.yml").read_text(), Loader=yaml.UnsafeLoader)
+    env_kwargs = arguments["env_kwargs"] or env_kwargs
+    return create_test_env(
+        env_name.gym_id,
+        n_envs=n_envs,
+        stats_path=stats_path,
+        seed=seed,
+        should_render=False,
+        hyperparams=hyperparams,
+        env_kwargs=env_kwargs,
+        vec_env_cls=DummyVecEnv,
+    )
+
+
+def draw_training(axes: "Axes", run: Path, frames_per_step: int) -> None:
+    """
+    Returns of the training episodes as dots, and their running mean.
+
+    :param axes: where to draw
+    :param run: folder of the run
+    :param frames_per_step: what the monitor counts during one step of the agent
+    """
+    try:
+        episodes = load_results(str(run))
+    except LoadMonitorResultsError:
+        return
+    if len(episodes) == 0:
+        return
+    steps, returns = episodes.l.cumsum().to_numpy() / frames_per_step, episodes.r.to_numpy()
+    window = int(np.clip(len(returns) // 10, 1, 100))
+    axes.plot(steps, returns, ".", markersize=4, alpha=0.25, color="tab:blue", label="training episode")
+    smooth = np.convolve(returns, np.ones(window) / window, mode="valid")
+    axes.plot(steps[window - 1 :], smooth, color="tab:blue", linewidth=2, label=f"mean of {window} training episodes")
+
+
+def draw_evaluations(axes: "Axes", run: Path) -> None:
+    """
+    Mean and standard deviation of every evaluation in mid-training.
+
+    :param axes: where to draw
+    :param run: folder of the run
+    """
+    file = run / "evaluations.npz"
+    if not file.is_file():
+        return
+    with np.load(file) as evaluations:
+        steps, results = evaluations["timesteps"], evaluations["results"]
+    axes.errorbar(
+        steps,
+        results.mean(axis=1),
+        yerr=results.std(axis=1),
+        fmt="o-",
+        capsize=3,
+        color="tab:orange",
+        label=f"evaluation, {results.shape[1]} episodes (mean ± std)",
+    )
+
+
+def draw(run: Path, env_id: str, final: np.ndarray, output: Path, frames_per_step: int = 1) -> None:
+    """
+    Draw the learning curve into a PNG file.
+
+    :param run: folder of the run
+    :param env_id: for the title
+    :param final: returns of the trained agent
+    :param output: file to write
+    :param frames_per_step: what the monitor counts during one step of the agent
+    """
+    # not pyplot: the backend of the caller stays as it is, and no display is needed
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    draw_training(axes, run, frames_per_step)
+    draw_evaluations(axes, run)
+    label = f"trained agent, {len(final)} episodes: {final.mean():.1f} ± {final.std():.1f}"
+    axes.axhline(final.mean(), color="tab:green", linestyle="--", linewidth=1.5, label=label)
+    axes.set_title(f"DreamerV2 on {env_id}")
+    axes.set_xlabel("env steps")
+    axes.set_ylabel("episode return")
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="best", fontsize="small", frameon=True)
+    figure.savefig(output, dpi=150)
+
+
+def parse_args() -> argparse.Namespace:
+    """:return: the arguments of the command line"""
+    parser = argparse.ArgumentParser(description="Evaluate an agent trained with rl_zoo3 and draw its learning curve.")
+    parser.add_argument("--env", type=EnvironmentName, default="CartPole-v1", help="env id")
+    parser.add_argument("-f", "--folder", default="logs", help="log folder of the training")
+    parser.add_argument("--exp-id", type=int, default=0, help="number of the run (default: the latest)")
+    parser.add_argument("--episodes", type=int, default=20, help="number of evaluation episodes")
+    parser.add_argument("--seed", type=int, default=1_000_000, help="seed of the evaluation envs, far from the training's")
+    parser.add_argument("--device", default="auto", help="PyTorch device")
+    parser.add_argument("-o", "--output", type=Path, default=None, help="PNG file (default: in the folder of the run)")
+    return parser.parse_args()
+
+
+def main(args: Any = None) -> None:
+    """
+    :param args: parsed arguments, the command line's by default
+    """
+    args = args or parse_args()
+    register()
+    env_id = args.env.gym_id
+    _, model_path, log_path = get_model_path(args.exp_id, args.folder, ALGO, args.env)
+    run = Path(log_path)
+    deterministic = not (ExperimentManager.is_atari(env_id) or ExperimentManager.is_minigrid(env_id))  # as in rl_zoo3
+    env = make_env(run, args.env, min(args.episodes, MAX_EVAL_ENVS), args.seed)
+    final = evaluate(Path(model_path), env, args.episodes, deterministic, args.device)
+    best_path = run / "best_model.zip"
+    best = evaluate(best_path, env, args.episodes, deterministic, args.device) if best_path.is_file() else None
+    # rl_zoo3 puts Monitor inside of env_wrapper: it counts the frames of an action repeat
+    frames_per_step = env.get_attr("action_repeat")[0] if env.has_attr("action_repeat") else 1
+    env.close()
+
+    output = args.output or run / "learning_curve.png"
+    os.makedirs(output.parent, exist_ok=True)
+    draw(run, env_id, final, output, frames_per_step)
+    print(f"\nDreamerV2 on {env_id}, {args.episodes} evaluation episodes (mean ± std of the return)")
+    print(f"  trained agent:   {final.mean():.1f} ± {final.std():.1f}   {model_path}")
+    if best is not None:
+        print(f"  best checkpoint: {best.mean():.1f} ± {best.std():.1f}   {best_path}")
+    print(f"  learning curve:  {output}")
+
+
+if __name__ == "__main__":
+    main()
