@@ -44,6 +44,8 @@ class BehaviorObjective:
                 f"imagination_horizon must be at least 2 (the actor learns from all steps but the last two), "
                 f"but is {self.imagination_horizon}."
             )
+        if not self.reward_norm_scale > 0.0:
+            raise ValueError(f"reward_norm_scale must be positive, but is {self.reward_norm_scale}.")
         for name in ("gamma", "return_lambda", "reinforce_weight"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be between 0 and 1, but is {getattr(self, name)}.")
@@ -165,8 +167,7 @@ class RewardNormalizer(nn.Module):
         """
         sizes = rewards.detach().abs().reshape(-1, *self.magnitude.shape).mean(0)
         self.magnitude.mul_(momentum).add_(sizes, alpha=1.0 - momentum)
-        # The copy is for the graph: a later update must not change what this call's gradient needs
-        return rewards / (self.magnitude.clone() + epsilon) * scale
+        return rewards / (self.magnitude + epsilon) * scale
 
 
 class ActorCritic(nn.Module):

@@ -31,11 +31,18 @@ class DreamerAdam(th.optim.Adam):
         eps: float = 1e-5,
         weight_decay: float = 1e-6,
     ):
-        super().__init__(params, lr=lr, betas=betas, eps=eps, fused=True)
-        for group in self.param_groups:
-            group.setdefault("uncorrected_eps", eps)
-            group.setdefault("decoupled_decay", weight_decay)
-            group.setdefault("steps_done", 0)
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """
+        Add parameters with options of their own; also called for those of the constructor.
+
+        :param param_group: ``params`` and options
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        # PyTorch's Adam would add its own weight decay to the gradients
+        group.update(uncorrected_eps=group["eps"], decoupled_decay=group["weight_decay"], weight_decay=0.0, steps_done=0)
 
     @th.no_grad()
     def step(self, closure: Any = None) -> Any:

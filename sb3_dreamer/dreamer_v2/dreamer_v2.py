@@ -181,7 +181,7 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
 
     def _check_options(self) -> None:
         """One clear error for an impossible option, before anything is built."""
-        for name in ("batch_size", "batch_length", "target_update_interval", "buffer_size"):
+        for name in ("batch_size", "batch_length", "target_update_interval", "buffer_size", "imagination_horizon"):
             value = getattr(self, name)
             if value != int(value) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, but is {value}.")
@@ -190,6 +190,8 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
             self.train_freq = tuple(self.train_freq)
         if not 0.0 <= self.tau <= 1.0:
             raise ValueError(f"tau must be between 0 and 1, but is {self.tau}.")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0.0:
+            raise ValueError(f"max_grad_norm must be positive, or None for no clipping, but is {self.max_grad_norm}.")
         if isinstance(self.reinforce_weight, str) and self.reinforce_weight != "auto":
             raise ValueError(f"reinforce_weight must be a number between 0 and 1 or 'auto', but is '{self.reinforce_weight}'.")
         self.model_objective, self.behavior_objective  # noqa: B018  the objectives check themselves

@@ -38,6 +38,8 @@ NET_ARCH_PARTS = ("encoder", "decoder", "reward", "discount", "actor", "critic")
 DEFAULT_NET_ARCH = (400, 400, 400, 400)
 #: Longest name of an observation key in the log; SB3's table cuts keys at 36 characters and refuses collisions
 LONGEST_LOGGED_KEY = 20
+#: Names in the log that an observation key, such as "reward", must not take
+OTHER_LOSSES = ("model_loss", "reward_loss", "discount_loss", "kl_loss", "actor_loss", "critic_loss")
 
 
 class ActingState(NamedTuple):
@@ -336,10 +338,13 @@ def _loss_names(stored: dict[str, spaces.Box]) -> dict[str, str]:
     """Logged name of each observation key's loss."""
     if list(stored) == [OBSERVATION_KEY]:
         return {OBSERVATION_KEY: "image_loss" if stored[OBSERVATION_KEY].dtype == np.uint8 else "vector_loss"}
-    short = {
-        key: key if len(key) <= LONGEST_LOGGED_KEY else f"{key[:LONGEST_LOGGED_KEY - 3]}~{i}" for i, key in enumerate(stored)
-    }
-    return {key: f"{name}_loss" for key, name in short.items()}
+    names: dict[str, str] = {}
+    for i, key in enumerate(stored):
+        name = key if len(key) <= LONGEST_LOGGED_KEY else f"{key[:LONGEST_LOGGED_KEY - 3]}~{i}"
+        while f"{name}_loss" in (*OTHER_LOSSES, *names.values()):
+            name += "~"
+        names[key] = f"{name}_loss"
+    return names
 
 
 class CnnPolicy(DreamerPolicy):

@@ -1,5 +1,6 @@
 """What a user is told about a run: the summary before it, the time that is left during it."""
 
+import math
 import os
 import sys
 import time
@@ -63,13 +64,14 @@ def training_summary(algorithm: "SequenceOffPolicyAlgorithm", total_timesteps: i
     bytes_full = buffer.memory_bytes()
     steps = max(total_timesteps - algorithm.num_timesteps, 0)
     filled = min(1.0, steps / max(algorithm.buffer_size, 1))
+    name, total, batch = type(algorithm).__name__, sum(counts.values()), f"{algorithm.batch_size} sequences"
     return "\n".join(
         [
-            f"{type(algorithm).__name__} on {algorithm.device}, {dtype}: {sum(counts.values()) / 1e6:.2f}M parameters ({parts})",
+            f"{name} on {algorithm.device}, {dtype}: {total / 1e6:.2f}M parameters ({parts})",
             f"Replay: {algorithm.buffer_size:,} steps take {bytes_full / GIGABYTE:.2f} GB of memory when full "
             f"({filled * bytes_full / GIGABYTE:.2f} GB in this run)",
-            f"Updates: {train_ratio_text(algorithm)}, each on {algorithm.batch_size} sequences of {algorithm.batch_length} steps, "
-            f"after {algorithm.learning_starts:,} random steps",
+            f"Updates: {train_ratio_text(algorithm)}, each on {batch} of {algorithm.batch_length} steps, "
+            f"after {int(algorithm.learning_starts):,} random steps",
         ]
     )
 
@@ -80,6 +82,8 @@ def train_ratio_text(algorithm: "SequenceOffPolicyAlgorithm") -> str:
     :return: how often it updates, in words
     """
     frequency, unit = algorithm.train_freq.frequency, algorithm.train_freq.unit.value  # type: ignore[union-attr]
+    if unit == "episode" and algorithm.gradient_steps < 0:
+        return "1 per environment step"
     if unit == "episode":
         return f"{algorithm.gradient_steps} per {frequency} episodes"
     per_rollout = frequency * algorithm.n_envs
@@ -157,5 +161,7 @@ def format_seconds(seconds: float) -> str:
     :param seconds: a duration
     :return: as h:mm:ss
     """
+    if not math.isfinite(seconds):  # learn(float("inf")), which a callback ends
+        return "unknown"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

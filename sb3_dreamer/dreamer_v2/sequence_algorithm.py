@@ -1,9 +1,11 @@
 """What any world-model algorithm needs of SB3 beyond ``OffPolicyAlgorithm``: memory while acting, sequences, safe files."""
 
 import io
+import math
 import pathlib
 import pickle
 import warnings
+from copy import deepcopy
 from inspect import signature
 from typing import Any, TypeVar
 
@@ -11,9 +13,10 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn
 
 from sb3_dreamer.common.metrics import MetricAverager
@@ -52,6 +55,11 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 "(was this file saved by another algorithm?)."
             )
         self.replay_buffer_class = self.replay_buffer_class or SequenceReplayBuffer
+        if not issubclass(self.replay_buffer_class, SequenceReplayBuffer):
+            raise ValueError(
+                f"{type(self).__name__} learns from sequences: replay_buffer_class must be derived from SequenceReplayBuffer, "
+                f"but {self.replay_buffer_class.__name__} was given."
+            )
         given = self.replay_buffer_kwargs
         defaults = signature(self.policy_class.__init__).parameters
         image_size = self.policy_kwargs.get("image_size", defaults["image_size"].default)
@@ -86,10 +94,12 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         if self._step_in_flight:  # an exception came between a step and its storing: nobody knows where the env stands
             self._last_obs, self._step_in_flight = None, False
         self.clock = TrainingClock()
-        new_episodes = reset_num_timesteps or self._last_obs is None or self._acting_state is None
+        reset = reset_num_timesteps or self._last_obs is None
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         assert self.env is not None
-        if new_episodes:
+        if reset:
+            self._last_original_obs = self._original_observations(self._last_obs)  # type: ignore[arg-type, assignment]
+        if reset or self._acting_state is None:
             self._acting_state = self.policy.initial_state(self.env.num_envs)
             self._last_episode_starts = np.ones((self.env.num_envs,), dtype=bool)
             self.replay_buffer.start_episodes()
@@ -99,11 +109,11 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         return result
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        callbacks = super()._init_callback(callback)
-        if progress_bar:
-            callbacks = CallbackList([callbacks, DreamerProgressBar()])
-            callbacks.init_callback(self)
-        return callbacks
+        if not progress_bar:
+            return super()._init_callback(callback)
+        given = callback if isinstance(callback, list) else [] if callback is None else [callback]
+        callbacks = [one if isinstance(one, BaseCallback) else ConvertCallback(one) for one in given]
+        return super()._init_callback([*callbacks, DreamerProgressBar()])
 
     def learn(  # type: ignore[override]
         self: SelfSequence,
@@ -117,7 +127,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         """
         Collect experience and train.
 
-        :param total_timesteps: environment steps (agent decisions) over all environments; a float such as 1e7 will do
+        :param total_timesteps: environment steps (agent decisions) over all environments; a float such as 1e7 will do, and
+            infinity for a run that a callback ends
         :param callback: SB3 callbacks
         :param log_interval: episodes between two logs, None for none
         :param tb_log_name: name of the run for TensorBoard
@@ -125,10 +136,11 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         :param progress_bar: show a progress bar with an ETA
         :return: the model itself
         """
-        return super().learn(int(total_timesteps), callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)  # type: ignore[arg-type]
+        steps = int(total_timesteps) if math.isfinite(total_timesteps) else total_timesteps
+        return super().learn(steps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)  # type: ignore[arg-type]
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
-        """As in SB3, but the step after which a callback stops the training is stored too: the next ``learn`` goes on from it."""
+        """As in SB3, but the step after which a callback stops is stored too: the next ``learn`` goes on from it."""
         rollout = super().collect_rollouts(*args, **kwargs)
         if not rollout.continue_training and self._step_in_flight:
             step = kwargs["callback"].locals if "callback" in kwargs else args[1].locals
@@ -169,9 +181,32 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        """As in SB3, but frames may be transposed or stacked outside of a ``VecNormalize`` that leaves them alone."""
+        originals, normalize = self._original_observations(new_obs), self._vec_normalize_env
+        next_obs = deepcopy(originals) if np.any(dones) else originals
+        for i in np.flatnonzero(dones):
+            last = infos[i].get("terminal_observation")
+            if last is None:
+                continue
+            last = last if normalize is None else normalize.unnormalize_obs(last)
+            pairs = [(next_obs[key], last[key]) for key in next_obs] if isinstance(next_obs, dict) else [(next_obs, last)]
+            for target, value in pairs:
+                target[i] = value
+        rewards = reward if normalize is None else normalize.get_original_reward()
+        replay_buffer.add(self._last_original_obs, next_obs, buffer_action, rewards, dones, infos)  # type: ignore[arg-type]
+        self._last_obs, self._last_original_obs = new_obs, originals  # type: ignore[assignment]
         self._last_episode_starts = np.array(dones, dtype=bool)
         self._step_in_flight = False
+
+    def _original_observations(self, observations: NumpyObs) -> NumpyObs:
+        """What the environment's wrappers give, but for the parts that ``VecNormalize`` changes."""
+        normalize = self._vec_normalize_env
+        if normalize is None or not normalize.norm_obs:
+            return observations
+        originals = normalize.get_original_obs()
+        if isinstance(observations, dict):
+            return observations | {key: originals[key] for key in normalize.norm_obs_keys or ()}  # type: ignore[call-overload]
+        return originals
 
     def dump_logs(self) -> None:
         """Write the means of all updates since the last time to the logger, beside what SB3 logs."""
@@ -185,7 +220,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     # ------------------------------------------------------------------------------------------------- saving and loading
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_acting_state", "_metrics", "clock", "_step_in_flight"]
+        derived = ["_acting_state", "_metrics", "clock", "_step_in_flight", "_learning_rate_schedules"]
+        return [*super()._excluded_save_params(), *derived]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         optimizers = ["policy.optimizer", "policy.actor_optimizer.optimizer", "policy.critic_optimizer.optimizer"]
@@ -213,11 +249,18 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         :param force_reset: begin new episodes
         :param kwargs: constructor arguments to change; a name that is none of these gives a warning
         :return: the model
+        :raises ValueError: if the file is damaged or was saved by another algorithm
         """
         unknown = set(kwargs) - set(signature(cls.__init__).parameters) - WRITTEN_BY_TOOLS
         if unknown:
             warnings.warn(f"{cls.__name__}.load() was given unknown arguments, which have no effect: {sorted(unknown)}")
-        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        try:
+            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        except AssertionError as error:
+            if "found in the saved file" not in str(error):
+                raise
+            # The front part of a model file still is a zip file, since it holds others
+            raise ValueError(f"{path} is not a whole model file (truncated or of another kind): {error}.") from error
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
@@ -227,15 +270,30 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         :param truncate_last_traj: not needed here: after loading every environment begins a new episode in the buffer
         :raises ValueError: if the file is damaged or holds something else, or other shapes or numbers of environments
         """
-        present = self.replay_buffer
-        try:
-            super().load_replay_buffer(path, truncate_last_traj)
-            if not isinstance(self.replay_buffer, SequenceReplayBuffer):
-                raise ValueError(f"{path} holds a {type(self.replay_buffer).__name__}, not a SequenceReplayBuffer.")
-            self.replay_buffer.check_compatible(self.observation_space, self.action_space, self.n_envs, self.policy.image_size)
-        except (EOFError, pickle.UnpicklingError, AssertionError, AttributeError, ImportError, IndexError, KeyError) as error:
-            self.replay_buffer = present
-            raise ValueError(f"{path} is not a whole replay buffer file (truncated or of another kind): {error}") from error
-        except ValueError:
-            self.replay_buffer = present
-            raise
+        buffer = unpickle(path, self.verbose)
+        if not isinstance(buffer, SequenceReplayBuffer):
+            raise ValueError(f"{path} holds a {type(buffer).__name__}, not a SequenceReplayBuffer.")
+        buffer.check_compatible(self.observation_space, self.action_space, self.n_envs, self.policy.image_size)
+        buffer.device = self.device
+        self.replay_buffer = buffer
+
+
+def unpickle(path: str | pathlib.Path | io.BufferedIOBase, verbose: int = 0) -> Any:
+    """
+    SB3's ``load_from_pkl`` with one kind of error for whatever a damaged file makes of Python, and no file left open.
+
+    :param path: of the file; the suffix may be left out
+    :param verbose: 2 tells the path
+    :return: what the file holds
+    :raises ValueError: if it is damaged
+    """
+    file = open_path(path, "r", verbose=verbose, suffix="pkl")
+    try:
+        return pickle.load(file)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # pickle raises anything
+        raise ValueError(f"{path} is not a whole replay buffer file (truncated or of another kind): {error}") from error
+    finally:
+        if file is not path:
+            file.close()

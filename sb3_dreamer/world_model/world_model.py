@@ -61,8 +61,9 @@ class WorldModelObjective:
         if self.kl_balance is not None and not 0.0 <= self.kl_balance <= 1.0:
             raise ValueError(f"kl_balance must be between 0 and 1, or None for the plain KL, but is {self.kl_balance}.")
         for name in ("kl_scale", "reward_scale", "discount_scale", "free_nats"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is None or not 0.0 <= value < float("inf"):  # NaN fails too
+                raise ValueError(f"{name} must be a number of at least 0, but is {value}.")
         if not 0.0 <= self.gamma <= 1.0:
             raise ValueError(f"gamma must be between 0 and 1, but is {self.gamma}.")
 

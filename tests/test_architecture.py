@@ -1,0 +1,145 @@
+"""Who may import whom, and how long things may be."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "sb3_dreamer"
+#: Rooms from the foundation up. A file imports only files before it in its room, and only rooms that the second entry names
+ROOMS: dict[str, tuple[str, str]] = {
+    "common": ("type_aliases functional distributions layers heads preprocessing optimization metrics", ""),
+    "world_model": ("latents encoders decoders rssm world_model", "common"),
+    "behavior": ("actor_critic", "common"),
+    "replay": ("storage records buffer", "common"),
+    "dreamer_v2": ("policies reporting update sequence_algorithm dreamer_v2", "common world_model behavior replay"),
+    "envs": ("atari", "common"),
+    "presets": ("presets", "common world_model behavior replay dreamer_v2"),
+    "zoo": ("hyperparams_opt __init__ report __main__", "common world_model behavior replay dreamer_v2 envs presets"),
+    "": ("__init__", "common world_model behavior replay dreamer_v2 presets"),
+}
+HEAVY = {"ale_py", "cv2", "rl_zoo3", "optuna", "matplotlib", "yaml"}
+LONGEST_FILE, LONGEST_FUNCTION = 400, 40
+Problem = tuple[int, str]
+
+
+def location(module: str) -> tuple[str, str]:
+    """Room and file of a module, ``("common", "layers")`` for ``sb3_dreamer.common.layers``."""
+    parts = module.split(".")[1:]
+    if len(parts) == 1 and (PACKAGE / f"{parts[0]}.py").exists():
+        return parts[0], parts[0]
+    return (parts[0] if parts else "", parts[1] if len(parts) > 1 else "__init__")
+
+
+def imports(tree: ast.Module) -> Iterator[tuple[int, str, bool]]:
+    """Line, module and whether it is imported inside a function; not what only a type checker sees."""
+    inner = {id(node) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for node in ast.walk(f)}
+    typing_blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    skipped = {id(node) for block in typing_blocks for node in ast.walk(block)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import) and id(node) not in skipped:
+            yield from ((node.lineno, alias.name, id(node) in inner) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and id(node) not in skipped:
+            source = "." * node.level + (node.module or "")
+            for alias in node.names:
+                path = Path(*source.split(".")[1:], alias.name) if source.startswith("sb3_dreamer") else None
+                is_module = path is not None and ((PACKAGE / path).is_dir() or (PACKAGE / path).with_suffix(".py").exists())
+                is_private = path is not None and alias.name.startswith("_") and not alias.name.startswith("__")
+                module = f"{source}.{alias.name}" if is_module or is_private else source
+                yield node.lineno, module, id(node) in inner
+
+
+def import_problems(room: str, file: str, tree: ast.Module) -> Iterator[Problem]:
+    if room not in ROOMS or file not in (order := [*ROOMS[room][0].split(), "__init__"]):
+        yield 1, "this file has no place in ROOMS"
+        return
+    for line, module, is_lazy in imports(tree):
+        top = module.split(".")[0]
+        if top == "":
+            yield line, f"relative import {module}"
+        elif top in HEAVY and room not in ("envs", "zoo", "presets"):
+            yield line, f"{module} is heavy: only envs, zoo and presets may import it"
+        elif top in HEAVY and room == "presets" and not is_lazy:
+            yield line, f"{module} is heavy: presets imports it inside functions only"
+        elif module.split(".")[-1].startswith("_") and top == "sb3_dreamer":
+            yield line, f"{module} is private"
+        elif top == "sb3_dreamer":
+            other_room, other_file = location(module)
+            if other_room != room and other_room not in ROOMS[room][1].split():
+                yield line, f"{room or 'sb3_dreamer'} must not import {module}"
+            elif other_room == room and order.index(other_file) >= order.index(file):
+                yield line, f"{file} must not import {other_file}, which is not before it"
+
+
+def only_stores(function: ast.FunctionDef) -> bool:
+    """A constructor of assignments to ``self`` and calls, without loops; an ``if`` may guard one such line."""
+    statements = [s for node in function.body for s in (node.body if isinstance(node, ast.If) else [node])]
+    return function.name == "__init__" and all(isinstance(s, ast.Assign | ast.AnnAssign | ast.Expr) for s in statements)
+
+
+def length_problems(text: str, tree: ast.Module) -> Iterator[Problem]:
+    lines = text.splitlines()
+    if len(lines) > LONGEST_FILE:
+        yield LONGEST_FILE + 1, f"{len(lines)} lines, at most {LONGEST_FILE}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and not only_stores(node):
+            has_docstring = ast.get_docstring(node, clean=False) is not None
+            start = node.body[0].end_lineno if has_docstring else node.body[0].lineno - 1
+            body = [line for line in lines[start : node.end_lineno] if line.strip()]  # type: ignore[misc]
+            if len(body) > LONGEST_FUNCTION:
+                yield node.lineno, f"{node.name} has {len(body)} lines, at most {LONGEST_FUNCTION}"
+
+
+def problems(path: Path, text: str) -> list[str]:
+    """Everything that is wrong with a file, as ``file:line: what``."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    tree = ast.parse(text)
+    room, file = location(".".join(("sb3_dreamer", *parts))) if parts != ("__init__",) else ("", "__init__")
+    found = [*import_problems(room, file, tree), *length_problems(text, tree)]
+    return [f"{path.relative_to(PACKAGE.parent)}:{line}: {what}" for line, what in found]
+
+
+def test_package_follows_the_house() -> None:
+    files = sorted(PACKAGE.rglob("*.py"))
+    assert len(files) > 20
+    found = [problem for path in files for problem in problems(path, path.read_text())]
+    assert not found, "\n" + "\n".join(found)
+
+
+def test_violations_are_named() -> None:
+    """One violation of each kind, each found in its line."""
+    long = "def f():\n" + "    x = 1\n" * 41
+    cases = {
+        ("common/layers.py", "import torch\nfrom sb3_dreamer.behavior import actor_critic\n"): ":2: common must not import",
+        ("common/functional.py", "from sb3_dreamer.common.layers import MLP\n"): ":1: functional must not import layers",
+        ("world_model/latents.py", "from sb3_dreamer.world_model.rssm import RSSM\n"): ":1: latents must not import rssm",
+        ("world_model/rssm.py", "def f():\n    import sb3_dreamer.replay.buffer\n"): ":2: world_model must not import",
+        ("behavior/actor_critic.py", "from sb3_dreamer import DreamerV2\n"): ":1: behavior must not import sb3_dreamer",
+        ("dreamer_v2/update.py", "from sb3_dreamer.zoo import register\n"): ":1: dreamer_v2 must not import",
+        ("dreamer_v2/update.py", "from sb3_dreamer import presets\n"): ":1: dreamer_v2 must not import sb3_dreamer.presets",
+        ("envs/atari.py", "import numpy\nimport cv2\nimport sb3_dreamer.replay\n"): ":3: envs must not import",
+        ("replay/buffer.py", "import numpy\nimport cv2\n"): ":2: cv2 is heavy",
+        ("presets.py", "import yaml\n"): ":1: yaml is heavy: presets imports it inside functions only",
+        ("common/layers.py", "from . import functional\n"): ":1: relative import",
+        ("common/heads.py", "from sb3_dreamer.common.layers import _x\n"): ":1: sb3_dreamer.common.layers._x is private",
+        ("common/utils.py", ""): ":1: this file has no place",
+        ("tools.py", ""): ":1: this file has no place",
+        ("common/heads.py", "\n" * 401): ":401: 401 lines",
+        ("common/heads.py", "x = 1\n" + long): ":2: f has 41 lines",
+    }
+    for (name, text), expected in cases.items():
+        found = problems(PACKAGE / name, text)
+        assert len(found) == 1 and expected in found[0], f"{name}: {found}"
+
+
+def test_import_is_light() -> None:
+    """What this package adds to SB3's imports (SB3 itself takes some heavy packages where they are installed)."""
+    code = f"""
+import sys, stable_baselines3
+before = set(sys.modules)
+import sb3_dreamer
+print(sorted({HEAVY!r} & (set(sys.modules) - before)))
+"""
+    added = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    assert added == "[]", f"`import sb3_dreamer` imports {added}"

@@ -1,0 +1,360 @@
+"""Small pieces of the official DreamerV2, compared with the shipped functions one by one."""
+
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from torch import nn
+
+from sb3_dreamer import DreamerV2
+from sb3_dreamer.behavior.actor_critic import ActorLoss, ContinuousActor, CriticLoss, ReturnEstimate, RewardNormalizer
+from sb3_dreamer.common.distributions import Bernoulli, OneHotCategorical, TruncatedNormal, UnitNormal
+from sb3_dreamer.common.functional import REWARD_TRANSFORMS, balanced_kl, lambda_returns
+from sb3_dreamer.common.layers import MLP, LayerNormGRUCell
+from sb3_dreamer.common.optimization import DreamerAdam, ParameterOptimizer
+from sb3_dreamer.common.preprocessing import normalise_observations
+from sb3_dreamer.common.type_aliases import ImaginedTrajectory, LatentState, SequenceBatch
+from sb3_dreamer.dreamer_v2 import dreamer_v2
+from sb3_dreamer.dreamer_v2.policies import DreamerPolicy
+from sb3_dreamer.dreamer_v2.update import Imagination, behavior_metrics
+from sb3_dreamer.world_model.decoders import PointTransposedConv
+from sb3_dreamer.world_model.encoders import DreamerEncoder
+from sb3_dreamer.world_model.latents import CategoricalLatent
+from tests.golden_loader import ACTIVATIONS, SpacesOnly
+
+FORWARD, GRADIENT = 1e-5, 1e-4
+#: Pieces that this version does not have
+LATER = ("kl/gaussian/", "tanh_normal/", "std_act/", "action_noise/", "schedule/")
+
+
+class Unit:
+    """The file, which remembers what was read."""
+
+    def __init__(self) -> None:
+        with np.load(Path(__file__).parent / "data" / "golden" / "unit" / "unit.npz") as file:
+            self.arrays = {name: file[name] for name in file.files}
+        self.read: set[str] = set()
+
+    def __call__(self, name: str, gradient: bool = False) -> th.Tensor:
+        self.read.add(name)
+        return th.as_tensor(self.arrays[name].copy()).requires_grad_(gradient)
+
+    def error(self, name: str, ours: th.Tensor) -> float:
+        """Largest absolute error, relative to the largest absolute reference value."""
+        reference = self(name).double()
+        assert ours.shape == reference.shape, f"{name}: {tuple(ours.shape)} is not {tuple(reference.shape)}"
+        error = (ours.detach().double() - reference).abs().max() / (reference.abs().max() or 1.0)
+        return error.item()
+
+    def compare(self, name: str, ours: th.Tensor, tolerance: float = FORWARD) -> None:
+        error = self.error(name, ours)
+        assert error <= tolerance, f"{name}: {error:.1e} is more than {tolerance:.0e}"
+
+    def compare_gradients(self, value: th.Tensor, gradients: dict[str, th.Tensor], tolerance: float = GRADIENT) -> None:
+        """Gradients of a scalar; names to what it is differentiated by."""
+        found = th.autograd.grad(value, list(gradients.values()), allow_unused=True, retain_graph=True)
+        for (name, tensor), gradient in zip(gradients.items(), found, strict=True):
+            self.compare(name, th.zeros_like(tensor) if gradient is None else gradient, tolerance)
+
+
+def check_lambda(unit: Unit) -> None:
+    parts = {name: unit(f"lambda/{name}", True) for name in ("reward", "value", "pcont", "bootstrap")}
+    reward, value, pcont, bootstrap = parts.values()
+    values = th.cat([value, bootstrap[None]])
+    for weight in (0.0, 0.5, 0.95, 1.0):
+        unit.compare(f"lambda/return_{weight}", lambda_returns(reward, values, pcont, weight))
+    returns = lambda_returns(reward, values, pcont, 0.95)
+    unit.compare_gradients((unit("lambda/cotangent") * returns).sum(), {f"lambda/grad_{k}": x for k, x in parts.items()})
+    zero_bootstrap = th.cat([value, th.zeros(1, 4)])
+    unit.compare("lambda/return_0.95_nobootstrap", lambda_returns(reward, zero_bootstrap, pcont, 0.95))
+    constant = th.full_like(reward, 0.9)
+    unit.compare("lambda/return_0.95_scalar_0.9", lambda_returns(reward, values, constant, 0.95))
+    unit.compare("lambda/return_0.95_axis1", returns.T)  # ours is always time-major
+
+
+@pytest.mark.parametrize("case", ["off", "scalar", "scaled", "vec"])
+def test_streamnorm_state_is_a_constant(case: str) -> None:
+    """The gradient stays right when the state has moved on before the backward pass."""
+    unit = Unit()
+    first = unit(f"streamnorm/{case}/in0", True)
+    momentum, scale, epsilon = unit(f"streamnorm/{case}/config_momentum_scale_eps").tolist()
+    normalizer = RewardNormalizer(first.shape[2:])
+    output = normalizer(first, momentum, scale, epsilon)
+    normalizer(unit(f"streamnorm/{case}/in1"), momentum, scale, epsilon)
+    unit.compare_gradients((first * output).sum(), {f"streamnorm/{case}/grad_sum_in_times_out0": first})
+
+
+def check_streamnorm(unit: Unit) -> None:
+    scalar = th.zeros(())
+    for case in ("off", "scalar", "scaled", "vec"):
+        prefix = f"streamnorm/{case}"
+        momentum, scale, epsilon = unit(f"{prefix}/config_momentum_scale_eps").tolist()
+        normalizer = RewardNormalizer((3,) if case == "vec" else ())
+        for call in range(4):
+            rewards = unit(f"{prefix}/in{call}", True)
+            output = normalizer(rewards, momentum, scale, epsilon)
+            unit.compare(f"{prefix}/out{call}", output)
+            unit.compare(f"{prefix}/mag{call}", normalizer.magnitude)
+            unit.compare_gradients((rewards * output).sum(), {f"{prefix}/grad_sum_in_times_out{call}": rewards})
+            state = LatentState(scalar, scalar)
+            path = ImaginedTrajectory(state, scalar, scalar, output.detach(), scalar, scalar)
+            imagination = Imagination(rewards.detach(), path, ReturnEstimate(scalar, scalar))
+            metrics = behavior_metrics(imagination, ActorLoss(scalar, scalar), CriticLoss(scalar, scalar))
+            for official, ours in {"": "imagined", "normed_": "normed"}.items():
+                for statistic in ("mean", "std"):
+                    # A mean of cancelling numbers: its error is relative to the numbers, at most 4 of them
+                    value, name = metrics[f"{ours}_reward_{statistic}"], f"{prefix}/metric{call}_{official}{statistic}"
+                    unit.compare(name, value, 1e-5 * max(1.0, (output.abs().max() / unit(name).abs()).item()))
+
+
+def check_trunc(unit: Unit) -> None:
+    min_std, init_std = unit("trunc/min_std_init_std").tolist()
+    assert init_std == 0.0  # an offset of the raw scale that this package does not have
+    for kind in ("official", "implicit"):
+        actor = ContinuousActor(1, 3, [], nn.ELU, min_std, exact_gradient=kind == "implicit")
+        raw = {"out": unit("trunc/out", True), "std_raw": unit("trunc/std_raw", True)}
+        policy = actor.distribution(*raw.values())
+        sample, value = policy.sample(unit("trunc/u")), unit("trunc/value")
+        per_dim = TruncatedNormal(policy.loc[..., None], policy.scale[..., None])
+        values = {
+            "loc": policy.loc,
+            "scale": policy.scale,
+            "mean": policy.mean,
+            "mode": policy.mode,
+            "log_prob": policy.log_prob(value),
+            "log_prob_per_dim": per_dim.log_prob(value[..., None]),
+            "entropy": policy.entropy(),
+            "entropy_per_dim": per_dim.entropy(),
+            "sample": sample,
+            "log_prob_of_sample": policy.log_prob(sample),
+        }
+        for name, ours in values.items():
+            unit.compare(f"trunc/{name}", ours)
+        sums = {
+            "log_prob_{}": policy.log_prob(value).sum(),
+            "entropy_{}": policy.entropy().sum(),
+            f"sample_{{}}_{kind}": (unit("trunc/cotangent") * sample).sum(),
+            f"log_prob_of_sample_{{}}_{kind}": policy.log_prob(sample).sum(),
+        }
+        for name, total in sums.items():
+            unit.compare_gradients(total, {f"trunc/grad_{name.format(key)}": x for key, x in raw.items()})
+
+
+def check_onehot(unit: Unit) -> None:
+    logits, value = unit("onehot/logits", True), unit("onehot/value", True)
+    policy = OneHotCategorical(logits)
+    sample = policy.sample(th.ones_like(logits))
+    for name in ("probs", "mode"):
+        unit.compare(f"onehot/{name}", getattr(policy, name))
+    unit.compare("onehot/sample", sample)
+    unit.compare("onehot/entropy", policy.entropy())
+    unit.compare("onehot/log_prob", policy.log_prob(value))
+    unit.compare_gradients(policy.entropy().sum(), {"onehot/grad_entropy_logits": logits})
+    names = {"onehot/grad_log_prob_logits": logits, "onehot/grad_log_prob_value": value}
+    unit.compare_gradients(policy.log_prob(value).sum(), names)
+    unit.compare_gradients((unit("onehot/cotangent") * sample).sum(), {"onehot/grad_sample_logits": logits})
+    own = policy.log_prob(sample).sum()
+    unit.compare_gradients(own, {"onehot/grad_log_prob_of_own_sample_logits": logits})
+
+
+def check_other_heads(unit: Unit) -> None:
+    logits = unit("binary/logit", True)
+    log_prob = Bernoulli(logits).log_prob(unit("binary/target"))
+    unit.compare("binary/log_prob", log_prob)
+    unit.compare_gradients(log_prob.sum(), {"binary/grad": logits})
+    for dims in (0, 1):
+        log_prob = UnitNormal(unit("mse/mean"), event_dims=dims).log_prob(unit("mse/value"))
+        unit.compare(f"mse/log_prob_event{dims}", log_prob)
+
+
+def check_kl(unit: Unit) -> None:
+    latent = CategoricalLatent(4, 5)
+    for forward, balance, free, average in product((0, 1), (0.8, 0.5, 0.0), ("zero", "mid", "big"), (0, 1)):
+        name = f"kl/discrete/forward{forward}_balance{balance}_free_{free}_avg{average}"
+        parts = {key: unit(f"kl/discrete/{key}/logit", True) for key in ("post", "prior")}
+        post, prior = (logits.flatten(-2) for logits in parts.values())
+        nats = unit(f"kl/discrete/free_{free}").item()
+        # Officially a balance of exactly 0.5 means one KL without balancing, and free nats per element
+        plain = balance == 0.5
+        per_element = plain or not average
+        loss, value = balanced_kl(
+            latent.kl, post, prior, None if plain else balance, nats, not per_element, forward=bool(forward)
+        )
+        unit.compare(f"{name}/loss", loss)
+        unit.compare(f"{name}/value", value)
+        unit.compare_gradients(loss, {f"{name}/grad_{key}_logit": logits for key, logits in parts.items()})
+    unit.compare("kl/discrete/post_entropy", latent.entropy(unit("kl/discrete/post/logit").flatten(-2)))
+
+
+def check_gru(unit: Unit) -> None:
+    inputs, state = unit("gru/in_x", True), unit("gru/in_h", True)
+    cell = LayerNormGRUCell(inputs.shape[1], state.shape[1])
+    with th.no_grad():
+        cell.linear.weight.copy_(unit("gru/kernel").T)
+        cell.linear.bias.copy_(unit("gru/bias"))
+        cell.norm.weight.copy_(unit("gru_norm/gamma"))
+        cell.norm.bias.copy_(unit("gru_norm/beta"))
+    output = cell(inputs, state)
+    unit.compare("gru/out", output)
+    names: dict[str, th.Tensor] = {"bias": cell.linear.bias, "norm/gamma": cell.norm.weight, "norm/beta": cell.norm.bias}
+    names |= {"in_x": inputs, "in_h": state}
+    total = output.square().sum()
+    unit.compare_gradients(total, {f"gru/grad_sum_sq/{name}": x for name, x in names.items()})
+    unit.compare("gru/grad_sum_sq/kernel", th.autograd.grad(total, cell.linear.weight)[0].T, GRADIENT)
+
+
+def check_layers(unit: Unit) -> None:
+    norm = LayerNormGRUCell(1, 2).norm
+    with th.no_grad():
+        norm.weight.copy_(unit("layernorm/gamma"))
+        norm.bias.copy_(unit("layernorm/beta"))
+        unit.compare("layernorm/out", norm(unit("layernorm/in")))
+        for kind, function in {**ACTIVATIONS, "none": nn.Identity}.items():
+            layer = MLP(17, [17], function)
+            layer.load_state_dict({"0.weight": th.eye(17), "0.bias": th.zeros(17)})
+            unit.compare(f"act/{kind}", layer(unit("act/in")))
+
+
+def check_convolutions(unit: Unit) -> None:
+    encoder = DreamerEncoder(spaces.Box(0, 255, (2, 9, 9), np.uint8), cnn_depth=3, activation_fn=nn.Identity)
+    with th.no_grad():
+        weights = {"cnn.0.weight": unit("conv/kernel").permute(3, 2, 0, 1), "cnn.0.bias": unit("conv/bias")}
+        encoder.load_state_dict(weights)
+        embedding = encoder(unit("conv/in").permute(0, 3, 1, 2)).unflatten(-1, (3, 3, 3))
+        unit.compare("conv/out", embedding.permute(0, 2, 3, 1))
+
+        whole, point = nn.ConvTranspose2d(3, 2, 5, 2), PointTransposedConv(3, 2, 5, 2)
+        for layer in (whole, point):
+            layer.weight.copy_(unit("convt/kernel").permute(3, 2, 0, 1))
+            layer.bias.copy_(unit("convt/bias"))  # type: ignore[union-attr]
+        pixels = unit("convt/in").permute(0, 3, 1, 2)
+        unit.compare("convt/out", whole(pixels).permute(0, 2, 3, 1))
+        bias = point.bias[:, None, None]  # type: ignore[index]
+        patches = bias.expand(2, 2, 9, 9).clone()
+        for y, x in product(range(3), range(3)):  # a transposed convolution adds up what it makes of the single pixels
+            patches[:, :, 2 * y : 2 * y + 5, 2 * x : 2 * x + 5] += point(pixels[:, :, y : y + 1, x : x + 1]) - bias
+        unit.compare("convt/out", patches.permute(0, 2, 3, 1))
+
+
+def optimizer_errors(unit: Unit, case: str, decay_factor: float = 1.0) -> list[float]:
+    """
+    Run five official steps.
+
+    :param case: of the file
+    :param decay_factor: 1, or something else to make a mistake
+    :return: relative errors of norms and of the changes since the beginning
+    """
+    prefix = f"optimizer/{case}"
+    lr, eps, clip, decay = unit(f"{prefix}/lr_eps_clip_wd").tolist()
+    parts = {name: nn.Parameter(unit(f"{prefix}/{name}_0")) for name in ("kernel", "bias")}
+    kwargs = dict(eps=eps, weight_decay=decay * decay_factor)
+    optimizer = ParameterOptimizer(parts.values(), DreamerAdam, lr, kwargs)
+    if case == "adam_pattern":  # decays only what a pattern names
+        groups = [dict(params=[parts["kernel"]], **kwargs), dict(params=[parts["bias"]], weight_decay=0.0)]
+        optimizer.optimizer = DreamerAdam(groups, lr=lr, eps=eps)
+    errors = []
+    for step in range(1, 6):
+        for name, parameter in parts.items():
+            parameter.grad = unit(f"{prefix}/grad_{name}_{step}")
+        errors.append(unit.error(f"{prefix}/grad_norm_{step}", optimizer.apply(clip or None)))
+        for name, parameter in parts.items():
+            start = unit(f"{prefix}/{name}_0")
+            moved = unit(f"{prefix}/{name}_{step}") - start
+            errors.append(((parameter.detach() - start - moved).abs().max() / moved.abs().max()).item())
+    return errors
+
+
+def check_optimizer(unit: Unit) -> None:
+    for case in ("adam_clip_wd", "adam_noclip", "adam_pattern"):
+        # Changes of 1e-3 in variables of 1, in 32 bits: 1e-7 / 1e-3
+        assert max(optimizer_errors(unit, case)) < 1e-4, case
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.01])
+def test_weight_decay_mistake_is_detected(factor: float) -> None:
+    """No weight decay, or (AdamW) weight decay scaled by the learning rate, which is 0.01 here."""
+    assert max(optimizer_errors(Unit(), "adam_clip_wd", factor)) > 0.1
+
+
+def tiny(critic_parameters: int = 19, **options: float) -> DreamerV2:
+    """A small model, whose critic is one linear layer."""
+    env = SpacesOnly(spaces.Box(0, 255, (1, 3, 3), np.uint8), spaces.Discrete(2))
+    kwargs: dict[str, Any] = dict(hidden_size=4, stochastic_size=2, stochastic_classes=2, cnn_depth=2)
+    kwargs |= dict(deterministic_size=critic_parameters - 5, net_arch=[], image_size=None)
+    return DreamerV2(DreamerPolicy, env, device="cpu", buffer_size=100, policy_kwargs=kwargs, **options)  # type: ignore[arg-type]
+
+
+def check_slow_target(unit: Unit) -> None:
+    batch = SequenceBatch({}, *(th.zeros(0) for _ in range(4)))
+    for name, fraction in {"frac1": 1.0, "frac0.25": 0.25}.items():
+        model = tiny(tau=fraction, target_update_interval=3)
+        critics, targets = (unit(f"slow_target/{name}/{kind}_after_call") for kind in ("critic", "target"))
+        critic, target = model.policy.behavior.critic, model.policy.behavior.critic_target
+        with pytest.MonkeyPatch.context() as patch:
+            for step in range(8):
+
+                def move(*_: object, row: th.Tensor = critics[step], critic: nn.Module = critic) -> None:
+                    nn.utils.vector_to_parameters(row, critic.parameters())
+
+                patch.setattr(dreamer_v2, "training_update", move)
+                model.update(batch)
+                error = (nn.utils.parameters_to_vector(target.parameters()) - targets[step]).abs().max()
+                assert error <= FORWARD * targets[step].abs().max(), f"slow_target/{name}, call {step}: {error}"
+
+
+class LabelRecorder(nn.Module):
+    """A discount head that keeps the label it was asked to predict."""
+
+    def forward(self, features: th.Tensor) -> "LabelRecorder":
+        return self
+
+    def log_prob(self, label: th.Tensor) -> th.Tensor:
+        self.label = label
+        return label
+
+
+def check_pre(unit: Unit) -> None:
+    images, rewards = unit("pre/image"), unit("pre/reward")
+    unit.compare("pre/image_out", normalise_observations({"image": images})["image"])
+    for name, transform in REWARD_TRANSFORMS.items():
+        unit.compare(f"pre/reward_{name}", transform(rewards))
+    model, recorder = tiny(gamma=0.99), LabelRecorder()
+    model.policy.world_model.discount_head = recorder
+    observations = {"observation": images.permute(1, 0, 4, 2, 3)}
+    starts, continues = th.tensor([[True], [False]]), th.tensor([[1.0], [0.0]])
+    batch = SequenceBatch(observations, th.zeros(2, 1, 2), rewards.T, continues, starts)
+    model.policy.world_model.loss(batch, model.model_objective)
+    unit.compare("pre/discount_out_0.99", recorder.label.T)
+
+
+CHECKS = [
+    check_lambda,
+    check_streamnorm,
+    check_trunc,
+    check_onehot,
+    check_other_heads,
+    check_kl,
+    check_gru,
+    check_layers,
+    check_convolutions,
+    check_optimizer,
+    check_slow_target,
+    check_pre,
+]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_equals_official(check: Callable[[Unit], None]) -> None:
+    check(Unit())
+
+
+def test_every_array_is_used() -> None:
+    unit = Unit()
+    for check in CHECKS:
+        check(unit)
+    assert sorted(name for name in unit.arrays if not name.startswith(LATER) and name not in unit.read) == []
