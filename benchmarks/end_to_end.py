@@ -26,29 +26,23 @@ from tests.tasks import MemoryCue, PixelCatch
 
 RESULTS = Path(__file__).with_name("results") / "end_to_end.json"
 
-#: One agent for both picture tasks
+#: One agent for both picture tasks. The latent state keeps the paper's 32 x 32: with 8 x 8 the same network needed more
+#: than 1,200 updates to see where a small ball is, with 32 x 32 it needs 200
 SMALL_PIXELS: dict[str, Any] = dict(
-    learning_rate=6e-4,
-    actor_learning_rate=2e-4,
+    learning_rate=1e-3,
+    actor_learning_rate=3e-4,
     critic_learning_rate=3e-4,
     buffer_size=20_000,
     learning_starts=500,
-    batch_size=16,
-    batch_length=16,
+    batch_size=12,
+    batch_length=12,
     train_freq=4,
     gamma=0.98,
     imagination_horizon=10,
     target_update_interval=50,
     ent_coef=3e-3,
     reward_transform="identity",
-    policy_kwargs=dict(
-        deterministic_size=128,
-        hidden_size=128,
-        stochastic_size=8,
-        stochastic_classes=8,
-        net_arch=[128, 128],
-        cnn_depth=8,
-    ),
+    policy_kwargs=dict(deterministic_size=128, hidden_size=128, net_arch=[128, 128], cnn_depth=8),
 )
 
 

@@ -206,7 +206,7 @@ class GoldenFolder:
         cnn = model.policy.world_model.encoder.cnn  # type: ignore[union-attr]
         if cnn is None:
             return None
-        shape = model.policy.world_model.encoder.features_dim - (self._vector_embedding(model))  # type: ignore[operator]
+        shape = int(model.policy.world_model.encoder.features_dim) - self._vector_embedding(model)  # type: ignore[arg-type]
         channels = 8 * self.settings["encoder.cnn_depth"]
         side = round((shape / channels) ** 0.5)
         return np.arange(shape).reshape(side, side, channels).transpose(2, 0, 1).reshape(-1)

@@ -12,10 +12,10 @@ README = (ROOT / "README.md").read_text()
 RUN_BY = {
     "make train": ("Makefile", "rl_zoo3.train --algo dreamer"),
     "make test": (".ci/run", "make test"),
-    "pip install sb3-dreamer": (".ci/run", '-m pip install -qq --disable-pip-version-check -c constraints.txt "$work"/dist/*.whl'),
+    "pip install sb3-dreamer": (".ci/run", '-c constraints.txt "$work"/dist/*.whl'),
     'pip install "sb3-dreamer[extra]"': ("Makefile", "extra$(comma)tests"),
     "python -m rl_zoo3.train --algo dreamer --env CartPole-v1 --progress": (".ci/run", "-m rl_zoo3.train --algo dreamer"),
-    "python -m rl_zoo3.enjoy --algo dreamer --env CartPole-v1 --no-render -n 500": (".ci/run", "-m rl_zoo3.enjoy --algo dreamer"),
+    "python -m rl_zoo3.enjoy --algo dreamer --env CartPole-v1 --no-render -n 500": (".ci/run", "-m rl_zoo3.enjoy"),
     "python -m rl_zoo3.train --algo dreamer --env CartPole-v1 -optimize --n-trials 10": ("tests/test_zoo.py", "-optimize"),
     "python -m sb3_dreamer.zoo train --algo dreamer --env CartPole-v1": ("tests/test_zoo.py", "sb3_dreamer.zoo"),
     "python -m tests.golden tests/data/golden/a_atari tests/data/golden/c_proprio": ("tests/test_golden.py", "main("),

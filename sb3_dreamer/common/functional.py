@@ -99,7 +99,7 @@ class _ScaleGradient(th.autograd.Function):
     """Identity whose backward pass multiplies by a constant."""
 
     @staticmethod
-    def forward(ctx, x: th.Tensor, scale: float) -> th.Tensor:  # noqa: D102
+    def forward(ctx, x: th.Tensor, scale: float) -> th.Tensor:
         ctx.scale = scale
         return x.view_as(x)
 
@@ -120,7 +120,8 @@ def balanced_kl(
     """
     KL loss with balancing and free nats (V2, algorithm 2).
 
-    Balancing is the weighted sum of two terms of equal value, ``(1 - balance) KL(post, sg(prior)) + balance KL(sg(post), prior)``.
+    Balancing is the weighted sum of two terms of equal value,
+    ``(1 - balance) KL(posterior, sg(prior)) + balance KL(sg(posterior), prior)``.
     Equal values mean that one KL with scaled gradients is the same function with half of the work, also with free nats.
 
     :param kl: (lhs, rhs) distribution parameters to KL(lhs, rhs) in nats, shape (T, B)
