@@ -254,6 +254,7 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
 
     def _set_learning_rates(self, progress_remaining: float) -> dict[str, float]:
         """Set the optimizers' learning rates for a progress from 1 to 0; returns them by name."""
+        progress_remaining = max(progress_remaining, 0.0)  # SB3 overshoots by up to a rollout
         optimizers = (self.policy.world_model_optimizer, self.policy.actor_optimizer, self.policy.critic_optimizer)
         rates = {}
         for (name, schedule), optimizer in zip(self._learning_rate_schedules.items(), optimizers, strict=True):
