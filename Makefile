@@ -13,7 +13,7 @@ SEED ?= 0
 N ?=
 ARGS ?=
 LOGS ?= logs
-EVAL ?= --eval-freq 2000 --eval-episodes 10 --n-eval-envs 5
+EVAL ?= --eval-freq 1000 --eval-episodes 20 --n-eval-envs 10
 # a game of Atari is long and full of frames: evaluate it rarely
 ifneq (,$(findstring ALE/,$(ENV))$(findstring NoFrameskip,$(ENV)))
 EVAL := --eval-freq 250000 --eval-episodes 5

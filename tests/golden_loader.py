@@ -35,7 +35,6 @@ FIXED_SETTINGS = {
     "reward_head.norm": ("none",),
     "discount_head.dist": ("binary",),
     "discount_head.norm": ("none",),
-    "loss_scales.reward": None,
     "actor.dist": ("onehot", "trunc_normal"),
     "actor.norm": ("none",),
     "critic.dist": ("mse",),
@@ -44,6 +43,7 @@ FIXED_SETTINGS = {
     "actor_opt.opt": ("adam",),
     "critic_opt.opt": ("adam",),
     "slow_target": (True,),
+    "reward_norm.eps": (1e-8,),
 }
 ACTIVATIONS = {"elu": th.nn.ELU, "relu": th.nn.ReLU, "tanh": th.nn.Tanh, "mish": th.nn.Mish, "swish": th.nn.SiLU}
 
@@ -109,7 +109,7 @@ class GoldenFolder:
         if not self.meta["discrete_latents"]:
             raise UnsupportedFolder("Gaussian latents (discrete_latents: false) are not supported yet.")
         for name, values in FIXED_SETTINGS.items():
-            if values is not None and self.settings.get(name, values[0]) not in values:
+            if self.settings.get(name, values[0]) not in values:
                 raise UnsupportedFolder(f"Setting {name}: {self.settings[name]!r} is not supported; known: {list(values)}.")
         for option in ("eps", "clip", "wd"):
             if len({self.settings[f"{part}_opt.{option}"] for part in ("model", "actor", "critic")}) > 1:

@@ -14,7 +14,7 @@ ROOMS: dict[str, tuple[str, str]] = {
     "behavior": ("actor_critic", "common"),
     "replay": ("storage records buffer", "common"),
     "dreamer_v2": ("policies reporting update sequence_algorithm dreamer_v2", "common world_model behavior replay"),
-    "envs": ("atari", "common"),
+    "envs": ("atari scaling", "common"),
     "presets": ("presets", "common world_model behavior replay dreamer_v2"),
     "zoo": ("hyperparams_opt __init__ report __main__", "common world_model behavior replay dreamer_v2 envs presets"),
     "": ("__init__", "common world_model behavior replay dreamer_v2 presets"),

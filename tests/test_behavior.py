@@ -287,11 +287,11 @@ def test_every_option_changes_a_number(option: str) -> None:
 @pytest.mark.parametrize(
     "option, value, message",
     [
-        ("imagination_horizon", 1, "imagination_horizon must be at least 2"),
-        ("gamma", -0.1, "gamma must be between 0 and 1, but is -0.1"),
-        ("return_lambda", 1.1, "return_lambda must be between 0 and 1, but is 1.1"),
-        ("reinforce_weight", 2.0, "reinforce_weight must be between 0 and 1, but is 2.0"),
-        ("reward_norm_momentum", 1.5, "reward_norm_momentum must be between 0 and 1, or None, but is 1.5"),
+        ("imagination_horizon", 1, "imagination_horizon must be a number of at least 2"),
+        ("gamma", -0.1, "gamma must be a number between 0 and 1, but is -0.1"),
+        ("return_lambda", 1.1, "return_lambda must be a number between 0 and 1, but is 1.1"),
+        ("reinforce_weight", 2.0, "reinforce_weight must be a number between 0 and 1, but is 2.0"),
+        ("reward_norm_momentum", 1.5, "reward_norm_momentum must be a number between 0 and 1, but is 1.5"),
         ("reinforce_weight", "sometimes", "reinforce_weight must be a number between 0 and 1 or 'auto'"),
     ],
 )

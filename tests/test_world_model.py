@@ -197,12 +197,12 @@ def test_reward_transform_is_what_the_head_learns(transform: str) -> None:
     "option, value, message",
     [
         ("reward_transform", "cube", r"Unknown reward_transform 'cube'; known are \['identity', 'sign', 'tanh'\]"),
-        ("kl_balance", 1.5, "kl_balance must be between 0 and 1, or None"),
+        ("kl_balance", 1.5, "kl_balance must be a number between 0 and 1"),
         ("kl_scale", -0.1, "kl_scale must be a number of at least 0, but is -0.1"),
         ("reward_scale", -1.0, "reward_scale must be a number of at least 0"),
         ("discount_scale", -1.0, "discount_scale must be a number of at least 0"),
         ("free_nats", -1.0, "free_nats must be a number of at least 0"),
-        ("gamma", 1.01, "gamma must be between 0 and 1, but is 1.01"),
+        ("gamma", 1.01, "gamma must be a number between 0 and 1, but is 1.01"),
     ],
 )
 def test_bad_option_is_named(option: str, value: Any, message: str) -> None:

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from torch import nn
 
 from sb3_dreamer.common.distributions import Distribution, OneHotCategorical, TruncatedNormal, UnitNormal
-from sb3_dreamer.common.functional import lambda_returns
+from sb3_dreamer.common.functional import check_number, lambda_returns
 from sb3_dreamer.common.heads import ScalarHead
 from sb3_dreamer.common.layers import MLP
 from sb3_dreamer.common.preprocessing import action_size
@@ -39,18 +39,13 @@ class BehaviorObjective:
     reward_norm_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.imagination_horizon < 2:
-            raise ValueError(
-                f"imagination_horizon must be at least 2 (the actor learns from all steps but the last two), "
-                f"but is {self.imagination_horizon}."
-            )
-        if not self.reward_norm_scale > 0.0:
-            raise ValueError(f"reward_norm_scale must be positive, but is {self.reward_norm_scale}.")
+        check_number("imagination_horizon", self.imagination_horizon, 2)  # the actor learns from all steps but the last two
+        check_number("ent_coef", self.ent_coef, 0.0)
         for name in ("gamma", "return_lambda", "reinforce_weight"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must be between 0 and 1, but is {getattr(self, name)}.")
-        if self.reward_norm_momentum is not None and not 0.0 <= self.reward_norm_momentum <= 1.0:
-            raise ValueError(f"reward_norm_momentum must be between 0 and 1, or None, but is {self.reward_norm_momentum}.")
+            check_number(name, getattr(self, name), 0.0, 1.0)
+        if self.reward_norm_momentum is not None:
+            check_number("reward_norm_momentum", self.reward_norm_momentum, 0.0, 1.0)
+        check_number("reward_norm_scale", self.reward_norm_scale, 0.0)
 
 
 class ReturnEstimate(NamedTuple):

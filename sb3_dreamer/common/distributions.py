@@ -178,7 +178,8 @@ class TruncatedNormal:
         :return: (..., A)
         """
         noise = self.draw_noise() if noise is None else noise
-        z = th.special.ndtri(self._cdf_lower + noise * self._mass)
+        limits = th.finfo(noise.dtype)  # rounding must not make the quantile of a narrow distribution infinite
+        z = th.special.ndtri((self._cdf_lower + noise * self._mass).clamp(limits.tiny, 1.0 - limits.eps))
         x = self.loc + self.scale * (z if self.exact_gradient else z.detach())
         clipped = x.detach().clamp(-1.0 + self.margin, 1.0 - self.margin)
         return clipped + (x - x.detach()) if x.requires_grad else clipped

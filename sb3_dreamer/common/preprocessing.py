@@ -155,6 +155,8 @@ def action_size(space: spaces.Space) -> int:
             raise ValueError(f"DreamerV2 does not support the action space {space}: SB3 needs start=0 (wrap the environment).")
         return int(space.n)
     if isinstance(space, spaces.Box):
+        if not np.all(space.low < space.high):
+            raise ValueError(f"Every action needs a range, but in {space} low is not below high ({space.low}, {space.high}).")
         return int(np.prod(space.shape))
     raise ValueError(f"DreamerV2 does not support the action space {space}: it takes Discrete and Box spaces.")
 

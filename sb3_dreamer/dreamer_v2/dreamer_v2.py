@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
 from sb3_dreamer.behavior.actor_critic import BehaviorObjective
+from sb3_dreamer.common.functional import check_number
 from sb3_dreamer.common.type_aliases import LatentState, SequenceBatch
 from sb3_dreamer.dreamer_v2.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
 from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
@@ -182,16 +183,22 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
     def _check_options(self) -> None:
         """One clear error for an impossible option, before anything is built."""
         for name in ("batch_size", "batch_length", "target_update_interval", "buffer_size", "imagination_horizon"):
-            value = getattr(self, name)
-            if value != int(value) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, but is {value}.")
-            setattr(self, name, int(value))
+            check_number(name, getattr(self, name), 1)
+            if getattr(self, name) != int(getattr(self, name)):
+                raise ValueError(f"{name} must be a whole number, but is {getattr(self, name)}.")
+            setattr(self, name, int(getattr(self, name)))
+        check_number("learning_starts", self.learning_starts, 0)
+        check_number("gradient_steps", self.gradient_steps, -1)
         if isinstance(self.train_freq, list):  # from YAML
             self.train_freq = tuple(self.train_freq)
-        if not 0.0 <= self.tau <= 1.0:
-            raise ValueError(f"tau must be between 0 and 1, but is {self.tau}.")
-        if self.max_grad_norm is not None and not self.max_grad_norm > 0.0:
-            raise ValueError(f"max_grad_norm must be positive, or None for no clipping, but is {self.max_grad_norm}.")
+        frequency = self.train_freq if isinstance(self.train_freq, int) else self.train_freq[0]
+        check_number("train_freq", frequency, 1)
+        check_number("tau", self.tau, 0.0, 1.0)
+        if self.max_grad_norm is not None:
+            check_number("max_grad_norm", self.max_grad_norm, 1e-12)
+        for name in ("learning_rate", "actor_learning_rate", "critic_learning_rate"):
+            if not callable(getattr(self, name)):
+                check_number(name, getattr(self, name), 0.0)
         if isinstance(self.reinforce_weight, str) and self.reinforce_weight != "auto":
             raise ValueError(f"reinforce_weight must be a number between 0 and 1 or 'auto', but is '{self.reinforce_weight}'.")
         self.model_objective, self.behavior_objective  # noqa: B018  the objectives check themselves

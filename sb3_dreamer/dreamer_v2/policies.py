@@ -13,6 +13,7 @@ from torch import nn
 
 from sb3_dreamer.behavior.actor_critic import ActorCritic
 from sb3_dreamer.common.distributions import Bernoulli, UnitNormal
+from sb3_dreamer.common.functional import check_number
 from sb3_dreamer.common.heads import ScalarHead
 from sb3_dreamer.common.layers import initialise_weights
 from sb3_dreamer.common.optimization import DreamerAdam, ParameterOptimizer
@@ -110,7 +111,8 @@ class DreamerPolicy(BasePolicy):
             optimizer_kwargs=optimizer_kwargs,
             squash_output=isinstance(action_space, spaces.Box),
         )
-        self.image_size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
+        self.image_size = checked_image_size(image_size)
+        check_number("actor_min_std", actor_min_std, 1e-6)
         self._check_observation_space()
         self.deterministic_size, self.hidden_size = deterministic_size, hidden_size
         self.stochastic_size, self.stochastic_classes = stochastic_size, stochastic_classes
@@ -166,7 +168,7 @@ class DreamerPolicy(BasePolicy):
         decoder = DreamerDecoder(self.stored_spaces, size, self.cnn_depth, self._part_net_arch("decoder"), self.activation_fn)
         reward = ScalarHead(size, self._part_net_arch("reward"), UnitNormal, self.activation_fn)
         discount = ScalarHead(size, self._part_net_arch("discount"), Bernoulli, self.activation_fn)
-        return WorldModel(encoder, rssm, decoder, reward, discount if self.use_discount_head else None)
+        return WorldModel(encoder, rssm, decoder, reward, discount if self.use_discount_head else None, takes_dict=is_dict)
 
     def _make_behavior(self, features_size: int) -> ActorCritic:
         return ActorCritic(
@@ -332,6 +334,21 @@ class DreamerPolicy(BasePolicy):
         n_envs = len(next(iter(stored.values())))
         starts = th.ones(n_envs, dtype=th.bool, device=self.device)
         return self.act(stored, self.initial_state(n_envs), starts, not deterministic, not deterministic).actions
+
+
+def checked_image_size(image_size: Any) -> ImageSize:
+    """
+    :param image_size: as given
+    :return: (height, width), or None
+    :raises ValueError: if it is anything else
+    """
+    if image_size is None:
+        return None
+    if not isinstance(image_size, tuple | list) or len(image_size) != 2:
+        raise ValueError(f"image_size must be (height, width), or None for the native size, but is {image_size!r}.")
+    for side in image_size:
+        check_number("image_size", side, 1)
+    return int(image_size[0]), int(image_size[1])
 
 
 def _loss_names(stored: dict[str, spaces.Box]) -> dict[str, str]:

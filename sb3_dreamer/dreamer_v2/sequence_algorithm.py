@@ -61,11 +61,24 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 f"but {self.replay_buffer_class.__name__} was given."
             )
         given = self.replay_buffer_kwargs
-        defaults = signature(self.policy_class.__init__).parameters
-        image_size = self.policy_kwargs.get("image_size", defaults["image_size"].default)
-        self.replay_buffer_kwargs = {"batch_length": self.batch_length, "image_size": image_size, **given}
+        for name in {"batch_length", "image_size"} & set(given):
+            where = "an argument of the algorithm" if name == "batch_length" else "one of policy_kwargs"
+            raise ValueError(f"{name} is {where}, not of replay_buffer_kwargs, which are {given}.")
+        # A subclass of the policy may have an image_size of its own, which is known only once it is built
+        self.replay_buffer_kwargs = {"batch_length": self.batch_length, **given}
         super()._setup_model()
         self.replay_buffer_kwargs = given
+        if self.replay_buffer.image_size != self.policy.image_size:
+            self.replay_buffer = self.replay_buffer_class(  # type: ignore[assignment]
+                self.buffer_size,
+                self.observation_space,
+                self.action_space,
+                device=self.device,
+                n_envs=self.n_envs,
+                batch_length=self.batch_length,  # type: ignore[call-arg]
+                image_size=self.policy.image_size,
+                **given,
+            )
         self._metrics = MetricAverager()
         self.clock = TrainingClock()
         self._acting_state: ActingState | None = None
@@ -136,6 +149,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         :param progress_bar: show a progress bar with an ETA
         :return: the model itself
         """
+        if math.isnan(total_timesteps):
+            raise ValueError("total_timesteps must be a number, but is nan.")
         steps = int(total_timesteps) if math.isfinite(total_timesteps) else total_timesteps
         return super().learn(steps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)  # type: ignore[arg-type]
 
@@ -275,6 +290,13 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             raise ValueError(f"{path} holds a {type(buffer).__name__}, not a SequenceReplayBuffer.")
         buffer.check_compatible(self.observation_space, self.action_space, self.n_envs, self.policy.image_size)
         buffer.device = self.device
+        if buffer.buffer_size != self.replay_buffer.buffer_size:
+            warnings.warn(
+                f"The loaded replay buffer keeps its own size of {buffer.buffer_size * buffer.n_envs} steps, "
+                f"not buffer_size={self.buffer_size}."
+            )
+        for option in ("prioritize_ends", "sample_running", "handle_timeout_termination"):  # the present choice holds
+            setattr(buffer, option, getattr(self.replay_buffer, option))
         self.replay_buffer = buffer
 
 

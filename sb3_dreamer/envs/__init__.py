@@ -1,5 +1,6 @@
-"""Environments as the paper sets them up; this room imports no other one."""
+"""Environments as the paper sets them up, and wrappers that help a world model."""
 
 from sb3_dreamer.envs.atari import DreamerAtariWrapper, make_dreamer_atari_env
+from sb3_dreamer.envs.scaling import ScaleObservation
 
-__all__ = ["DreamerAtariWrapper", "make_dreamer_atari_env"]
+__all__ = ["DreamerAtariWrapper", "ScaleObservation", "make_dreamer_atari_env"]

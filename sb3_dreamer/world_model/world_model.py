@@ -11,6 +11,7 @@ from sb3_dreamer.common.distributions import Distribution
 from sb3_dreamer.common.functional import (
     REWARD_TRANSFORMS,
     balanced_kl,
+    check_number,
     flatten_time,
     scale_gradient,
     trajectory_weights,
@@ -58,14 +59,14 @@ class WorldModelObjective:
     def __post_init__(self) -> None:
         if self.reward_transform not in REWARD_TRANSFORMS:
             raise ValueError(f"Unknown reward_transform '{self.reward_transform}'; known are {sorted(REWARD_TRANSFORMS)}.")
-        if self.kl_balance is not None and not 0.0 <= self.kl_balance <= 1.0:
-            raise ValueError(f"kl_balance must be between 0 and 1, or None for the plain KL, but is {self.kl_balance}.")
+        if self.kl_balance is not None:
+            check_number("kl_balance", self.kl_balance, 0.0, 1.0)
         for name in ("kl_scale", "reward_scale", "discount_scale", "free_nats"):
-            value = getattr(self, name)
-            if value is None or not 0.0 <= value < float("inf"):  # NaN fails too
-                raise ValueError(f"{name} must be a number of at least 0, but is {value}.")
-        if not 0.0 <= self.gamma <= 1.0:
-            raise ValueError(f"gamma must be between 0 and 1, but is {self.gamma}.")
+            check_number(name, getattr(self, name), 0.0)
+        check_number("gamma", self.gamma, 0.0, 1.0)
+        for name in ("kl_forward", "free_nats_average", "observation_gradients", "reward_gradients", "discount_gradients"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, but is {getattr(self, name)!r}.")
 
 
 class WorldModelLoss(NamedTuple):
@@ -92,12 +93,20 @@ class WorldModel(nn.Module):
     :param reward_head: features to the distribution of the transformed reward
     :param discount_head: features to the Bernoulli of going on, gamma included; None uses the constant gamma and learns
         nothing from terminal steps
+    :param takes_dict: whether the encoder takes a dict of observations (of a Dict space) or one tensor (of a Box)
     """
 
     def __init__(
-        self, encoder: nn.Module, rssm: RSSM, decoder: nn.Module, reward_head: nn.Module, discount_head: nn.Module | None
+        self,
+        encoder: nn.Module,
+        rssm: RSSM,
+        decoder: nn.Module,
+        reward_head: nn.Module,
+        discount_head: nn.Module | None,
+        takes_dict: bool = False,
     ):
         super().__init__()
+        self.takes_dict = takes_dict
         self.encoder = encoder
         self.rssm = rssm
         self.decoder = decoder
@@ -109,8 +118,8 @@ class WorldModel(nn.Module):
         :param observations: normalised, per key (n, *shape)
         :return: (n, E)
         """
-        single = list(observations) == [OBSERVATION_KEY]  # a Box space: encoders then take the tensor itself, as in SB3
-        return self.encoder(observations[OBSERVATION_KEY] if single else observations)
+        # Of a Box space encoders take the tensor itself, as in SB3
+        return self.encoder(observations if self.takes_dict else observations[OBSERVATION_KEY])
 
     def loss(
         self,
