@@ -107,6 +107,45 @@ class MemoryCue(gym.Env[np.ndarray, np.int64]):
         return image  # black after the decision, whatever it was
 
 
+class HoldCue(gym.Env[np.ndarray, int]):
+    """
+    A cue on the left or right in the first picture only; its side must be chosen in that and all following steps.
+
+    Every step gives ``1 / steps`` for the cued side, else minus that. Mean return: 1 at best, 0 without memory or by
+    chance. Easier than :class:`MemoryCue`, as every step tells something about remembering one step longer.
+
+    :param steps: steps per episode
+    """
+
+    def __init__(self, steps: int = 5) -> None:
+        if not 2 <= steps <= 7:
+            raise ValueError(f"HoldCue takes 2 to 7 steps, not {steps}.")
+        self.steps = steps
+        self.observation_space = spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 1), dtype=np.uint8)
+        self.action_space = spaces.Discrete(2)
+        self.cue = self.position = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.cue = int(self.np_random.integers(2))
+        self.position = 0
+        return self._image(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        reward = (1.0 if int(action) == self.cue else -1.0) / self.steps
+        self.position += 1
+        return self._image(), reward, self.position == self.steps, False, {}
+
+    def _image(self) -> np.ndarray:
+        image = np.zeros(self.observation_space.shape, dtype=np.uint8)
+        if self.position == 0:
+            start = IMAGE_SIZE // 2 * self.cue
+            image[16:48, start + 8 : start + 24] = CUE
+        else:  # how many steps have passed, and nothing else
+            image[8 * self.position : 8 * self.position + 8, 24:40] = PADDLE
+        return image
+
+
 class PerfectCatch:
     """Moves the paddle under the ball, as seen in the picture."""
 

@@ -7,7 +7,7 @@ from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from tests.tasks import MemoryCue, PerfectCatch, PerfectMemory, PixelCatch
+from tests.tasks import HoldCue, MemoryCue, PerfectCatch, PerfectMemory, PixelCatch
 
 
 class RandomPolicy:
@@ -27,7 +27,7 @@ def mean_return(policy, env: gym.Env, episodes: int) -> float:
     return mean
 
 
-@pytest.mark.parametrize("env", [PixelCatch(), PixelCatch(columns=8, rows=10, channels=3), MemoryCue()], ids=str)
+@pytest.mark.parametrize("env", [PixelCatch(), PixelCatch(columns=8, rows=10, channels=3), MemoryCue(), HoldCue()], ids=str)
 def test_is_a_proper_env(env):
     check_env(env)
 
@@ -40,11 +40,13 @@ def test_catch_can_be_perfect_from_the_picture(shape):
 @pytest.mark.parametrize("corridor", [1, 4, 8])
 def test_memory_can_be_perfect_from_the_picture(corridor):
     assert mean_return(PerfectMemory(), MemoryCue(corridor), 60) == 1.0
+    assert mean_return(PerfectMemory(), HoldCue(min(corridor + 1, 7)), 60) == pytest.approx(1.0)
 
 
 def test_chance():
     assert mean_return(RandomPolicy(3), PixelCatch(), 1000) == pytest.approx(-0.6, abs=0.1)
     assert mean_return(RandomPolicy(2), MemoryCue(), 1000) == pytest.approx(0.0, abs=0.1)
+    assert mean_return(RandomPolicy(2), HoldCue(), 1000) == pytest.approx(0.0, abs=0.1)
 
 
 def test_memory_needs_the_mask_and_the_state():
@@ -53,6 +55,7 @@ def test_memory_needs_the_mask_and_the_state():
             return super().predict(observation, None, None)
 
     assert mean_return(Forgetful(), MemoryCue(), 300) == pytest.approx(0.0, abs=0.2)
+    assert mean_return(Forgetful(), HoldCue(), 300) <= 0.4  # right in the first step, by chance in the others
 
 
 def test_cue_is_seen_only_at_the_first_step():
@@ -84,8 +87,8 @@ def test_ball_and_paddle_are_crisp():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: PixelCatch(columns=10, rows=9), lambda: PixelCatch(channels=2), lambda: MemoryCue(0)]
+    "make", [lambda: PixelCatch(columns=10, rows=9), lambda: PixelCatch(channels=2), lambda: MemoryCue(0), lambda: HoldCue(8)]
 )
 def test_bad_sizes_are_refused(make):
-    with pytest.raises(ValueError, match=r"field|corridor"):
+    with pytest.raises(ValueError, match=r"field|corridor|HoldCue"):
         make()
