@@ -10,11 +10,11 @@ README = (ROOT / "README.md").read_text()
 
 #: Every command of the README, and where it is run: a file, and the text in it that runs it
 RUN_BY = {
-    "make train": ("Makefile", "rl_zoo3.train --algo dreamer"),
+    "make train": (".ci/run", "make train"),
     "make test": (".ci/run", "make test"),
     "pip install sb3-dreamer": (".ci/run", '-c constraints.txt "$work"/dist/*.whl'),
     'pip install "sb3-dreamer[extra]"': ("Makefile", "extra$(comma)tests"),
-    "python -m rl_zoo3.train --algo dreamer --env CartPole-v1 --progress": (".ci/run", "-m rl_zoo3.train --algo dreamer"),
+    "python -m rl_zoo3.train --algo dreamer --env CartPole-v1": (".ci/run", "-m rl_zoo3.train --algo dreamer"),
     "python -m rl_zoo3.enjoy --algo dreamer --env CartPole-v1 --no-render -n 500": (".ci/run", "-m rl_zoo3.enjoy"),
     "python -m rl_zoo3.train --algo dreamer --env CartPole-v1 -optimize --n-trials 10": ("tests/test_zoo.py", "-optimize"),
     "python -m sb3_dreamer.zoo train --algo dreamer --env CartPole-v1": ("tests/test_zoo.py", "sb3_dreamer.zoo"),
