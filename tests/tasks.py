@@ -121,8 +121,8 @@ class HoldCue(gym.Env[np.ndarray, int]):
         if not 2 <= steps <= 7:
             raise ValueError(f"HoldCue takes 2 to 7 steps, not {steps}.")
         self.steps = steps
-        self.observation_space = spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 1), dtype=np.uint8)
-        self.action_space = spaces.Discrete(2)
+        self.observation_space: Any = spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 1), dtype=np.uint8)
+        self.action_space: Any = spaces.Discrete(2)
         self.cue = self.position = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:

@@ -249,3 +249,14 @@ def test_noise_seam(kind: int) -> None:
     assert not th.equal(policy.draw_noise(), noise)
     shape = (7,) if is_vector else (7, 2)
     assert policy.entropy().shape == policy.log_prob(direct).shape == shape
+
+
+@pytest.mark.parametrize("loc, scale", [(0.0, 0.1), (0.99, 0.12), (-0.99, 0.2), (0.999, 0.3)])
+def test_truncated_normal_never_gives_nan(loc: float, scale: float) -> None:
+    """Narrow distributions round their cumulative probabilities to 0 and 1; gradients must survive that too."""
+    location = th.full((2,), loc, requires_grad=True)
+    distribution = TruncatedNormal(location, th.full((2,), scale, requires_grad=True))
+    sample = distribution.sample(th.tensor([0.0, 1.0 - 2.0**-24]))
+    (gradient,) = th.autograd.grad(sample.sum() + distribution.log_prob(sample), location)
+    assert th.isfinite(sample).all() and th.isfinite(gradient).all()
+    assert (sample.abs() < 1.0).all()

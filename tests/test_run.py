@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 from torch import nn
 
 from sb3_dreamer import DreamerV2
-from sb3_dreamer.dreamer_v2 import MlpPolicy
+from sb3_dreamer.dreamer_v2 import CnnPolicy, MlpPolicy
 from tests.small import (
     ASYMMETRIC,
     BOX,
@@ -364,3 +364,31 @@ def test_unsupported_space_or_policy(case: str) -> None:
 def test_impossible_option(options: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         small_model(RandomEnv(), **options)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(ent_coef="1e-3"), "ent_coef must be a number of at least 0, but is '1e-3'"),
+        (dict(ent_coef=float("nan")), "ent_coef must be a number"),
+        (dict(actor_learning_rate=-1.0), "actor_learning_rate must be a number of at least 0"),
+        (dict(train_freq=0), "train_freq must be a number of at least 1"),
+        (dict(kl_forward="False"), "kl_forward must be True or False"),
+        (dict(replay_buffer_kwargs=dict(batch_length=3)), "batch_length is an argument of the algorithm"),
+        (dict(replay_buffer_kwargs=dict(image_size=(32, 32))), "image_size is one of policy_kwargs"),
+        (dict(policy_kwargs=dict(image_size=64)), "image_size must be"),
+        (dict(policy_kwargs=dict(actor_min_std=0.0)), "actor_min_std must be a number"),
+    ],
+)
+def test_refused_before_training(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        random_model(**options)
+
+
+def test_policy_with_its_own_image_size() -> None:
+    class Tiny(CnnPolicy):
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **{**kwargs, "image_size": (32, 32)})
+
+    model = random_model(IMAGE, policy=Tiny).learn(70)
+    assert model.replay_buffer.image_size == (32, 32) and model._n_updates > 0

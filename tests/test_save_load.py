@@ -372,3 +372,12 @@ def test_continued_in_a_new_process(tmp_path: pathlib.Path) -> None:
     th.save(saved, tmp_path / "saved.pt")
     result = subprocess.run([sys.executable, "-c", CONTINUE, str(tmp_path)], capture_output=True, text=True)
     assert result.stdout.endswith("continued\n"), result.stdout + result.stderr
+
+
+def test_loaded_buffer_takes_the_present_options(tmp_path: pathlib.Path) -> None:
+    model = random_model().learn(60)
+    model.save_replay_buffer(tmp_path / "buffer")
+    other = random_model(buffer_size=500, replay_buffer_kwargs=dict(prioritize_ends=False, sample_running=False))
+    with pytest.warns(UserWarning, match="keeps its own size of 1000 steps"):
+        other.load_replay_buffer(tmp_path / "buffer")
+    assert not other.replay_buffer.prioritize_ends and not other.replay_buffer.sample_running

@@ -171,7 +171,6 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
     # ------------------------------------------------------------------------------------------------------ setting up
 
     def _setup_model(self) -> None:
-        self._check_options()
         super()._setup_model()
         self._learning_rate_schedules: dict[str, Schedule] = {
             "learning_rate": self.lr_schedule,

@@ -54,6 +54,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 f"{type(self).__name__} needs a policy derived from DreamerPolicy, but {self.policy_class.__name__} was given "
                 "(was this file saved by another algorithm?)."
             )
+        self._check_options()
         self.replay_buffer_class = self.replay_buffer_class or SequenceReplayBuffer
         if not issubclass(self.replay_buffer_class, SequenceReplayBuffer):
             raise ValueError(
@@ -83,6 +84,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self.clock = TrainingClock()
         self._acting_state: ActingState | None = None
         self._step_in_flight = False
+
+    def _check_options(self) -> None:
+        """Refuse impossible options, before anything is built; for subclasses."""
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """
@@ -290,13 +294,15 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             raise ValueError(f"{path} holds a {type(buffer).__name__}, not a SequenceReplayBuffer.")
         buffer.check_compatible(self.observation_space, self.action_space, self.n_envs, self.policy.image_size)
         buffer.device = self.device
-        if buffer.buffer_size != self.replay_buffer.buffer_size:
-            warnings.warn(
-                f"The loaded replay buffer keeps its own size of {buffer.buffer_size * buffer.n_envs} steps, "
-                f"not buffer_size={self.buffer_size}."
-            )
-        for option in ("prioritize_ends", "sample_running", "handle_timeout_termination"):  # the present choice holds
-            setattr(buffer, option, getattr(self.replay_buffer, option))
+        present: SequenceReplayBuffer | None = self.replay_buffer
+        if present is not None:
+            if buffer.buffer_size != present.buffer_size:
+                warnings.warn(
+                    f"The loaded replay buffer keeps its own size of {buffer.buffer_size * buffer.n_envs} steps, "
+                    f"not buffer_size={self.buffer_size}."
+                )
+            for option in ("prioritize_ends", "sample_running", "handle_timeout_termination"):  # the present choice holds
+                setattr(buffer, option, getattr(present, option))
         self.replay_buffer = buffer
 
 
