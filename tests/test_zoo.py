@@ -12,7 +12,6 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_dreamer import DreamerV2, preset, presets
 from sb3_dreamer.zoo.hyperparams_opt import SIZES
-from stable_baselines3.common.utils import FloatSchedule
 from tests.installed import ROOT, run_python, with_hook
 
 pytest_plugins = ["tests.installed_fixtures"]  # fixtures: wheel, site_folder
@@ -190,6 +189,7 @@ import os
 import optuna
 import sb3_dreamer
 from sb3_dreamer import zoo
+from stable_baselines3.common.utils import FloatSchedule
 from sb3_dreamer.zoo.hyperparams_opt import SIZES
 
 assert sb3_dreamer.__file__.startswith(sys.path[0]), "the copy under test"
