@@ -235,6 +235,27 @@ assert m.eval_env_kwargs["max_num_frames_per_episode"] == 108_000 and m.n_timest
 m, _ = processed("ALE/Pong-v5", eval_env_kwargs={"mode": 0})
 assert m.eval_env_kwargs == {"mode": 0} and m.env_kwargs["frameskip"] == 1
 
+# enjoy's default folder is a collection that has no agent of ours: then one's own runs are meant
+import tempfile
+from huggingface_sb3 import EnvironmentName
+name = EnvironmentName("CartPole-v1")
+def found(folder, algo):
+    try:
+        return utils.get_model_path(0, folder, algo, name)[1]
+    except (AssertionError, ValueError):
+        return None
+with tempfile.TemporaryDirectory() as empty:
+    here = os.getcwd()
+    os.chdir(empty)
+    for algo in ("dreamer", "ppo"):
+        os.makedirs(f"logs/{algo}/CartPole-v1_1")
+        open(f"logs/{algo}/CartPole-v1_1/CartPole-v1.zip", "w").close()
+    assert found("rl-trained-agents", "dreamer") == found("logs", "dreamer") == "logs/dreamer/CartPole-v1_1/CartPole-v1.zip"
+    assert found("rl-trained-agents", "ppo") is None and found("elsewhere", "dreamer") is None
+    os.makedirs("rl-trained-agents/dreamer")
+    assert found("rl-trained-agents", "dreamer") is None, "a collection of ours is respected"
+    os.chdir(here)
+
 # search space: 300 draws, all accepted, reproducible from the study
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))

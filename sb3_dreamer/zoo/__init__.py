@@ -19,6 +19,8 @@ from sb3_dreamer import presets
 __all__ = ["ALGO", "default_config", "extend", "register"]
 
 ALGO = "dreamer"
+#: Default folders of rl_zoo3: of `enjoy`, and of `train`
+PRETRAINED, OWN_LOGS = "rl-trained-agents", "logs"
 
 
 def default_config() -> str:
@@ -47,6 +49,29 @@ def _extend_algorithms(module: ModuleType) -> None:
     from sb3_dreamer.dreamer_v2 import DreamerV2
 
     module.ALGOS.setdefault(ALGO, DreamerV2)
+    if not getattr(module.get_model_path, "_knows_dreamer", False):
+        module.get_model_path = _with_own_logs(module.get_model_path)  # type: ignore[attr-defined]
+
+
+def _with_own_logs(get_model_path: Callable[..., Any]) -> Callable[..., Any]:
+    """
+    rl_zoo3's ``enjoy`` looks into a collection of pretrained agents unless it is told the log folder. The collection has
+    none of ours, so without ``-f`` it would try to download one that does not exist.
+
+    :param get_model_path: ``rl_zoo3.utils.get_model_path``
+    :return: the same, but without a collection of our agents one's own ``logs`` are meant
+    """
+
+    @functools.wraps(get_model_path)
+    def wrapper(exp_id: int, folder: str, algo: str, *args: Any, **kwargs: Any) -> Any:
+        collected, own = os.path.join(folder, ALGO), os.path.join(OWN_LOGS, ALGO)
+        if algo == ALGO and folder == PRETRAINED and not os.path.isdir(collected) and os.path.isdir(own):
+            print(f"There is no {collected}, taking the latest of your own runs in {own}")
+            folder = OWN_LOGS
+        return get_model_path(exp_id, folder, algo, *args, **kwargs)
+
+    wrapper._knows_dreamer = True  # type: ignore[attr-defined]
+    return wrapper
 
 
 def _extend_optimization(module: ModuleType) -> None:
