@@ -111,7 +111,7 @@ class GoldenProof:
     def _latents(self, flat: th.Tensor) -> th.Tensor:
         return flat.unflatten(-1, self.latent_shape)
 
-    def _states(self, prefix: str, states: LatentState, parameters: th.Tensor | None, ones: bool = True) -> None:
+    def _states(self, prefix: str, states: LatentState, parameters: th.Tensor | None) -> None:
         """Compare deterministic and stochastic states and logits, all (T, B, ...)."""
         self.compare(f"{prefix}/deter", self._batch_major(states.deterministic), FORWARD)
         self.compare(f"{prefix}/stoch", self._batch_major(self._latents(states.stochastic)), FORWARD)
