@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
+
+from sb3_dreamer.common.schedules import parse_schedule
+from sb3_dreamer.dreamer_v2.dreamer_v2 import SCHEDULED
 
 # Keys that speak to rl_zoo3 and not to the algorithm
 ZOO_ONLY_KEYS = (
@@ -23,7 +25,6 @@ ZOO_ONLY_KEYS = (
     "noise_type",
     "noise_std",
 )
-LEARNING_RATES = ("learning_rate", "actor_learning_rate", "critic_learning_rate")
 
 
 def default_config() -> Path:
@@ -41,30 +42,11 @@ def default_config() -> Path:
     raise FileNotFoundError(f"sb3_dreamer is installed incompletely, no dreamer.yml at: {', '.join(map(str, places))}")
 
 
-def learning_rate_schedule(value: Any) -> Any:
-    """
-    The zoo's notation of schedules: ``lin_3e-4`` falls linearly from 3e-4 to zero at the end of training.
-
-    :param value: a number or schedule, returned as it is, or ``lin_<number>``
-    :return: a number, or a schedule that can be pickled
-    :raises ValueError: if the string is none of the zoo's
-    """
-    if not isinstance(value, str):
-        return value
-    kind, _, initial_value = value.partition("_")
-    try:
-        if kind != "lin":
-            raise ValueError
-        return LinearSchedule(float(initial_value), 0.0, 1.0)
-    except ValueError:
-        raise ValueError(f"Unknown learning rate {value!r}: expected a number or, for example, 'lin_3e-4'") from None
-
-
 def preset(name: str) -> dict[str, Any]:
     """
     Hyperparameters that rl_zoo3 would use, for one's own script: ``DreamerV2("CnnPolicy", env, **preset("atari"))``.
 
-    :param name: a section of ``dreamer.yml``: an env id, ``"atari"`` or ``"default"``
+    :param name: a section of ``dreamer.yml``: an env id, ``"atari"``, ``"dreamer_v1"`` or ``"default"``
     :return: constructor arguments of ``DreamerV2``, a new dict at each call; those that concern the env (wrapper,
         number of envs, ...) and the number of steps are left out
     :raises ValueError: if there is no such section
@@ -76,8 +58,8 @@ def preset(name: str) -> dict[str, Any]:
         raise ValueError(f"Unknown preset {name!r}, known are: {', '.join(sorted(sections))}")
     arguments = {key: value for key, value in sections[name].items() if key not in ZOO_ONLY_KEYS}
     for key, value in arguments.items():
-        if key in LEARNING_RATES:
-            arguments[key] = learning_rate_schedule(value)
+        if key in SCHEDULED:
+            arguments[key] = parse_schedule(key, value, "auto")
         elif key in ("policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs") and isinstance(value, str):
             # the same names as in rl_zoo3; the file is our own, never a user's
             arguments[key] = eval(value, {"th": th, "nn": nn, "np": np})

@@ -1,8 +1,9 @@
 """
 Comparison of this package with numbers of the official DreamerV2: ``python -m tests.golden FOLDER``.
 
-It prints one row per quantity (largest error, divided by the largest absolute value of the reference, and the tolerance)
-and fails if one is too large or if an array of the folder was not compared. What runs are the shipped code paths.
+It prints one row per quantity (largest error, divided by the largest absolute value of the reference, and the tolerance; a
+scalar that is the mean of cancelling numbers is measured by these) and fails if one is too large or if an array of the folder
+was not compared. What runs are the shipped code paths.
 """
 
 import copy
@@ -17,7 +18,6 @@ import torch as th
 from sb3_dreamer import DreamerV2
 from sb3_dreamer.common.functional import REWARD_TRANSFORMS, flatten_time, unflatten_time
 from sb3_dreamer.common.optimization import ParameterOptimizer, global_norm
-from sb3_dreamer.common.preprocessing import normalise_observations
 from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.dreamer_v2.update import UpdateResult, behavior_metrics, imagine, start_states
 from sb3_dreamer.world_model.world_model import WorldModelLoss
@@ -37,6 +37,16 @@ METRICS = {
     "critic_target": "return_mean",
     "actor_ent": "actor_entropy",
     "critic": "value_mean",
+}
+#: Metrics that are means (or deviations) of numbers that may cancel, and where these are recorded
+SUMMANDS = {
+    "mean": "imag/reward_raw",
+    "std": "imag/reward_raw",
+    "normed_mean": "imag/reward",
+    "normed_std": "imag/reward",
+    "critic_slow": "imag/value",
+    "critic_target": "imag/target",
+    "critic": "imag/critic",
 }
 
 
@@ -63,9 +73,9 @@ class GoldenProof:
     def __init__(self, path: str | Path):
         self.folder = GoldenFolder(Path(path))
         self.rows: list[Row] = []
+        self.missing: list[str] = []  # what we have and the folder has not
         self._left = {(file, name) for file in ("outputs", "grads", "after") for name in self.folder.arrays[file]}
         self.batch, self.noise = self.folder.batch(), self.folder.noise()
-        self.latent_shape = (self.folder.settings["rssm.stoch"], self.folder.settings["rssm.discrete"])
 
     def run(self) -> list[Row]:
         """All comparisons; one row per array."""
@@ -82,7 +92,9 @@ class GoldenProof:
         """Arrays of the folder that no comparison looked at."""
         return sorted(f"{file}: {name}" for file, name in self._left)
 
-    def compare(self, name: str, ours: th.Tensor | np.ndarray | float, tolerance: float, file: str = "outputs") -> None:
+    def compare(
+        self, name: str, ours: th.Tensor | np.ndarray | float, tolerance: float, file: str = "outputs", size: float = 0.0
+    ) -> None:
         """
         Add a row.
 
@@ -90,33 +102,50 @@ class GoldenProof:
         :param ours: in the official layout
         :param tolerance: largest relative error
         :param file: of the folder
+        :param size: of the numbers that a scalar is the mean of; where they cancel, its error is relative to them
         """
+        if name not in self.folder.arrays[file]:
+            self.missing.append(f"{file}: {name}")
+            return
         self._left.discard((file, name))
         reference = np.asarray(self.folder.arrays[file][name], dtype=np.float64)
-        self._add(f"{name}" if file == "outputs" else f"{file}: {name}", ours, reference, tolerance)
+        self._add(f"{name}" if file == "outputs" else f"{file}: {name}", ours, reference, tolerance, size)
 
-    def _add(self, name: str, ours: th.Tensor | np.ndarray | float, reference: np.ndarray, tolerance: float) -> None:
+    def _add(
+        self, name: str, ours: th.Tensor | np.ndarray | float, reference: np.ndarray, tolerance: float, size: float = 0.0
+    ) -> None:
         if isinstance(ours, th.Tensor):
             ours = ours.detach().numpy()
         ours = np.asarray(ours, dtype=np.float64)
         if ours.shape != reference.shape:
             raise ValueError(f"{name}: our shape {ours.shape} is not the reference's {reference.shape}")
-        scale = float(np.abs(reference).max()) or 1.0
+        scale = max(float(np.abs(reference).max()), size) or 1.0
         error = float(np.abs(ours - reference).max()) / scale
         self.rows.append(Row(name, error if np.isfinite(error) else np.inf, tolerance))
+
+    def _size(self, name: str, mode: str) -> float:
+        """Mean absolute value of the numbers that a metric averages."""
+        outputs = self.folder.arrays["outputs"]
+        if name in SUMMANDS:
+            return float(np.abs(outputs[SUMMANDS[name]]).mean())
+        if name != "actor_loss":
+            return 0.0
+        weight, target = outputs["imag/weight"][:-2], outputs["imag/target"][1:]
+        advantage = outputs["imag/policy_log_prob"] * (target - outputs["imag/value"][:-2])
+        share = self.folder.reinforce_weight(mode)
+        return float((weight * (share * np.abs(advantage) + (1.0 - share) * np.abs(target))).mean())
 
     def _batch_major(self, x: th.Tensor) -> np.ndarray:
         return x.detach().numpy().swapaxes(0, 1)
 
-    def _latents(self, flat: th.Tensor) -> th.Tensor:
-        return flat.unflatten(-1, self.latent_shape)
-
-    def _states(self, prefix: str, states: LatentState, parameters: th.Tensor | None) -> None:
-        """Compare deterministic and stochastic states and logits, all (T, B, ...)."""
-        self.compare(f"{prefix}/deter", self._batch_major(states.deterministic), FORWARD)
-        self.compare(f"{prefix}/stoch", self._batch_major(self._latents(states.stochastic)), FORWARD)
-        if parameters is not None:
-            self.compare(f"{prefix}/logit", self._batch_major(self._latents(parameters)), FORWARD)
+    def _states(
+        self, prefix: str, states: LatentState, parameters: th.Tensor | None, model: DreamerV2, batch_major: bool = True
+    ) -> None:
+        """Compare deterministic and stochastic states and their distributions; by default all are (T, B, ...)."""
+        values = {"deter": states.deterministic, "stoch": self.folder.stochastic(states.stochastic)}
+        values |= {} if parameters is None else self.folder.statistics(model, parameters)
+        for name, value in values.items():
+            self.compare(f"{prefix}/{name}", self._batch_major(value) if batch_major else value, FORWARD)
 
     # -------------------------------------------------------------------------------------------- the world model's loss
 
@@ -129,33 +158,34 @@ class GoldenProof:
             "pre/reward", self._batch_major(REWARD_TRANSFORMS[objective.reward_transform](self.batch.rewards)), FORWARD
         )
         self.compare("pre/discount", self._batch_major(objective.gamma * self.batch.continues), FORWARD)
-        inputs = normalise_observations(self.batch.observations)
+        inputs = model.policy.observations.encode(self.batch.observations)
         embeddings = unflatten_time(world_model.embed({k: flatten_time(x) for k, x in inputs.items()}), time)
         order = np.argsort(self.folder.embedding_rows(model))
         self.compare("embed", self._batch_major(embeddings)[..., order], FORWARD)
-        self._states("post", loss.states, loss.posterior)
-        latent, ones = world_model.rssm.latent, self.noise.posterior
-        self._states("prior", LatentState(loss.states.deterministic, latent.sample(loss.prior, ones)), loss.prior)
+        self._states("post", loss.states, loss.posterior, model)
+        latent, noise = world_model.rssm.latent, self.folder.sequence_noise("prior")
+        prior = LatentState(loss.states.deterministic, latent.sample(loss.prior, noise))
+        self._states("prior", prior, loss.prior, model)
         self.compare("feat", self._batch_major(loss.states.features), FORWARD)
-        self._last_state("last_state", loss)
+        self._last_state("last_state", loss, model)
         self._heads(model, loss)
         self._loss_terms(model, loss)
 
         state = self.folder.state(self.folder.arrays["inputs"], "carry_state")
-        carried = world_model.rssm.observe(embeddings, self.batch.actions, self.batch.episode_starts, state, ones)
-        self._states("carry/post", carried.states, carried.posterior)
-        prior = LatentState(carried.states.deterministic, latent.sample(carried.prior, ones))
-        self._states("carry/prior", prior, carried.prior)
+        starts = self.batch.episode_starts
+        carried = world_model.rssm.observe(embeddings, self.batch.actions, starts, state, self.noise.posterior)
+        self._states("carry/post", carried.states, carried.posterior, model)
+        prior = LatentState(carried.states.deterministic, latent.sample(carried.prior, noise))
+        self._states("carry/prior", prior, carried.prior, model)
         self._open_loop(model, loss.states)
 
-    def _last_state(self, prefix: str, loss: WorldModelLoss) -> None:
-        self.compare(f"{prefix}/deter", loss.states.deterministic[-1], FORWARD)
-        self.compare(f"{prefix}/stoch", self._latents(loss.states.stochastic[-1]), FORWARD)
-        self.compare(f"{prefix}/logit", self._latents(loss.posterior[-1]), FORWARD)
+    def _last_state(self, prefix: str, loss: WorldModelLoss, model: DreamerV2) -> None:
+        last = LatentState(loss.states.deterministic[-1], loss.states.stochastic[-1])
+        self._states(prefix, last, loss.posterior[-1], model, batch_major=False)
 
     def _heads(self, model: DreamerV2, loss: WorldModelLoss) -> None:
         world_model, features = model.policy.world_model, loss.states.features
-        observations = normalise_observations(self.batch.observations)
+        observations = model.policy.observations.encode(self.batch.observations)
         for key, prediction in world_model.decoder(features).items():
             mean = self._batch_major(prediction.mode)
             self.compare(f"decoder/{key}", np.moveaxis(mean, -3, -1) if key in self.folder.image_keys else mean, FORWARD)
@@ -204,12 +234,12 @@ class GoldenProof:
     def _open_loop(self, model: DreamerV2, states: LatentState) -> None:
         rssm, context = model.policy.world_model.rssm, 2
         state = LatentState(states.deterministic[context], states.stochastic[context])
-        path, ones = [], th.ones_like(state.stochastic)
-        for actions in self.batch.actions[context + 1 :]:
-            state = rssm.imagine_step(state, actions, ones)
+        path = []
+        for step, actions in enumerate(self.batch.actions[context + 1 :]):
+            state = rssm.imagine_step(state, actions, self.folder.latent_noise("openl", step, len(actions)))
             path.append(state)
         joined = LatentState(th.stack([s.deterministic for s in path]), th.stack([s.stochastic for s in path]))
-        self._states("openl", joined, rssm.prior(joined.deterministic))
+        self._states("openl", joined, rssm.prior(joined.deterministic), model)
 
     # ---------------------------------------------------------------------------------- imagination, actor and critic
 
@@ -220,16 +250,16 @@ class GoldenProof:
     def _imagination(self) -> None:
         model = self.folder.model()
         policy, objective = model.policy, model.behavior_objective
-        start, continues, start_logits = self._start(model)
+        start, continues, start_parameters = self._start(model)
         result = imagine(policy, start, continues, objective, self.noise)
         trajectory, estimate = result.trajectory, result.estimate
         rssm = policy.world_model.rssm
-        logits = th.cat([start_logits[None], rssm.prior(trajectory.states.deterministic[1:])])
+        parameters = th.cat([start_parameters[None], rssm.prior(trajectory.states.deterministic[1:])])
         actor = policy.behavior.actor(trajectory.features[:-2])
         values = {
             "deter": trajectory.states.deterministic,
-            "stoch": self._latents(trajectory.states.stochastic),
-            "logit": self._latents(logits),
+            "stoch": self.folder.stochastic(trajectory.states.stochastic),
+            **self.folder.statistics(model, parameters),
             "feat": trajectory.features,
             "action": trajectory.actions,
             "reward_raw": result.predicted_rewards,
@@ -268,7 +298,8 @@ class GoldenProof:
             start, continues, _ = self._start(model)
             result = imagine(model.policy, start, continues, objective, self.noise)
             loss = model.policy.behavior.actor_loss(result.trajectory, result.estimate, objective)
-            self.compare(f"actor_loss/{name}", loss.total, FORWARD)
+            size = self._size("actor_loss", name.removesuffix("_implicit"))
+            self.compare(f"actor_loss/{name}", loss.total, FORWARD, size=size)
             optimizer = model.policy.actor_optimizer
             optimizer.backward(loss.total)
             self.compare(f"actor_grad_norm/{name}", gradient_norm(optimizer), GRADIENT)
@@ -283,19 +314,22 @@ class GoldenProof:
             "policy_eval": (True, False),
             "policy_eval_mean": (False, False),
         }.items():
-            policy = self.folder.model().policy
+            model = self.folder.model()
+            policy = model.policy
             state = policy.initial_state(self.folder.meta["batch"])
             latents, actions = [], []
             for step in range(steps):
                 observations = {key: value[step] for key, value in self.batch.observations.items()}
-                ones, noise = th.ones_like(state.latent.stochastic), self.folder.policy_action_noise(step)
+                draws = self.folder.latent_noise("policy_post", step, len(state.actions)), self.folder.policy_action_noise(
+                    step
+                )
                 starts = self.batch.episode_starts[step]
-                state = policy.act(observations, state, starts, sample_latent, sample_action, ones, noise)
+                state = policy.act(observations, state, starts, sample_latent, sample_action, *draws)
                 latents.append(state.latent)
                 actions.append(state.actions)
             self.compare(f"{name}/action", self._batch_major(th.stack(actions)), FORWARD)
             joined = LatentState(th.stack([s.deterministic for s in latents]), th.stack([s.stochastic for s in latents]))
-            self._states(name, joined, None)
+            self._states(name, joined, None, model)
 
     # ----------------------------------------------------------------------------------------- whole training calls
 
@@ -305,7 +339,7 @@ class GoldenProof:
         result = model.update(self.batch, copy.deepcopy(self.noise))
         self._metrics("train_metric", model, result)
         self._metrics("ac_metric", None, None)
-        self._last_state("train_state", result.model_loss)
+        self._last_state("train_state", result.model_loss, model)
         self.compare("train_rewnorm_mag", model.policy.behavior.reward_normalizer.magnitude, FORWARD)
         self._changes(model, before, "")
 
@@ -329,7 +363,8 @@ class GoldenProof:
             constants = {"actor_ent_scale": model.ent_coef, "actor_grad_mix": 1.0 - model.behavior_objective.reinforce_weight}
             scalars: dict[str, Any] = {**metrics, **constants}
             ours = scalars[loss_names.get(official, METRICS.get(official, official))]
-            self.compare(name, ours, METRIC if prefix.startswith("train") else FORWARD)
+            size = self._size(official, self.folder.settings["actor_grad"])
+            self.compare(name, ours, METRIC if prefix.startswith("train") else FORWARD, size=size)
 
     def _behavior_metrics(self, model: DreamerV2, start: LatentState, continues: th.Tensor) -> dict[str, th.Tensor]:
         behavior, objective = model.policy.behavior, model.behavior_objective
@@ -370,6 +405,8 @@ def main(arguments: list[str]) -> int:
             print(f"{'ok  ' if row.passed else 'FAIL'} {row.error:9.2e} / {row.tolerance:.0e}  {row.name}")
         for name in proof.not_compared:
             print(f"NOT COMPARED  {name}")
+        for name in proof.missing:
+            print(f"not in the folder  {name}")  # nothing to hold against ours; no failure
         failed = sum(not row.passed for row in rows)
         worst = max(rows, key=lambda row: row.error / row.tolerance)
         print(

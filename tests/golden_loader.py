@@ -5,6 +5,8 @@ The folders are batch-major and in TensorFlow's layouts; ours is time-major and 
 """
 
 import json
+import math
+import re
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,35 +22,76 @@ from sb3_dreamer.common.type_aliases import LatentState, SequenceBatch
 from sb3_dreamer.dreamer_v2.policies import DreamerPolicy
 from sb3_dreamer.dreamer_v2.update import UpdateNoise
 
-#: Settings that this package has, under their official names, and the only values that it knows for them
+#: Settings with values that this package, or the format, does not have: the official name and what is known. The entropy of
+#: the official tanh-normal actor is estimated from random samples, for which the folders have no rule
+NORMS = ("none", "layer")
 FIXED_SETTINGS = {
-    "expl_noise": (0.0,),
-    "eval_noise": (0.0,),
     "rssm.ensemble": (1,),
-    "rssm.norm": ("none",),
-    "encoder.norm": ("none",),
+    "rssm.norm": NORMS,
+    "encoder.norm": NORMS,
     "encoder.cnn_kernels": ([4, 4, 4, 4],),
-    "decoder.norm": ("none",),
+    "decoder.norm": NORMS,
     "decoder.cnn_kernels": ([5, 5, 6, 6],),
     "reward_head.dist": ("mse",),
-    "reward_head.norm": ("none",),
+    "reward_head.norm": NORMS,
     "discount_head.dist": ("binary",),
-    "discount_head.norm": ("none",),
+    "discount_head.norm": NORMS,
     "actor.dist": ("auto", "onehot", "trunc_normal"),
-    "actor.norm": ("none",),
+    "actor.norm": NORMS,
     "critic.dist": ("mse",),
-    "critic.norm": ("none",),
+    "critic.norm": NORMS,
     "model_opt.opt": ("adam",),
     "actor_opt.opt": ("adam",),
     "critic_opt.opt": ("adam",),
     "slow_target": (True,),
     "reward_norm.eps": (1e-8,),
 }
-ACTIVATIONS = {"elu": th.nn.ELU, "relu": th.nn.ReLU, "tanh": th.nn.Tanh, "mish": th.nn.Mish, "swish": th.nn.SiLU}
+#: Action noise: the folders have no random numbers for it
+SILENT = ("expl_noise", "eval_noise")
+ACTIVATIONS = {
+    "elu": th.nn.ELU,
+    "relu": th.nn.ReLU,
+    "tanh": th.nn.Tanh,
+    "mish": th.nn.Mish,
+    "swish": th.nn.SiLU,
+    "none": th.nn.Identity,
+}
+#: Parts of our policy and the official modules
+PARTS = {
+    "encoder": "encoder",
+    "rssm": "rssm",
+    "decoder": "decoder",
+    "reward": "reward_head",
+    "discount": "discount_head",
+    "actor": "actor",
+    "critic": "critic",
+}
 
 
 class UnsupportedFolder(ValueError):
     """A folder with a setting that this version refuses by name."""
+
+
+def scheduled(setting: float | str, step: int) -> float:
+    """
+    An official setting that may be a schedule.
+
+    :param setting: a number, or one of ``linear(start,end,steps)``, ``warmup(steps,value)``, ``exp(start,end,half-life)``,
+        ``horizon(start,end,steps)``, the last one a discount factor
+    :param step: training step
+    """
+    if not isinstance(setting, str) or re.fullmatch(r"[-+.\de]+", setting):
+        return float(setting)
+    match = re.fullmatch(r"(\w+)\((.+)\)", setting.replace(" ", ""))
+    if match is None or match[1] not in ("linear", "warmup", "exp", "horizon"):
+        raise UnsupportedFolder(f"{setting!r} is neither a number nor a known schedule.")
+    numbers = [float(number) for number in match[2].split(",")]
+    if match[1] == "exp":
+        start, end, half_life = numbers
+        return end + (start - end) * 0.5 ** (step / half_life)
+    start, end, steps = (0.0, numbers[1], numbers[0]) if match[1] == "warmup" else numbers
+    value = start + (end - start) * min(step / steps, 1.0)
+    return 1.0 - 1.0 / value if match[1] == "horizon" else value
 
 
 class SpacesOnly(gym.Env):
@@ -101,21 +144,34 @@ class GoldenFolder:
                 self.arrays[name] = {key: file[key] for key in file.files}
         self.settings: dict[str, Any] = self.meta["settings"]
         self._refuse_unsupported()
-        self.keys = list(self.meta["obs"])
+        self.encoder_keys, self.decoder_keys = self._chosen_keys("encoder"), self._chosen_keys("decoder")
+        self.keys = [key for key in self.meta["obs"] if key in (*self.encoder_keys, *self.decoder_keys)]
         self.image_keys = [key for key in self.keys if len(self.meta["obs"][key]) == 3]
+        self.is_discrete = bool(self.meta["discrete_latents"])
+
+    def number(self, name: str, default: float = 0.0) -> float:
+        """A setting that may be a schedule, at the folder's step."""
+        return scheduled(self.settings.get(name, default), self.meta.get("global_step", 0))
+
+    def _chosen_keys(self, part: str) -> list[str]:
+        """Observations of a part, in their official order; a string is a pattern."""
+        chosen = []
+        for key, shape in self.meta["obs"].items():
+            wanted = self.settings.get(f"{part}.{'cnn' if len(shape) == 3 else 'mlp'}_keys", ".*")
+            if len(shape) in (1, 3) and (re.match(wanted, key) if isinstance(wanted, str) else key in wanted):
+                chosen.append(key)
+        return chosen
 
     def _refuse_unsupported(self) -> None:
-        if not self.meta["discrete_latents"]:
-            raise UnsupportedFolder("Gaussian latents (discrete_latents: false) are not supported yet.")
         for name, values in FIXED_SETTINGS.items():
             if self.settings.get(name, values[0]) not in values:
                 raise UnsupportedFolder(f"Setting {name}: {self.settings[name]!r} is not supported; known: {list(values)}.")
+        for name in SILENT:
+            if self.number(name) != 0.0:
+                raise UnsupportedFolder(f"Setting {name}: {self.settings[name]!r} is not supported; known: [0.0].")
         for option in ("eps", "clip", "wd"):
             if len({self.settings[f"{part}_opt.{option}"] for part in ("model", "actor", "critic")}) > 1:
                 raise UnsupportedFolder(f"Setting *_opt.{option} differs between the optimizers.")
-        for name, scale in self.settings.items():
-            if name.startswith("loss_scales.") and name.split(".")[1] in self.meta["obs"] and scale != 1.0:
-                raise UnsupportedFolder(f"Setting {name}: {scale} scales an observation; only 1 is supported.")
 
     # ------------------------------------------------------------------------------------------------------- the model
 
@@ -132,8 +188,9 @@ class GoldenFolder:
 
     def _observation_space(self) -> spaces.Dict:
         parts: OrderedDict[str, spaces.Space] = OrderedDict()  # a plain dict would be sorted
-        for key, shape in self.meta["obs"].items():
-            if len(shape) == 3:
+        for key in self.keys:
+            shape = self.meta["obs"][key]
+            if key in self.image_keys:
                 parts[key] = spaces.Box(0, 255, (shape[2], *shape[:2]), dtype=np.uint8)
             else:
                 parts[key] = spaces.Box(-np.inf, np.inf, tuple(shape), dtype=np.float32)
@@ -145,45 +202,51 @@ class GoldenFolder:
 
     def _policy_kwargs(self) -> dict[str, Any]:
         s = self.settings
-        acts = {s[f"{part}.act"] for part in ("rssm", "encoder", "decoder", "reward_head", "discount_head", "actor", "critic")}
-        if len(acts) > 1:
-            raise UnsupportedFolder(f"Different activations {sorted(acts)} are not supported.")
-        heads = {"reward": "reward_head", "discount": "discount_head", "actor": "actor", "critic": "critic"}
-        net_arch = {ours: [s[f"{name}.units"]] * s[f"{name}.layers"] for ours, name in heads.items()}
+        heads = {part: name for part, name in PARTS.items() if f"{name}.layers" in s}
+        net_arch = {part: [s[f"{name}.units"]] * s[f"{name}.layers"] for part, name in heads.items()}
         net_arch |= {"encoder": s["encoder.mlp_layers"], "decoder": s["decoder.mlp_layers"]}
+        gaussian = {"latent_min_std": s["rssm.min_std"], "latent_std_activation": s["rssm.std_act"]}
         return dict(
             deterministic_size=s["rssm.deter"],
             hidden_size=s["rssm.hidden"],
+            latent="categorical" if self.is_discrete else "gaussian",
             stochastic_size=s["rssm.stoch"],
-            stochastic_classes=s["rssm.discrete"],
+            stochastic_classes=s["rssm.discrete"] if self.is_discrete else None,
+            **({} if self.is_discrete else gaussian),
             net_arch=net_arch,
-            cnn_depth=s["encoder.cnn_depth"],
-            activation_fn=ACTIVATIONS[acts.pop()],
+            cnn_depth=s["decoder.cnn_depth"],
+            features_extractor_kwargs=dict(cnn_depth=s["encoder.cnn_depth"]),
+            activation_fn={part: ACTIVATIONS[s[f"{name}.act"]] for part, name in PARTS.items()},
+            layer_norm=[part for part, name in PARTS.items() if s.get(f"{name}.norm", "none") == "layer"],
             image_size=None,
+            encoder_keys=self.encoder_keys,
+            decoder_keys=self.decoder_keys,
             use_discount_head=s["pred_discount"],
             actor_min_std=s["actor.min_std"],
+            actor_init_std=s.get("actor.init_std", 0.0),
             optimizer_kwargs=dict(eps=s["model_opt.eps"], weight_decay=s["model_opt.wd"]),
         )
 
     def _options(self) -> dict[str, Any]:
         s = self.settings
         return dict(
-            learning_rate=s["model_opt.lr"],
-            actor_learning_rate=s["actor_opt.lr"],
-            critic_learning_rate=s["critic_opt.lr"],
+            learning_rate=self.number("model_opt.lr"),
+            actor_learning_rate=self.number("actor_opt.lr"),
+            critic_learning_rate=self.number("critic_opt.lr"),
             max_grad_norm=s["model_opt.clip"] or None,
             tau=s["slow_target_fraction"],
             target_update_interval=s["slow_target_update"],
             gamma=s["discount"],
             return_lambda=s["discount_lambda"],
             imagination_horizon=s["imag_horizon"],
-            ent_coef=s["actor_ent"],
+            ent_coef=self.number("actor_ent"),
             reinforce_weight=self.reinforce_weight(s["actor_grad"]),
             kl_scale=s.get("loss_scales.kl", 1.0),
             kl_balance=None if s["kl.balance"] == 0.5 else s["kl.balance"],
             kl_forward=s["kl.forward"],
             free_nats=s["kl.free"],
             free_nats_average=s["kl.free_avg"] and s["kl.balance"] != 0.5,
+            observation_scale={key: s.get(f"loss_scales.{key}", 1.0) for key in self.decoder_keys},
             reward_scale=s.get("loss_scales.reward", 1.0),
             discount_scale=s.get("loss_scales.discount", 1.0),
             reward_transform=s["clip_rewards"],
@@ -196,7 +259,11 @@ class GoldenFolder:
 
     def reinforce_weight(self, mode: str) -> float:
         """Our option for an official actor-gradient mode."""
-        return {"reinforce": 1.0, "dynamics": 0.0, "both": 1.0 - self.settings["actor_grad_mix"]}[mode]
+        if mode == "auto":
+            mode = "reinforce" if self.meta["discrete_actions"] else "dynamics"
+        # A mixture with all of its weight on REINFORCE is not REINFORCE alone, which takes the actions as constants
+        mixture = min(1.0 - self.number("actor_grad_mix", 0.1), math.nextafter(1.0, 0.0))
+        return {"reinforce": 1.0, "dynamics": 0.0, "both": mixture}[mode]
 
     # --------------------------------------------------------------------------------------------------------- weights
 
@@ -247,25 +314,29 @@ class GoldenFolder:
         decoder: Any = world_model.decoder
         rssm: Any = world_model.rssm
         part, _, layer = name.partition("/")
+        is_cnn = layer.startswith("conv")
         if part == "rssm":
+            norm = rssm.prior_hidden[1]  # the activation, where there is no norm
             return {
                 "img_in": rssm.input,
+                "img_in_norm": rssm.input_norm,
                 "cell": rssm.cell.linear,
                 "cell_norm": rssm.cell.norm,
                 "img_out_0": rssm.prior_hidden[0],
+                "img_out_norm_0": norm,
                 "img_dist_0": rssm.prior_output,
                 "obs_out": rssm.posterior_hidden,
+                "obs_out_norm": rssm.posterior_norm,
                 "obs_dist": rssm.posterior_output,
             }[layer]
         if part == "encoder":
-            return (encoder.cnn if layer.startswith("conv") else encoder.mlp)[2 * int(layer[-1])]
+            return stage(encoder.cnn if is_cnn else encoder.mlp, layer)
         if part == "decoder":
             if layer == "convin":
                 return decoder.images.linear
-            if layer.startswith("conv"):
-                return decoder.images.cnn[2 * int(layer[-1])]
-            key = layer.removeprefix("dense_")
-            return decoder.outputs[str(decoder.vector_keys.index(key))] if key != layer else decoder.trunk[2 * int(layer[-1])]
+            if layer.startswith("dense_"):
+                return decoder.outputs[str(decoder.vector_keys.index(layer.removeprefix("dense_")))]
+            return stage(decoder.images.cnn if is_cnn else decoder.trunk, layer)
         heads: dict[str, Any] = {
             "reward": world_model.reward_head,
             "discount": world_model.discount_head,
@@ -274,7 +345,7 @@ class GoldenFolder:
             "target_critic": behavior.critic_target,
         }
         head = heads[part]
-        return {"out": head.output, "out_std": getattr(head, "output_std", None)}.get(layer) or head.trunk[2 * int(layer[-1])]
+        return {"out": head.output, "out_std": getattr(head, "output_std", None)}.get(layer) or stage(head.trunk, layer)
 
     # ------------------------------------------------------------------------------------------------ batch and noise
 
@@ -288,7 +359,7 @@ class GoldenFolder:
         observations = {}
         for key in self.keys:
             value = time_major(key)
-            observations[key] = value.permute(0, 1, 4, 2, 3).contiguous() if key in self.image_keys else value
+            observations[key] = value.permute(0, 1, 4, 2, 3).contiguous() if key in self.image_keys else value.float()
         return SequenceBatch(
             observations,
             time_major("action").float(),
@@ -308,22 +379,58 @@ class GoldenFolder:
         return rows.reshape(len(rows), time, batch, *rows.shape[2:]).swapaxes(1, 2).reshape(rows.shape)
 
     def noise(self) -> UpdateNoise:
-        """The deterministic rule: ones make categorical samples the mode; uniform numbers for continuous actions are given."""
-        batch, time, horizon = self.meta["batch"], self.meta["time"], self.settings["imag_horizon"]
-        parameters = self.settings["rssm.stoch"] * self.settings["rssm.discrete"]
+        """The deterministic rule for a training call; that of the posterior is in the files' order already."""
+        batch, horizon = self.meta["batch"] * self.meta["time"], self.settings["imag_horizon"]
         if self.meta["discrete_actions"]:
-            actions = th.ones(horizon, batch * time, self.meta["action_dim"])
+            actions = th.ones(horizon, batch, self.meta["action_dim"])
         else:
             actions = th.as_tensor(self.to_ours(self.arrays["inputs"]["noise/imag_action_u"]).copy())
-        return UpdateNoise(th.ones(time, batch, parameters), actions, th.ones(horizon, batch * time, parameters))
+        latents = [self.latent_noise("imag_latent", step, batch) for step in range(horizon)]
+        if not self.is_discrete:
+            latents = list(th.as_tensor(self.to_ours(th.stack(latents).numpy()).copy()))
+        return UpdateNoise(self.sequence_noise("post"), actions, th.stack(latents))
+
+    def sequence_noise(self, name: str) -> th.Tensor:
+        """Noise of the posterior's or the prior's samples, (T, B, noise size)."""
+        return th.stack([self.latent_noise(name, step, self.meta["batch"]) for step in range(self.meta["time"])])
+
+    def latent_noise(self, name: str, step: int, rows: int) -> th.Tensor:
+        """Noise of one sample, (rows, noise size): given for Gaussian latents; ones make categorical samples the mode."""
+        if self.is_discrete:
+            return th.ones(rows, self.settings["rssm.stoch"] * self.settings["rssm.discrete"])
+        return th.as_tensor(self.arrays["inputs"][f"noise/{name}"][step].copy())
 
     def policy_action_noise(self, step: int) -> th.Tensor:
         """Noise of acting step ``step``, (B, A)."""
         if self.meta["discrete_actions"]:
             return th.ones(self.meta["batch"], self.meta["action_dim"])
-        return th.as_tensor(self.arrays["inputs"]["noise/policy_action_u"][step])
+        return th.as_tensor(self.arrays["inputs"]["noise/policy_action_u"][step].copy())
 
     def state(self, arrays: dict[str, np.ndarray], prefix: str) -> LatentState:
         """A recorded latent state, (B, ...)."""
         stochastic = arrays[f"{prefix}/stoch"]
         return LatentState(th.as_tensor(arrays[f"{prefix}/deter"]), th.as_tensor(stochastic.reshape(len(stochastic), -1)))
+
+    def stochastic(self, flat: th.Tensor) -> th.Tensor:
+        """Samples in the official shape."""
+        return flat.unflatten(-1, (self.settings["rssm.stoch"], self.settings["rssm.discrete"])) if self.is_discrete else flat
+
+    def statistics(self, model: DreamerV2, parameters: th.Tensor) -> dict[str, th.Tensor]:
+        """A distribution's parameters, under their official names and in the official shape."""
+        if self.is_discrete:
+            return {"logit": self.stochastic(parameters)}
+        distribution: Any = model.policy.world_model.rssm.latent.distribution(parameters)
+        return {"mean": distribution.mean, "std": distribution.std}
+
+
+def stage(layers: Any, name: str) -> Any:
+    """
+    A layer of a stack, by its official name such as ``dense0`` or ``convnorm1``.
+
+    :param layers: of our encoder, decoder or head
+    :param name: kind and number
+    """
+    match = re.fullmatch(r"(conv|dense|)(norm)?(\d+)", name)
+    assert match, name
+    per_stage = 3 if any(isinstance(layer, th.nn.LayerNorm) for layer in layers) else 2
+    return layers[per_stage * int(match[3]) + (match[2] is not None)]

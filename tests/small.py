@@ -1,6 +1,7 @@
 """Models small enough to train for a hundred steps within a second, and environments with any spaces for them."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import gymnasium as gym
@@ -8,6 +9,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_dreamer import DreamerV2
@@ -24,6 +26,8 @@ SMALL: dict[str, Any] = dict(
     train_freq=8,
     device="cpu",
 )
+#: A first update after some twenty steps, for whoever needs a trained model and no more
+LEARN: dict[str, Any] = dict(learning_starts=16, train_freq=8, batch_size=2, batch_length=4)
 
 VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
 IMAGE = spaces.Box(0, 255, (40, 36, 1), np.uint8)
@@ -31,6 +35,59 @@ DICT = spaces.Dict({"arm": spaces.Box(-1.0, 1.0, (3,), np.float32), "leg": space
 DISCRETE = spaces.Discrete(3)
 BOX = spaces.Box(-1.0, 1.0, (2,), np.float32)
 ASYMMETRIC = spaces.Box(np.array([0.0, -5.0]), np.array([1.0, 20.0]), dtype=np.float64)
+FLOAT_IMAGE = spaces.Box(0.0, 1.0, (12, 10, 3), np.float32)
+
+
+def image(*shape: int) -> spaces.Box:
+    return spaces.Box(0, 255, shape, np.uint8)
+
+
+#: Every kind of observation. A key that begins with "float image" needs ``normalize_images=False``
+OBSERVATIONS: dict[str, spaces.Space] = {
+    "image": image(12, 10, 1),
+    "image rgb": image(12, 10, 3),
+    "image with depth": image(10, 12, 4),
+    "image channel first": image(3, 11, 9),
+    "image of odd size": image(13, 7, 3),
+    "image of one pixel": image(1, 1, 1),
+    "image with more channels than rows": image(41, 40, 50),
+    "float image": FLOAT_IMAGE,
+    "float image channel first": spaces.Box(-1.0, 1.0, (3, 12, 10), np.float64),
+    "number": spaces.Box(-1.0, 1.0, (), np.float32),
+    "vector": VECTOR,
+    "float64": spaces.Box(-np.inf, np.inf, (3,), np.float64),
+    "matrix": spaces.Box(-1.0, 1.0, (2, 3), np.float32),
+    "rank 3": spaces.Box(-1.0, 1.0, (2, 3, 4), np.float32),
+    "bytes": spaces.Box(0, 255, (6,), np.uint8),
+    "integers": spaces.Box(-128, 127, (3,), np.int8),
+    "discrete": spaces.Discrete(4),
+    "discrete from -2": spaces.Discrete(3, start=-2),
+    "one class": spaces.Discrete(1),
+    "multi-discrete": spaces.MultiDiscrete([2, 3]),
+    "multi-discrete from 1 and -1": spaces.MultiDiscrete([2, 3], start=[1, -1]),
+    "multi-discrete matrix": spaces.MultiDiscrete(np.array([[2, 3], [4, 5]])),
+    "multi-binary": spaces.MultiBinary(5),
+    "multi-binary matrix": spaces.MultiBinary((2, 3)),
+}
+MIXED_KEYS = ("vector", "image rgb", "discrete from -2", "multi-discrete", "multi-binary matrix", "bytes", "image", "number")
+OBSERVATIONS["dict"] = spaces.Dict({key: OBSERVATIONS[key] for key in MIXED_KEYS})
+
+#: Every kind of action
+ACTIONS: dict[str, spaces.Space] = {
+    "discrete": DISCRETE,
+    "one action": spaces.Discrete(1),
+    "multi-discrete": spaces.MultiDiscrete([2, 3]),
+    "multi-discrete matrix": spaces.MultiDiscrete(np.array([[2, 3], [4, 2]])),
+    "multi-binary": spaces.MultiBinary(3),
+    "multi-binary matrix": spaces.MultiBinary((2, 2)),
+    "box": BOX,
+    "number": spaces.Box(-1.0, 1.0, (), np.float32),
+    "matrix": spaces.Box(-2.0, 3.0, (2, 3), np.float32),
+    "float64": spaces.Box(-1.0, 1.0, (2,), np.float64),
+    "asymmetric": ASYMMETRIC,
+    "integers": spaces.Box(0, 9, (2,), np.int64),
+    "all bytes": spaces.Box(-128, 127, (2,), np.int8),
+}
 
 
 class RandomEnv(gym.Env):
@@ -72,10 +129,15 @@ class RandomEnv(gym.Env):
         return self.observations[-1]
 
 
-def policy_for(space: spaces.Space) -> str:
+def policy_for(space: spaces.Space, float_images: bool = False) -> str:
+    """
+    :param space: of observations
+    :param float_images: whether float Boxes of rank 3 are images (``normalize_images=False``)
+    """
     if isinstance(space, spaces.Dict):
         return "MultiInputPolicy"
-    return "CnnPolicy" if len(space.shape or ()) == 3 else "MlpPolicy"
+    is_image = is_image_space(space) or (float_images and len(space.shape or ()) == 3)
+    return "CnnPolicy" if is_image else "MlpPolicy"
 
 
 def small_model(env: Any, policy: Any = None, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> DreamerV2:
@@ -85,8 +147,10 @@ def small_model(env: Any, policy: Any = None, policy_kwargs: dict[str, Any] | No
     :param policy_kwargs: beyond the small sizes
     :param kwargs: constructor arguments in place of the small ones
     """
-    policy = policy or ("MlpPolicy" if isinstance(env, str) else policy_for(env.observation_space))
-    return DreamerV2(policy, env, **(SMALL | {"policy_kwargs": SMALL_POLICY | (policy_kwargs or {})} | kwargs))
+    policy_kwargs = SMALL_POLICY | (policy_kwargs or {})
+    float_images = not policy_kwargs.get("normalize_images", True)
+    policy = policy or ("MlpPolicy" if isinstance(env, str) else policy_for(env.observation_space, float_images))
+    return DreamerV2(policy, env, **(SMALL | {"policy_kwargs": policy_kwargs} | kwargs))
 
 
 def random_model(
@@ -107,12 +171,24 @@ def random_envs(
 
 def copy_space(space: spaces.Space) -> spaces.Space:
     """An equal space with a random generator of its own, always the same one."""
+    copy = deepcopy(space)
+    copy.seed(1)
+    return copy
+
+
+def samples(space: spaces.Space, n: int, seed: int = 0) -> Any:
+    """``n`` observations as a VecEnv would stack them: one array (n, *shape), or a dict of these."""
+    space = copy_space(space)
+    space.seed(seed)
+    drawn = [space.sample() for _ in range(n)]
     if isinstance(space, spaces.Dict):
-        return spaces.Dict({key: copy_space(part) for key, part in space.spaces.items()}, seed=1)
-    if isinstance(space, spaces.Box):
-        return spaces.Box(space.low, space.high, space.shape, space.dtype.type, seed=1)
-    assert isinstance(space, spaces.Discrete)
-    return spaces.Discrete(int(space.n), seed=1)
+        return {key: np.stack([one[key] for one in drawn]) for key in space.spaces}
+    return np.stack(drawn)
+
+
+def row(obs: Any, index: int) -> Any:
+    """One of :func:`samples`, without the batch axis."""
+    return {key: value[index] for key, value in obs.items()} if isinstance(obs, dict) else obs[index]
 
 
 def inner_env(model: DreamerV2, index: int = 0) -> RandomEnv:

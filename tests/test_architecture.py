@@ -9,12 +9,16 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "sb3_dreamer"
 #: Rooms from the foundation up. A file imports only files before it in its room, and only rooms that the second entry names
 ROOMS: dict[str, tuple[str, str]] = {
-    "common": ("type_aliases functional distributions layers heads preprocessing optimization metrics", ""),
+    "common": (
+        "type_aliases functional schedules distributions action_distributions layers heads "
+        "preprocessing observations optimization metrics",
+        "",
+    ),
     "world_model": ("latents encoders decoders rssm world_model", "common"),
-    "behavior": ("actor_critic", "common"),
+    "behavior": ("actors actor_critic exploration", "common"),
     "replay": ("storage records buffer", "common"),
-    "dreamer_v2": ("policies reporting update sequence_algorithm dreamer_v2", "common world_model behavior replay"),
-    "envs": ("atari scaling", "common"),
+    "dreamer_v2": ("networks policies reporting update sequence_algorithm dreamer_v2", "common world_model behavior replay"),
+    "envs": ("atari scaling wrappers optional crafter dmc procgen registration", "common"),
     "presets": ("presets", "common world_model behavior replay dreamer_v2"),
     "zoo": ("hyperparams_opt __init__ report __main__", "common world_model behavior replay dreamer_v2 envs presets"),
     "": ("__init__", "common world_model behavior replay dreamer_v2 presets"),

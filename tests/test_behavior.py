@@ -9,15 +9,30 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_dreamer import DreamerV2
-from sb3_dreamer.behavior.actor_critic import ActorCritic, BehaviorObjective, ContinuousActor, ReturnEstimate, RewardNormalizer
+from sb3_dreamer.behavior.actor_critic import ActorCritic, BehaviorObjective, ReturnEstimate, RewardNormalizer
+from sb3_dreamer.behavior.actors import (
+    ACTOR_DISTRIBUTIONS,
+    ContinuousActor,
+    DiscreteActor,
+    MultiDiscreteActor,
+    make_actor,
+)
+from sb3_dreamer.common.action_distributions import ClippedNormal, TanhNormal, TruncatedNormal
+from sb3_dreamer.common.distributions import OneHotBlocks
 from sb3_dreamer.common.functional import flatten_time
 from sb3_dreamer.common.type_aliases import ImaginedTrajectory, LatentState
 from sb3_dreamer.dreamer_v2.policies import ActingState
 from sb3_dreamer.dreamer_v2.update import Imagination, UpdateNoise, imagine, start_states
-from tests.test_world_model import ACTIONS, BATCH, TIME, carried_state, image, make_model, model_loss, random_batch
+from tests.test_world_model import BATCH, TIME, carried_state, image, make_model, model_loss, random_batch
 
 H = 4
-KINDS = ["discrete", "continuous"]
+ACTIONS: dict[str, spaces.Space] = {
+    "discrete": spaces.Discrete(3),
+    "continuous": spaces.Box(-1.0, 1.0, (2,)),
+    "multi_discrete": spaces.MultiDiscrete([2, 3]),
+    "multi_binary": spaces.MultiBinary(2),
+}
+KINDS = list(ACTIONS)
 
 
 def imagined(model: DreamerV2, **changes: Any) -> tuple[Imagination, BehaviorObjective]:
@@ -32,7 +47,7 @@ def imagined(model: DreamerV2, **changes: Any) -> tuple[Imagination, BehaviorObj
 def imagination_noise(model: DreamerV2, horizon: int = H) -> UpdateNoise:
     generator, rssm = th.Generator().manual_seed(9), model.policy.world_model.rssm
     actions = th.rand(horizon, TIME * BATCH, rssm.action_size, generator=generator)
-    latents = th.empty(horizon, TIME * BATCH, rssm.latent.parameter_size).exponential_(generator=generator)
+    latents = th.empty(horizon, TIME * BATCH, rssm.latent.noise_size).exponential_(generator=generator)
     return UpdateNoise(None, actions, latents)
 
 
@@ -292,7 +307,7 @@ def test_every_option_changes_a_number(option: str) -> None:
         ("return_lambda", 1.1, "return_lambda must be a number between 0 and 1, but is 1.1"),
         ("reinforce_weight", 2.0, "reinforce_weight must be a number between 0 and 1, but is 2.0"),
         ("reward_norm_momentum", 1.5, "reward_norm_momentum must be a number between 0 and 1, but is 1.5"),
-        ("reinforce_weight", "sometimes", "reinforce_weight must be a number between 0 and 1 or 'auto'"),
+        ("reinforce_weight", "sometimes", "reinforce_weight must be a number.*'auto', but is 'sometimes'"),
     ],
 )
 def test_bad_option_is_named(option: str, value: Any, message: str) -> None:
@@ -300,7 +315,9 @@ def test_bad_option_is_named(option: str, value: Any, message: str) -> None:
         make_model(**{option: value})
 
 
-@pytest.mark.parametrize("kind, weight", [("discrete", 1.0), ("continuous", 0.0)])
+@pytest.mark.parametrize(
+    "kind, weight", [("discrete", 1.0), ("continuous", 0.0), ("multi_discrete", 1.0), ("multi_binary", 1.0)]
+)
 def test_automatic_reinforce_weight(kind: str, weight: float) -> None:
     assert make_model(actions=ACTIONS[kind]).behavior_objective.reinforce_weight == weight
 
@@ -325,7 +342,7 @@ def test_off_normalizer_leaves_rewards_alone() -> None:
 
 
 def test_target_moves_by_the_fraction() -> None:
-    behavior = ActorCritic(5, spaces.Discrete(2), [4], [4])
+    behavior = ActorCritic(make_actor(5, spaces.Discrete(2), [4]), 5, [4])
     old = [p.clone() for p in behavior.critic_target.parameters()]
     behavior.update_target(0.25)
     pairs = list(zip(old, behavior.critic.parameters(), behavior.critic_target.parameters(), strict=True))
@@ -336,20 +353,156 @@ def test_target_moves_by_the_fraction() -> None:
     assert any(not th.equal(before, online) for before, online, _ in pairs)
 
 
+def test_critics_have_layer_norm_by_argument() -> None:
+    """The actor is built before; the option is that of the two critics."""
+    actor = make_actor(5, spaces.Discrete(2), [4])
+    for layer_norm in (False, True):
+        behavior = ActorCritic(actor, 5, [4, 3], th.nn.Tanh, layer_norm)
+        for critic in (behavior.critic, behavior.critic_target):
+            norms = [layer for layer in critic.modules() if isinstance(layer, th.nn.LayerNorm)]
+            assert [norm.normalized_shape for norm in norms] == ([(4,), (3,)] if layer_norm else [])
+            assert any(isinstance(layer, th.nn.Tanh) for layer in critic.modules())
+        assert behavior.actor is actor
+
+
+# ------------------------------------------------------------------------------------------------------------------- actors
+
+BOX = spaces.Box(-1.0, 1.0, (3,))
+
+
+def softplus(x: float) -> float:
+    return float(np.log1p(np.exp(x)))
+
+
 def test_continuous_actor_formula() -> None:
     actor = ContinuousActor(1, 3, [], th.nn.ELU, min_std=0.2)
     policy = actor.distribution(th.tensor([0.0, 1.0, -50.0]), th.tensor([0.0, -50.0, 50.0]))
+    assert isinstance(policy, TruncatedNormal)
     assert policy.loc.tolist() == pytest.approx([0.0, np.tanh(1.0), -1.0])
     assert policy.scale.tolist() == pytest.approx([1.2, 0.2, 2.2])
+
+
+@pytest.mark.parametrize("distribution", ["truncated_normal", "normal"])
+def test_init_std_is_added_before_the_activation(distribution: str) -> None:
+    actor = ContinuousActor(1, 2, [], th.nn.ELU, distribution=distribution, min_std=0.1, init_std=3.0)
+    policy = actor.distribution(th.tensor([0.5, -0.5]), th.tensor([-3.0, 1.0]))
+    assert isinstance(policy, TruncatedNormal if distribution == "truncated_normal" else ClippedNormal)
+    assert policy.loc.tolist() == pytest.approx([np.tanh(0.5), np.tanh(-0.5)])
+    assert policy.scale.tolist() == pytest.approx([1.1, 2.0 / (1.0 + np.exp(-2.0)) + 0.1])
+
+
+def test_tanh_normal_actor_formula() -> None:
+    actor = ContinuousActor(1, 2, [], th.nn.ELU, distribution="tanh_normal", min_std=0.01, init_std=0.5)
+    policy = actor.distribution(th.tensor([2.0, -100.0]), th.tensor([-0.5, 1.0]))
+    assert isinstance(policy, TanhNormal)
+    assert policy.normal.mean.tolist() == pytest.approx([5 * np.tanh(0.4), -5.0])
+    assert policy.normal.std.tolist() == pytest.approx([softplus(0.0) + 0.01, softplus(1.5) + 0.01])
+
+
+@pytest.mark.parametrize(
+    "space, kind, width",
+    [
+        (spaces.Discrete(4), DiscreteActor, 4),
+        (spaces.MultiDiscrete([3, 2]), MultiDiscreteActor, 5),
+        (spaces.MultiBinary(3), MultiDiscreteActor, 6),
+        (spaces.Box(-2.0, 5.0, (2, 2)), ContinuousActor, 4),
+    ],
+)
+def test_actor_for_every_space(space: spaces.Space, kind: type, width: int) -> None:
+    """The distribution's width, valid samples, and gradients to every weight."""
+    th.manual_seed(0)
+    actor = make_actor(6, space, [8, 7], th.nn.Tanh, layer_norm=True)
+    assert type(actor) is kind and [type(layer) for layer in actor.modules()].count(th.nn.LayerNorm) == 2
+    policy = actor(th.randn(5, 9, 6))
+    actions = policy.sample()
+    assert actions.shape == policy.mode.shape == (5, 9, width) and policy.log_prob(
+        actions
+    ).shape == policy.entropy().shape == (5, 9)
+    if isinstance(space, spaces.Box):
+        assert actions.abs().max() <= 1.0
+    else:
+        blocks = {DiscreteActor: (4,), MultiDiscreteActor: (3, 2) if width == 5 else (2, 2, 2)}[kind]
+        for block in actions.detach().split(blocks, -1):
+            assert th.equal(block.sum(-1), th.ones(5, 9)) and set(block.unique().tolist()) == {0.0, 1.0}
+    total = policy.log_prob(actions.detach()).sum() + policy.entropy().sum()
+    assert all(gradient.any() for gradient in th.autograd.grad(total, list(actor.parameters())))
+
+
+def test_multi_discrete_actor_is_several_discrete_ones() -> None:
+    """With the same weights, the blocks of the output are what single actors would say."""
+    th.manual_seed(0)
+    actor, features = make_actor(6, spaces.MultiDiscrete([3, 2]), [8]), th.randn(4, 6)
+    policy = actor(features)
+    assert isinstance(policy, OneHotBlocks)
+    entropy = 0.0
+    for start, size in ((0, 3), (3, 2)):
+        single = DiscreteActor(6, size, [8], th.nn.ELU)
+        trunk = {key: value for key, value in actor.state_dict().items() if key.startswith("trunk")}
+        rows = slice(start, start + size)
+        single.load_state_dict(trunk | {f"output.{p}": actor.state_dict()[f"output.{p}"][rows] for p in ("weight", "bias")})
+        th.testing.assert_close(single(features).probs, policy.probs[:, rows])
+        entropy = entropy + single(features).entropy()
+    th.testing.assert_close(policy.entropy(), entropy)
+
+
+@pytest.mark.parametrize("distribution", ACTOR_DISTRIBUTIONS)
+def test_distribution_by_name(distribution: str) -> None:
+    actor = make_actor(2, BOX, [], distribution=distribution, min_std=0.3, init_std=0.7)
+    kinds = {"truncated_normal": TruncatedNormal, "tanh_normal": TanhNormal, "normal": ClippedNormal}
+    assert type(actor(th.zeros(1, 2))) is kinds[distribution]
+    assert (actor.min_std, actor.init_std) == (0.3, 0.7)
+    assert make_actor(2, BOX, [], exact_gradient=True)(th.zeros(1, 2)).exact_gradient is True
+
+
+@pytest.mark.parametrize("distribution", ACTOR_DISTRIBUTIONS)
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_every_distribution_has_gradients(distribution: str, weight: float) -> None:
+    """For every weight of the actor, in two updates; the second is after a large step."""
+    model = make_model(actions=BOX, policy_kwargs=dict(actor_distribution=distribution), actor_learning_rate=0.1)
+    for _ in range(2):
+        result, objective = imagined(model, reinforce_weight=weight, ent_coef=0.1)
+        loss = model.policy.behavior.actor_loss(result.trajectory, result.estimate, objective).total
+        model.policy.actor_optimizer.step(loss, None)
+        gradients = [parameter.grad for parameter in model.policy.behavior.actor.parameters()]
+        assert all(gradient is not None and gradient.isfinite().all() and gradient.any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("space", [BOX, spaces.Discrete(2)])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            dict(distribution="beta"),
+            r"Unknown actor_distribution 'beta'; known are \['truncated_normal', 'tanh_normal', 'normal'\]",
+        ),
+        (dict(min_std=0.0), "actor_min_std must be a number of at least 1e-06, but is 0.0"),
+        (dict(init_std=float("nan")), "actor_init_std must be a number between -50 and 50, but is nan"),
+        (dict(init_std="5"), "actor_init_std must be a number between -50 and 50, but is '5'"),
+        (
+            dict(distribution="normal", exact_gradient=True),
+            "actor_exact_gradient=True was given, but it is for .* not 'normal'",
+        ),
+    ],
+)
+def test_bad_actor_options_are_named(space: spaces.Space, options: dict[str, Any], message: str) -> None:
+    """Whatever the space: a typo must not wait for the day on which actions become continuous."""
+    with pytest.raises(ValueError, match=message):
+        make_actor(2, space, [], **options)
+
+
+def test_unknown_action_space_is_named() -> None:
+    with pytest.raises(ValueError, match="does not support the action space Text"):
+        make_actor(2, spaces.Text(3), [])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_trajectory_shapes(kind: str) -> None:
     path: ImaginedTrajectory = imagined(make_model(actions=ACTIONS[kind]))[0].trajectory
-    n, size = TIME * BATCH, {"discrete": 3, "continuous": 2}[kind]
+    blocks = {"discrete": [3], "continuous": [2], "multi_discrete": [2, 3], "multi_binary": [2, 2]}[kind]
+    n, size = TIME * BATCH, sum(blocks)
     assert path.features.shape == (H + 1, n, 20) and th.equal(path.features, path.states.features)
     assert path.actions.shape == (H + 1, n, size) and not path.actions[0].any()
     assert path.rewards.shape == path.discounts.shape == path.weights.shape == (H + 1, n)
     assert path.actions[1:].abs().max() <= 1.0
-    if kind == "discrete":
-        assert th.equal(path.actions[1:].sum(-1), th.ones(H, n))
+    if kind != "continuous":
+        assert all(th.equal(block.sum(-1), th.ones(H, n)) for block in path.actions[1:].split(blocks, -1))

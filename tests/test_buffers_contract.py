@@ -118,8 +118,8 @@ def test_refused_options() -> None:
         vector_buffer(optimize_memory_usage=True)
     with pytest.raises(ValueError, match="batch_length must be at least 1, but is 0"):
         vector_buffer(batch_length=0)
-    with pytest.raises(ValueError, match="does not support the action space MultiBinary"):
-        SequenceReplayBuffer(5, spaces.Box(-1, 1, (2,)), spaces.MultiBinary(3))
+    with pytest.raises(ValueError, match="does not support the action space Text"):
+        SequenceReplayBuffer(5, spaces.Box(-1, 1, (2,)), spaces.Text(3))
 
 
 def test_too_little_data() -> None:

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch as th
 
+from sb3_dreamer.common.action_distributions import ClippedNormal, TanhNormal, TruncatedNormal, clip_value
 from sb3_dreamer.common.distributions import (
     Bernoulli,
+    DiagonalNormal,
     Distribution,
+    OneHotBlocks,
     OneHotCategorical,
-    TruncatedNormal,
     UnitNormal,
     straight_through,
 )
@@ -89,6 +91,212 @@ def test_no_gradient_to_a_one_hot_value() -> None:
     to_logits, to_value = th.autograd.grad(log_prob, [logits, value], allow_unused=True)
     assert to_value is None
     th.testing.assert_close(to_logits, double(0.0, 1.0) - logits.detach().softmax(-1))
+
+
+# -------------------------------------------------------------------------------------------------------- blocks of one-hots
+
+BLOCKS = (3, 1, 4, 2)
+
+
+def joined_logits(rows: int = 5, sizes: tuple[int, ...] = BLOCKS) -> th.Tensor:
+    return th.randn(rows, sum(sizes), generator=th.Generator().manual_seed(4), dtype=th.float64).requires_grad_()
+
+
+@pytest.mark.parametrize("sizes", [BLOCKS, (2, 2, 2), (5,)])
+def test_blocks_are_independent_categoricals(sizes: tuple[int, ...]) -> None:
+    """Values and gradients against one ``OneHotCategorical`` and one ``torch.distributions`` categorical per block."""
+    logits = joined_logits(sizes=sizes)
+    policy, noise = OneHotBlocks(logits, sizes), th.rand(5, sum(sizes), dtype=th.float64) + 0.1
+    parts = [OneHotCategorical(x) for x in logits.split(sizes, -1)]
+    oracles = [th.distributions.OneHotCategorical(logits=x) for x in logits.split(sizes, -1)]
+    value = policy.sample(noise).detach()
+    blocks = value.split(sizes, -1)
+    assert all(th.equal(block.sum(-1), th.ones(5, dtype=th.float64)) for block in blocks)
+    pairs = {
+        "probs": (policy.probs, th.cat([x.probs for x in oracles], -1)),
+        "mean": (policy.mean, th.cat([x.mean for x in oracles], -1)),
+        "mode": (policy.mode, th.cat([x.mode for x in oracles], -1)),
+        "sample": (
+            policy.sample(noise),
+            th.cat([x.sample(n) for x, n in zip(parts, noise.split(sizes, -1), strict=True)], -1),
+        ),
+        "log_prob": (policy.log_prob(value), sum(x.log_prob(b) for x, b in zip(oracles, blocks, strict=True))),
+        "entropy": (policy.entropy(), sum(x.entropy() for x in oracles)),
+    }
+    for name, (ours, wanted) in pairs.items():
+        th.testing.assert_close(ours, wanted, rtol=1e-12, atol=1e-14, msg=name)
+        if name != "mode":
+            weights = th.rand(ours.shape, dtype=th.float64, generator=th.Generator().manual_seed(0))
+            gradients = [th.autograd.grad((weights * x).sum(), logits, retain_graph=True)[0] for x in (ours, wanted)]
+            assert gradients[0].isfinite().all() and (gradients[0].any() or sum(sizes) == len(sizes))
+            th.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12, msg=name)
+    assert not policy.mode.requires_grad
+
+
+def test_blocks_take_the_same_noise_as_a_categorical() -> None:
+    logits = joined_logits()
+    policy = OneHotBlocks(logits, BLOCKS)
+    assert th.equal(policy.sample(th.ones_like(logits)), policy.mode)
+    th.manual_seed(0)
+    noise = policy.draw_noise()
+    th.manual_seed(0)
+    assert th.equal(noise, OneHotCategorical(logits).draw_noise()) and noise.shape == logits.shape
+
+
+def test_blocks_sample_every_pair() -> None:
+    """Joint frequencies of two blocks are the products of their probabilities."""
+    th.manual_seed(0)
+    first, second = np.array([0.7, 0.3]), np.array([0.5, 0.1, 0.4])
+    logits = th.as_tensor(np.log(np.concatenate([first, second]))).expand(20_000, 5)
+    samples = OneHotBlocks(logits, (2, 3)).sample()
+    counts = (samples[:, :2, None] * samples[:, None, 2:]).sum(0).numpy()
+    assert chi_square(counts.ravel(), np.outer(first, second).ravel()) < 20.52  # 0.999 quantile, 5 degrees of freedom
+
+
+def test_blocks_send_no_gradient_to_the_value() -> None:
+    logits = joined_logits()
+    value = OneHotBlocks(logits, BLOCKS).mode.requires_grad_()
+    assert th.autograd.grad(OneHotBlocks(logits, BLOCKS).log_prob(value).sum(), value, allow_unused=True) == (None,)
+
+
+def test_blocks_that_do_not_add_up_are_named() -> None:
+    with pytest.raises(ValueError, match=r"\(2, 3\) have 5 logits together, but 6 were given"):
+        OneHotBlocks(th.zeros(1, 6), (2, 3))
+
+
+# ------------------------------------------------------------------------------------------------------------ diagonal normal
+
+
+def normals() -> tuple[list[th.Tensor], DiagonalNormal, DiagonalNormal]:
+    generator = th.Generator().manual_seed(6)
+    tensors = [th.rand(4, 3, generator=generator, dtype=th.float64) * 2 - 0.5 * (i % 2 == 0) for i in range(4)]
+    tensors = [x.add(0.1 * (i % 2)).requires_grad_() for i, x in enumerate(tensors)]
+    return tensors, DiagonalNormal(*tensors[:2]), DiagonalNormal(*tensors[2:])
+
+
+def test_diagonal_normal_equals_torch() -> None:
+    """Every number, and its gradients, against ``torch.distributions``."""
+    tensors, ours, other = normals()
+    oracles = [th.distributions.Independent(th.distributions.Normal(tensors[i], tensors[i + 1]), 1) for i in (0, 2)]
+    value = th.randn(4, 3, dtype=th.float64)
+    pairs = {
+        "kl": (ours.kl(other), th.distributions.kl_divergence(*oracles)),
+        "kl backwards": (other.kl(ours), th.distributions.kl_divergence(*oracles[::-1])),
+        "log_prob": (ours.log_prob(value), oracles[0].log_prob(value)),
+        "entropy": (ours.entropy(), oracles[0].entropy()),
+        "sample": (ours.sample(value), tensors[0] + tensors[1] * value),
+    }
+    for name, (number, wanted) in pairs.items():
+        th.testing.assert_close(number, wanted, rtol=1e-10, atol=1e-12, msg=name)
+        gradients = [th.autograd.grad(x.sum(), tensors, retain_graph=True, allow_unused=True) for x in (number, wanted)]
+        for first, second in zip(*gradients, strict=True):
+            assert (first is None) == (second is None), name
+            if first is not None:
+                th.testing.assert_close(first, second, rtol=1e-9, atol=1e-12, msg=name)
+    assert ours.mode is ours.mean and (ours.kl(other) > 0).all()
+
+
+def test_small_kl_is_not_rounded_away() -> None:
+    """Two normals whose standard deviations differ by 1e-4: the divergence is the square, 1e-8, in 32 bits."""
+    std = th.full((1,), 0.7)
+    kl = DiagonalNormal(th.zeros(1), std).kl(DiagonalNormal(th.zeros(1), std * (1 + 1e-4)))
+    assert kl.item() == pytest.approx(1e-8, rel=0.02)
+    assert DiagonalNormal(th.zeros(1), std).kl(DiagonalNormal(th.zeros(1), std)).item() == 0.0
+
+
+# ---------------------------------------------------------------------------------------------------------------- tanh-normal
+
+TANH_CASES = [(0.0, 0.1), (0.4, 0.5), (-1.0, 1.0), (2.5, 2.0), (0.0, 5.0)]
+
+
+def tanh_integral(function: str, mean: float, std: float) -> float:
+    """Integral over the normal variable on a fine grid."""
+    z = np.linspace(-10, 10, 200_001)
+    x, weight = mean + std * z, np.exp(-0.5 * z * z)
+    values = np.tanh(x) if function == "mean" else 2 * (np.log(2) - np.abs(x) - np.log1p(np.exp(-2 * np.abs(x))))
+    integral = float((values * weight).sum() / weight.sum())
+    return integral if function == "mean" else integral + 0.5 * math.log(2 * math.pi * math.e) + math.log(std)
+
+
+@pytest.mark.parametrize("mean, std", TANH_CASES)
+def test_tanh_normal_equals_integration(mean: float, std: float) -> None:
+    """The fixed rule with 32 points; a wide normal is the hardest."""
+    policy, tolerance = TanhNormal(double(mean), double(std)), 3e-3 if std > 2 else 1e-5
+    assert policy.entropy().item() == pytest.approx(tanh_integral("entropy", mean, std), abs=tolerance)
+    assert policy.mean.item() == pytest.approx(tanh_integral("mean", mean, std), abs=tolerance)
+    assert policy.mode.item() == pytest.approx(math.tanh(mean))
+
+
+@pytest.mark.parametrize("mean, std", TANH_CASES[:-1])
+def test_tanh_normal_gradients(mean: float, std: float) -> None:
+    """Gradients of entropy and mean against differences of the fine integral."""
+    tensors, step = (double(mean, gradient=True), double(std, gradient=True)), 1e-4
+    policy = TanhNormal(*tensors)
+    for function, ours in (("entropy", policy.entropy().sum()), ("mean", policy.mean.sum())):
+        by_mean = tanh_integral(function, mean + step, std) - tanh_integral(function, mean - step, std)
+        by_std = tanh_integral(function, mean, std + step) - tanh_integral(function, mean, std - step)
+        found = th.cat(th.autograd.grad(ours, tensors, retain_graph=True))
+        np.testing.assert_allclose(found.numpy(), np.array([by_mean, by_std]) / (2 * step), atol=1e-4)
+
+
+def test_tanh_normal_density_equals_torch() -> None:
+    mean, std = double(0.3, -1.2, 0.0, gradient=True), double(0.4, 1.1, 2.0, gradient=True)
+    value = double(0.5, -0.99, 0.1, gradient=True)
+    normal = th.distributions.Normal(mean, std)
+    oracle = th.distributions.TransformedDistribution(normal, th.distributions.TanhTransform())
+    policy = TanhNormal(mean, std)
+    th.testing.assert_close(policy.log_prob(value), oracle.log_prob(value).sum())
+    tensors = [mean, std, value]
+    ours, wanted = (th.autograd.grad(x, tensors) for x in (policy.log_prob(value), oracle.log_prob(value).sum()))
+    th.testing.assert_close(ours, wanted)
+    noise = double(0.5, -1.0, 2.0)
+    ours, wanted = (th.autograd.grad(x.sum(), tensors[:2]) for x in (policy.sample(noise), th.tanh(mean + std * noise)))
+    th.testing.assert_close(ours, wanted)
+
+
+@pytest.mark.parametrize("dtype", [th.float32, th.float64])
+def test_tanh_normal_at_the_bounds_is_finite(dtype: th.dtype) -> None:
+    """Values of exactly 1, samples that saturate, and the density's gradients there."""
+    mean = th.tensor([20.0, -20.0, 0.0], dtype=dtype, requires_grad=True)
+    std = th.tensor([0.1, 3.0, 1.0], dtype=dtype, requires_grad=True)
+    policy = TanhNormal(mean, std)
+    sample = policy.sample(th.tensor([3.0, -3.0, 0.0], dtype=dtype))
+    assert sample[:2].tolist() == [1.0, -1.0]
+    total = policy.log_prob(sample) + policy.log_prob(th.ones(3, dtype=dtype)) + policy.entropy()
+    assert all(gradient.isfinite().all() for gradient in th.autograd.grad(total, [mean, std])) and total.isfinite()
+    # the number next to 1 in this precision
+    nearest = th.nextafter(th.ones(1, dtype=dtype), th.zeros(1, dtype=dtype))
+    single = TanhNormal(th.zeros(1, dtype=dtype), th.ones(1, dtype=dtype))
+    assert single.log_prob(th.ones(1, dtype=dtype)) == single.log_prob(nearest)
+
+
+def test_tanh_normal_entropy_needs_no_random_numbers() -> None:
+    policy = TanhNormal(double(0.3, 0.5), double(0.5, 1.0))
+    state = th.get_rng_state()
+    assert policy.entropy() == policy.entropy() and policy.entropy().shape == ()
+    assert th.equal(th.get_rng_state(), state)
+
+
+# ------------------------------------------------------------------------------------------------------------- clipped normal
+
+
+def test_clipped_normal_by_hand() -> None:
+    loc, scale = double(0.2, 0.9, -2.0, gradient=True), double(0.5, 0.3, 0.1, gradient=True)
+    noise, policy = double(1.0, 1.0, 3.0), ClippedNormal(loc, scale)
+    sample = policy.sample(noise)
+    assert sample.tolist() == pytest.approx([0.7, 1.0, -1.0])  # 1.2 and -1.7 are clipped
+    assert policy.mode.tolist() == [0.2, 0.9, -1.0]
+    th.testing.assert_close(th.autograd.grad(sample.sum(), [loc, scale]), (th.ones(3, dtype=th.float64), noise))
+    oracle, value = th.distributions.Normal(loc, scale), double(0.1, 1.0, -1.0)
+    th.testing.assert_close(policy.log_prob(value), oracle.log_prob(value).sum())
+    th.testing.assert_close(policy.entropy(), oracle.entropy().sum())
+
+
+def test_clip_value_changes_values_only() -> None:
+    x = double(-3.0, 0.5, 2.0, gradient=True)
+    assert clip_value(x, 1.0).tolist() == [-1.0, 0.5, 1.0]
+    assert th.autograd.grad(clip_value(x, 1.0).sum(), x)[0].tolist() == [1.0, 1.0, 1.0]
+    assert clip_value(x.detach(), 1.0).tolist() == [-1.0, 0.5, 1.0]
 
 
 # ---------------------------------------------------------------------------------------------------------- truncated normal
@@ -198,6 +406,18 @@ def test_bernoulli_by_hand() -> None:
     assert policy.entropy()[0].item() == pytest.approx(entropy)
 
 
+def test_bernoulli_events_are_summed() -> None:
+    logits = th.randn(3, 4, dtype=th.float64, requires_grad=True)
+    value, whole, each = (th.rand(3, 4, dtype=th.float64) > 0.5).double(), Bernoulli(logits, event_dims=1), Bernoulli(logits)
+    oracle = th.distributions.Independent(th.distributions.Bernoulli(logits=logits), 1)
+    for ours, wanted in ((whole.log_prob(value), oracle.log_prob(value)), (whole.entropy(), oracle.entropy())):
+        assert ours.shape == (3,)
+        th.testing.assert_close(ours, wanted)
+        th.testing.assert_close(*(th.autograd.grad(x.sum(), logits, retain_graph=True) for x in (ours, wanted)))
+    th.testing.assert_close(whole.log_prob(value), each.log_prob(value).sum(-1))
+    assert whole.mode.shape == whole.mean.shape == whole.sample().shape == (3, 4)
+
+
 def test_bernoulli_samples() -> None:
     th.manual_seed(0)
     samples = Bernoulli(th.full((20_000,), math.log(3.0))).sample()
@@ -214,16 +434,34 @@ def distributions(rows: int) -> list[tuple[Distribution, bool]]:
     """One of each kind with ``rows`` equal rows; whether an event is one vector."""
     shape = (rows, 2)
     two = th.tensor([0.3, -0.4], dtype=th.float64).expand(shape)
+    std = th.full(shape, 0.6, dtype=th.float64)
     return [
         (OneHotCategorical(th.tensor([0.3, -0.4, 1.0], dtype=th.float64).expand(rows, 3)), True),
-        (TruncatedNormal(two, th.full(shape, 0.6, dtype=th.float64)), True),
+        (OneHotBlocks(th.tensor([0.3, -0.4, 1.0, 0.0, 2.0], dtype=th.float64).expand(rows, 5), (3, 2)), True),
+        (TruncatedNormal(two, std), True),
+        (TanhNormal(two, std), True),
+        (ClippedNormal(two, std / 6.0), True),
+        (DiagonalNormal(two, std), True),
         (UnitNormal(two, event_dims=1), True),
         (UnitNormal(two), False),
         (Bernoulli(two), False),
+        (Bernoulli(two, event_dims=1), True),
     ]
 
 
-@pytest.mark.parametrize("kind", range(5))
+KINDS = range(len(distributions(1)))
+
+
+def test_mean_of_a_clipped_normal_by_monte_carlo() -> None:
+    """Where most samples are clipped."""
+    th.manual_seed(0)
+    loc, scale = th.tensor([0.9, -0.5, 0.0]).expand(40_000, 3), th.tensor([0.5, 2.0, 1.0]).expand(40_000, 3)
+    policy = ClippedNormal(loc, scale)
+    samples = policy.sample()
+    assert ((samples.mean(0) - policy.mean[0]).abs() < 4 * samples.std(0) / 200).all() and samples.abs().max() == 1.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_entropy_and_mean_by_monte_carlo(kind: int) -> None:
     th.manual_seed(0)
     rows = 40_000
@@ -236,7 +474,7 @@ def test_entropy_and_mean_by_monte_carlo(kind: int) -> None:
     assert ((samples.mean(0) - policy.mean[0]).abs() < error).all()
 
 
-@pytest.mark.parametrize("kind", range(5))
+@pytest.mark.parametrize("kind", KINDS)
 def test_noise_seam(kind: int) -> None:
     """``draw_noise`` then ``sample`` is ``sample``; the same noise gives the same sample; entropy has log_prob's shape."""
     policy, is_vector = distributions(7)[kind]

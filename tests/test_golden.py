@@ -12,16 +12,20 @@ import torch as th
 
 from sb3_dreamer.behavior.actor_critic import ActorCritic, ActorLoss, BehaviorObjective, ReturnEstimate
 from sb3_dreamer.common import layers
-from sb3_dreamer.common.distributions import TruncatedNormal
+from sb3_dreamer.common.action_distributions import TruncatedNormal
+from sb3_dreamer.common.distributions import DiagonalNormal
 from sb3_dreamer.common.functional import balanced_kl
-from sb3_dreamer.common.layers import LayerNormGRUCell
+from sb3_dreamer.common.layers import ChannelLayerNorm, LayerNormGRUCell
 from sb3_dreamer.common.optimization import DreamerAdam
 from sb3_dreamer.common.type_aliases import ImaginedTrajectory, LatentState, SequenceBatch
 from sb3_dreamer.world_model import rssm, world_model
+from sb3_dreamer.world_model.latents import GaussianLatent
 from sb3_dreamer.world_model.rssm import RSSM, ObservedSequence
 from sb3_dreamer.world_model.world_model import WorldModel
 from tests.golden import GoldenProof, Row, main
-from tests.golden_loader import GoldenFolder, UnsupportedFolder
+from tests.golden_cases import CASES, make_meta, write_folder
+from tests.golden_loader import GoldenFolder, UnsupportedFolder, scheduled
+from tests.golden_reference import Reference
 
 DATA = Path(__file__).parent / "data" / "golden"
 ATARI, PROPRIO = "a_atari", "c_proprio"
@@ -34,8 +38,165 @@ def test_equals_official(folder: str) -> None:
     failed = [row for row in proof.run() if not row.passed]
     assert not failed, "\n".join(f"{row.name}: {row.error:.1e}, tolerance {row.tolerance:.0e}" for row in failed)
     assert proof.not_compared == []
+    assert proof.missing == []
     recorded = sum(len(proof.folder.arrays[file]) for file in ("outputs", "grads", "after"))
     assert len(proof.rows) == len({row.name for row in proof.rows}) == recorded
+
+
+# ------------------------------------------------------------------------------------- settings without an official folder
+
+
+def worst(first: dict[str, np.ndarray], second: dict[str, np.ndarray], minus: dict[str, np.ndarray] | None = None) -> float:
+    """Largest relative error between arrays of equal names; of the change since the beginning where that is given."""
+    assert first.keys() == second.keys()
+    errors = []
+    for name, array in first.items():
+        start = 0.0 if minus is None else minus[name.removeprefix("second/")].astype(np.float64)
+        a, b = array.astype(np.float64) - start, second[name].astype(np.float64) - start
+        assert a.shape == b.shape, name
+        errors.append(np.abs(a - b).max() / (np.abs(a).max() or 1.0))
+    return max(errors)
+
+
+@pytest.mark.parametrize("name", [ATARI, PROPRIO])
+def test_reference_equals_official(name: str) -> None:
+    """The recomputation that makes further folders is itself equal to the official one, array by array."""
+    folder = GoldenFolder(DATA / name)
+    files = folder.arrays
+    ours = Reference(folder.meta, files["weights"], files["inputs"]).run()
+    assert worst(files["outputs"], ours["outputs"]) < 1e-4 and worst(files["grads"], ours["grads"]) < 1e-4
+    assert worst(files["after"], ours["after"], files["weights"]) < 5e-3
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folders of ``CASES``, each made once."""
+    root = tmp_path_factory.mktemp("golden")
+
+    def make(case: str) -> Path:
+        folder = root / case
+        return folder if folder.exists() else write_folder(folder, make_meta(*CASES[case], name=case))
+
+    return make
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_reference(case: str, made: Callable[[str], Path]) -> None:
+    """
+    Gaussian latents, layer norm in any modules, every kind of actor gradient, images and vectors together.
+
+    The folders come from the independent recomputation, not from the official code.
+    """
+    proof = GoldenProof(made(case))
+    failed = [row for row in proof.run() if not row.passed]
+    assert not failed, "\n".join(f"{row.name}: {row.error:.1e}, tolerance {row.tolerance:.0e}" for row in failed)
+    assert proof.not_compared == [] and proof.missing == []
+    names = {row.name for row in proof.rows}
+    gaussian = {"post/mean", "prior/std", "carry/post/mean", "carry/prior/std", "openl/mean", "imag/std", "train_state/mean"}
+    assert gaussian <= names if not proof.folder.meta["discrete_latents"] else not gaussian & names
+    assert len(names) == sum(len(proof.folder.arrays[file]) for file in ("outputs", "grads", "after"))
+
+
+def edited(folder: Path, tmp_path: Path, file: str, change: Callable[[Any], None]) -> Path:
+    """A copy of a folder with one file changed."""
+    copy = tmp_path / folder.name
+    shutil.copytree(folder, copy)
+    path = copy / file
+    if path.suffix == ".json":
+        meta = json.loads(path.read_text())
+        change(meta["settings"])
+        path.write_text(json.dumps(meta))
+    else:
+        with np.load(path) as arrays:
+            values = dict(arrays)
+        change(values)
+        np.savez(path, **values)
+    return copy
+
+
+def swap_noise(prefix: str) -> Callable[[dict[str, np.ndarray]], None]:
+    def swap(arrays: dict[str, np.ndarray]) -> None:
+        names = [f"noise/{prefix}prior", f"noise/{prefix}post"]
+        arrays[names[0]], arrays[names[1]] = arrays[names[1]], arrays[names[0]]
+
+    return swap
+
+
+def move_one_number(name: str) -> Callable[[dict[str, np.ndarray]], None]:
+    def move(arrays: dict[str, np.ndarray]) -> None:
+        arrays[name].flat[1] += 1e-3
+
+    return move
+
+
+#: A mistake in a file, a quantity that must fail, and one that it cannot reach
+EDITS: dict[str, tuple[str, str, Callable[[Any], None], str, str]] = {
+    "std activation": ("gaussian_mixed", "meta.json", lambda s: s.update({"rssm.std_act": "sigmoid2"}), "post/std", "embed"),
+    "min std": ("gaussian_discrete", "meta.json", lambda s: s.update({"rssm.min_std": 0.11}), "prior/std", "embed"),
+    "noise of observing": ("gaussian_discrete", "inputs.npz", swap_noise(""), "post/stoch", "embed"),
+    "noise of acting": ("gaussian_discrete", "inputs.npz", swap_noise("policy_"), "policy_train/stoch", "post/stoch"),
+    "unused noise of acting": (
+        "gaussian_discrete",
+        "inputs.npz",
+        swap_noise("policy_"),
+        "policy_eval/stoch",
+        "policy_eval_mean/stoch",
+    ),
+    "imagination's noise": (
+        "gaussian_dynamics",
+        "inputs.npz",
+        move_one_number("noise/imag_latent"),
+        "imag/stoch",
+        "openl/stoch",
+    ),
+    "open loop's noise": ("gaussian_dynamics", "inputs.npz", move_one_number("noise/openl"), "openl/stoch", "imag/stoch"),
+    "one weight of a norm": (
+        "gaussian_discrete",
+        "weights.npz",
+        move_one_number("rssm/obs_out_norm/gamma"),
+        "post/mean",
+        "embed",
+    ),
+    "one weight of a head": ("gaussian_mixed", "weights.npz", move_one_number("actor/norm1/beta"), "imag/action", "feat"),
+    "activation": ("gaussian_mixed", "meta.json", lambda s: s.update({"rssm.act": "elu"}), "post/mean", "embed"),
+    "initial std": ("gaussian_mixed", "meta.json", lambda s: s.update({"actor.init_std": 0.0}), "imag/policy_scale", "feat"),
+    "loss scale": (
+        "gaussian_mixed",
+        "meta.json",
+        lambda s: s.update({"loss_scales.angle": 1.0}),
+        "model_loss",
+        "metric/angle_loss",
+    ),
+    "schedule": (
+        "gaussian_mixed",
+        "meta.json",
+        lambda s: s.update({"actor_ent": 0.1}),
+        "actor_loss/dynamics",
+        "imag/policy_entropy",
+    ),
+    "free nats": ("gaussian_dynamics", "meta.json", lambda s: s.update({"kl.free": 2.5}), "metric/kl_loss", "kl_value"),
+}
+
+
+@pytest.mark.parametrize("mistake", EDITS)
+def test_mistake_in_a_file_is_detected(mistake: str, made: Callable[[str], Path], tmp_path: Path) -> None:
+    case, file, change, fails, passes = EDITS[mistake]
+    rows = {row.name: row for row in GoldenProof(edited(made(case), tmp_path, file, change)).run()}
+    assert not rows[fails].passed, f"{fails}: {rows[fails]}"
+    assert rows[passes].passed, f"{passes}: {rows[passes]}"
+
+
+def test_norm_that_is_not_in_the_settings_is_noticed(made: Callable[[str], Path], tmp_path: Path) -> None:
+    """Weights of a norm that our model does not have cannot be loaded silently."""
+    folder = edited(made("gaussian_discrete"), tmp_path, "meta.json", lambda s: s.update({"rssm.norm": "none"}))
+    with pytest.raises((AttributeError, TypeError)):
+        GoldenProof(folder).run()
+
+
+@pytest.mark.parametrize("text, step, value", [("0.5", 7, 0.5), (2, 7, 2.0), ("linear(1, 0, 10)", 5, 0.5), ("1e-3", 0, 1e-3)])
+def test_schedules_of_settings(text: str | float, step: int, value: float) -> None:
+    """Further ones are compared with the official numbers in ``test_golden_unit``."""
+    assert scheduled(text, step) == pytest.approx(value)
 
 
 # -------------------------------------------------------------------------------------------------- what is not supported
@@ -55,9 +216,11 @@ def copied(folder: str, tmp_path: Path, change_meta: Callable[[dict], None] | No
 @pytest.mark.parametrize(
     "change, named",
     [
-        (lambda meta: meta.update(discrete_latents=False), "Gaussian latents"),
-        (lambda meta: meta["settings"].update({"rssm.norm": "layer"}), "rssm.norm: 'layer'"),
-        (lambda meta: meta["settings"].update({"actor.norm": "layer"}), "actor.norm: 'layer'"),
+        (lambda meta: meta["settings"].update({"rssm.norm": "batch"}), "rssm.norm: 'batch'"),
+        (lambda meta: meta["settings"].update({"eval_noise": 0.1}), "eval_noise: 0.1"),
+        (lambda meta: meta["settings"].update({"expl_noise": "linear(0.3,0.1,100)"}), "expl_noise: 'linear"),
+        (lambda meta: meta["settings"].update({"expl_noise": "cosine(1,2)"}), "'cosine.* is neither a number nor a known"),
+        (lambda meta: meta["settings"].update({"actor_opt.clip": 1}), r"\*_opt.clip differs between the optimizers"),
         (lambda meta: meta["settings"].update({"actor.dist": "tanh_normal"}), "actor.dist: 'tanh_normal'"),
     ],
 )
@@ -80,6 +243,20 @@ def test_missing_comparison_fails(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert [line for line in lines if line.startswith("FAIL")] == []
     assert "NOT COMPARED  outputs: imag/surprise" in lines
     assert "0 failed, 1 not compared" in lines[-1]
+
+
+def test_what_the_folder_lacks_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder without one of the format's arrays is compared in all others."""
+    folder = copied(PROPRIO, tmp_path)
+    with np.load(folder / "outputs.npz") as file:
+        arrays = dict(file)
+    del arrays["openl/deter"]
+    np.savez(folder / "outputs.npz", **arrays)
+    assert main([str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("not in")] == ["not in the folder  outputs: openl/deter"]
+    recorded = sum(len(GoldenFolder(DATA / PROPRIO).arrays[file]) for file in ("outputs", "grads", "after"))
+    assert len([line for line in lines if line.startswith("ok  ")]) == recorded - 1
 
 
 def test_wrong_number_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,7 +299,53 @@ def adam_epsilon_as_in_pytorch(patch: Patch) -> None:
 
 
 def layer_norm_epsilon_as_in_pytorch(patch: Patch) -> None:
-    patch.setattr(layers, "LAYER_NORM_EPSILON", 1e-5)
+    for module in (layers, rssm):
+        patch.setattr(module, "LAYER_NORM_EPSILON", 1e-5)
+
+
+def image_norm_over_whole_images(patch: Patch) -> None:
+    def forward(self: ChannelLayerNorm, x: th.Tensor) -> th.Tensor:
+        whole = th.nn.functional.layer_norm(x, x.shape[1:], eps=self.eps)
+        return whole * self.weight[:, None, None] + self.bias[:, None, None]
+
+    patch.setattr(ChannelLayerNorm, "forward", forward)
+
+
+def norms_of_the_rssm_left_out(patch: Patch) -> None:
+    patch.setattr(th.nn.LayerNorm, "forward", lambda self, x: x if self.normalized_shape == (14,) else norm_forward(self, x))
+
+
+def imagination_noise_in_the_files_order(patch: Patch) -> None:
+    patch.setattr(GoldenFolder, "to_ours", lambda self, rows: rows)
+
+
+def std_without_minimum(patch: Patch) -> None:
+    original = GaussianLatent.distribution
+
+    def distribution(self: GaussianLatent, parameters: th.Tensor) -> DiagonalNormal:
+        right = original(self, parameters)
+        return DiagonalNormal(right.mean, right.std - self.min_std)
+
+    patch.setattr(GaussianLatent, "distribution", distribution)
+
+
+def std_before_mean(patch: Patch) -> None:
+    original = GaussianLatent.distribution
+
+    def distribution(self: GaussianLatent, parameters: th.Tensor) -> DiagonalNormal:
+        return original(self, th.cat(parameters.chunk(2, -1)[::-1], -1))
+
+    patch.setattr(GaussianLatent, "distribution", distribution)
+
+
+def kl_backwards(patch: Patch) -> None:
+    original = DiagonalNormal.kl
+    patch.setattr(DiagonalNormal, "kl", lambda self, other: original(other, self))
+
+
+def mixture_of_nothing_but_reinforce(patch: Patch) -> None:
+    original = GoldenFolder.reinforce_weight
+    patch.setattr(GoldenFolder, "reinforce_weight", lambda self, mode: round(original(self, mode), 6))
 
 
 def exact_sampler_gradient(patch: Patch) -> None:
@@ -225,14 +448,26 @@ BREAKAGES = [
     (kl_balance_swapped, PROPRIO, "grads: model/rssm/obs_dist/kernel", "metric/kl_loss"),
     (update_gate_without_bias, PROPRIO, "post/deter", "embed"),
     (reset_gate_before_product, PROPRIO, "post/deter", "embed"),
+    (layer_norm_epsilon_as_in_pytorch, "categorical_layer_norm", "embed", "pre/reward"),
+    (image_norm_over_whole_images, "categorical_layer_norm", "embed", "pre/reward"),
+    (norms_of_the_rssm_left_out, "gaussian_discrete", "post/deter", "embed"),
+    (imagination_noise_in_the_files_order, "gaussian_dynamics", "imag/stoch", "openl/stoch"),
+    (std_without_minimum, "gaussian_discrete", "post/std", "embed"),
+    (std_before_mean, "gaussian_discrete", "post/mean", "embed"),
+    (kl_backwards, "gaussian_dynamics", "kl_value", "post/std"),
+    (mixture_of_nothing_but_reinforce, "all_on_reinforce", "grads: actor_both/actor/out/kernel", "actor_loss/both"),
 ]
+norm_forward = th.nn.LayerNorm.forward
 
 
 @pytest.mark.parametrize("break_it, folder, fails, passes", [pytest.param(*case, id=case[0].__name__) for case in BREAKAGES])
-def test_mistake_is_detected(break_it: Callable[[Patch], None], folder: str, fails: str, passes: str) -> None:
+def test_mistake_is_detected(
+    break_it: Callable[[Patch], None], folder: str, fails: str, passes: str, made: Callable[[str], Path]
+) -> None:
     """Each mistake in the shipped code is seen, in the quantity where it belongs; what it cannot reach still agrees."""
+    path = made(folder) if folder in CASES else DATA / folder
     with Patch.context() as patch:
         break_it(patch)
-        rows: dict[str, Row] = {row.name: row for row in GoldenProof(DATA / folder).run()}
+        rows: dict[str, Row] = {row.name: row for row in GoldenProof(path).run()}
     assert not rows[fails].passed, f"{fails}: {rows[fails]}"
     assert rows[passes].passed, f"{passes}: {rows[passes]}"

@@ -204,7 +204,7 @@ def test_bad_observations_are_refused(trained: dict[str, DreamerV2]) -> None:
     for kind, obs in wrong.items():
         with pytest.raises(ValueError, match="Unexpected observation shape"):
             trained[kind].predict(obs)
-    with pytest.raises(KeyError, match="leg"):
+    with pytest.raises(ValueError, match=r"has the keys \['arm'\], expected \['arm', 'leg'\]"):
         trained["dict"].predict({"arm": np.zeros((2, 3))})
     with pytest.raises(ValueError, match="'observation' has dtype float32, expected uint8"):
         trained["image"].predict(observations(IMAGE, 2).astype(np.float32) / 255)

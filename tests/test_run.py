@@ -1,6 +1,5 @@
 """The algorithm runs with every environment and option that it accepts, and refuses the others clearly."""
 
-from inspect import signature
 from typing import Any
 
 import gymnasium as gym
@@ -8,11 +7,8 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
-from torch import nn
 
 from sb3_dreamer import DreamerV2
 from sb3_dreamer.dreamer_v2 import CnnPolicy, MlpPolicy
@@ -21,6 +17,7 @@ from tests.small import (
     BOX,
     DICT,
     DISCRETE,
+    FLOAT_IMAGE,
     IMAGE,
     SMALL,
     SMALL_POLICY,
@@ -29,7 +26,6 @@ from tests.small import (
     inner_env,
     logged,
     random_model,
-    same_weights,
     small_model,
     weights,
 )
@@ -200,113 +196,6 @@ def test_training_mode_while_training_and_evaluation_mode_while_acting(monkeypat
     assert modes == {"act": {False}, "update": {True}}
 
 
-#: option: (a value that differs from the default, other options that it needs)
-OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "learning_rate": (1e-2, {}),
-    "actor_learning_rate": (1e-2, {}),
-    "critic_learning_rate": (1e-2, {}),
-    "buffer_size": (30, {}),
-    "learning_starts": (40, {}),
-    "batch_size": (5, {}),
-    "batch_length": (7, {}),
-    "tau": (0.5, {"target_update_interval": 1}),
-    "gamma": (0.9, {}),
-    "train_freq": (7, {}),
-    "gradient_steps": (2, {}),
-    "imagination_horizon": (4, {}),
-    "return_lambda": (0.5, {}),
-    "target_update_interval": (1, {}),
-    "ent_coef": (0.5, {}),
-    "reinforce_weight": (0.5, {}),
-    "kl_scale": (1.0, {}),
-    "kl_balance": (None, {}),
-    "kl_forward": (True, {}),
-    "free_nats": (5.0, {}),
-    "free_nats_average": (False, {"free_nats": 0.08}),
-    "reward_scale": (2.0, {}),
-    "discount_scale": (1.0, {}),
-    "reward_transform": ("sign", {}),
-    "reward_norm_momentum": (0.9, {}),
-    "reward_norm_scale": (3.0, {"reward_norm_momentum": 0.9}),
-    "observation_gradients": (False, {}),
-    "reward_gradients": (False, {}),
-    "discount_gradients": (False, {}),
-    "max_grad_norm": (1e-3, {}),
-    "replay_buffer_kwargs": (dict(prioritize_ends=False), {}),
-    "seed": (2, {}),
-}
-#: arguments whose effect is not on the weights, tested elsewhere
-OTHER_OPTIONS = {
-    "self",
-    "policy",
-    "env",
-    "replay_buffer_class",  # tests/test_save_load.py
-    "policy_kwargs",  # below
-    "stats_window_size",  # tests/test_logger.py
-    "tensorboard_log",  # tests/test_logger.py
-    "verbose",  # tests/test_logger.py
-    "device",
-    "_init_setup_model",
-}
-
-
-def trained(action_space: spaces.Space = DISCRETE, **options: Any) -> dict[str, th.Tensor]:
-    return weights(random_model(action_space=action_space, **({"seed": 1} | options)).learn(72))
-
-
-@pytest.fixture(scope="module")
-def default_weights() -> dict[str, th.Tensor]:
-    return trained()
-
-
-def test_every_option_is_tested() -> None:
-    assert set(OPTIONS) | OTHER_OPTIONS >= set(signature(DreamerV2.__init__).parameters)
-
-
-@pytest.mark.parametrize("name", OPTIONS)
-def test_option_changes_the_result(name: str, default_weights: dict[str, th.Tensor]) -> None:
-    value, needed = OPTIONS[name]
-    reference = trained(**needed) if needed else default_weights
-    assert not same_weights(reference, trained(**needed, **{name: value}))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        dict(deterministic_size=17),
-        dict(hidden_size=17),
-        dict(stochastic_size=5),
-        dict(stochastic_classes=5),
-        dict(net_arch=[16, 16]),
-        dict(net_arch={part: [16] for part in ("encoder", "reward", "discount", "actor", "decoder")} | {"critic": [8]}),
-        dict(activation_fn=nn.Tanh),
-        dict(use_discount_head=False),
-        dict(optimizer_class=th.optim.RMSprop),
-        dict(optimizer_class=th.optim.RMSprop, optimizer_kwargs=dict(eps=0.1)),
-        dict(optimizer_kwargs=dict(eps=0.1)),
-        dict(features_extractor_kwargs=dict(net_arch=[12])),
-    ],
-)
-def test_policy_option_changes_the_result(changes: dict[str, Any], default_weights: dict[str, th.Tensor]) -> None:
-    assert not same_weights(default_weights, trained(policy_kwargs=changes))
-
-
-@pytest.mark.parametrize("changes", [dict(actor_min_std=0.5), dict(actor_exact_gradient=True)])
-def test_option_of_continuous_actors_changes_the_result(changes: dict[str, Any]) -> None:
-    assert not same_weights(trained(BOX), trained(BOX, policy_kwargs=changes))
-
-
-@pytest.mark.parametrize("changes", [dict(cnn_depth=3), dict(image_size=None), dict(image_size=(32, 48))])
-def test_option_for_images_changes_the_result(changes: dict[str, Any]) -> None:
-    model = random_model(IMAGE, policy_kwargs=changes)
-    default = weights(random_model(IMAGE))
-    shapes = {name: value.shape for name, value in weights(model).items()}
-    assert shapes != {name: value.shape for name, value in default.items()}
-    size = changes.get("image_size", (64, 64)) or (40, 36)
-    held = model.learn(4).replay_buffer.observations
-    assert isinstance(held, np.ndarray) and held.shape[-2:] == size
-
-
 def test_custom_policy_class() -> None:
     class WithAnotherName(MlpPolicy):
         pass
@@ -315,21 +204,45 @@ def test_custom_policy_class() -> None:
     assert isinstance(model.policy, WithAnotherName) and model._n_updates == 2
 
 
+NOT_TAKEN = r"does not support the observation space {} \(key '{}'\): it takes Box .*Discrete, MultiDiscrete, MultiBinary"
+EMPTY = spaces.Box(-1.0, 1.0, (0,))
+FLAT = spaces.Box(np.array([0.0, 0.0]), np.array([1.0, 0.0]))
 UNSUPPORTED: dict[str, tuple[Any, Any, str | None, str]] = {
-    "Discrete observation": (spaces.Discrete(4), DISCRETE, None, r"observation space Discrete\(4\)"),
-    "MultiDiscrete observation": (spaces.MultiDiscrete([2, 3]), DISCRETE, None, "observation space MultiDiscrete"),
-    "MultiBinary observation": (spaces.MultiBinary(3), DISCRETE, None, "observation space MultiBinary"),
-    "matrix observation": (spaces.Box(-1, 1, (2, 2)), DISCRETE, None, "Box vectors of rank 1"),
-    "float image": (spaces.Box(0.0, 1.0, (40, 36, 3)), DISCRETE, None, "takes uint8 images"),
-    "part of a Dict": (spaces.Dict({"a": VECTOR, "b": spaces.Discrete(2)}), DISCRETE, None, "key 'b'"),
-    "nested Dict": (spaces.Dict({"a": DICT}), DISCRETE, None, "[Nn]ested"),
-    "MultiBinary action": (VECTOR, spaces.MultiBinary(2), None, "only supports .*Discrete.*Box.* as action spaces"),
-    "MultiDiscrete action": (VECTOR, spaces.MultiDiscrete([2, 2]), None, "only supports .* as action spaces"),
-    "unbounded action": (VECTOR, spaces.Box(-np.inf, np.inf, (2,)), None, "finite lower and upper bound"),
-    "shifted action": (VECTOR, spaces.Discrete(3, start=1), None, "start"),
+    "text": (spaces.Text(4), DISCRETE, None, NOT_TAKEN.format(r"Text\(.*\)", "observation")),
+    "tuple": (spaces.Tuple([VECTOR]), DISCRETE, None, NOT_TAKEN.format(r"Tuple\(.*\)", "observation")),
+    "text in a Dict": (spaces.Dict({"a": VECTOR, "b": spaces.Text(4)}), DISCRETE, None, NOT_TAKEN.format("Text.*", "b")),
+    "sequence in a Dict": (
+        spaces.Dict({"a": VECTOR, "b": spaces.Sequence(VECTOR)}),
+        DISCRETE,
+        None,
+        NOT_TAKEN.format("Sequence.*", "b"),
+    ),
+    "graph in a Dict": (
+        spaces.Dict({"a": VECTOR, "b": spaces.Graph(VECTOR, None)}),
+        DISCRETE,
+        None,
+        NOT_TAKEN.format("Graph.*", "b"),
+    ),
+    "Dict in a Dict": (spaces.Dict({"a": DICT}), DISCRETE, None, NOT_TAKEN.format("Dict.*", "a") + ".*FlattenObservation"),
+    "tuple in a Dict": (spaces.Dict({"a": spaces.Tuple([VECTOR])}), DISCRETE, None, NOT_TAKEN.format("Tuple.*", "a")),
+    "empty Dict": (spaces.Dict({}), DISCRETE, None, r"Dict\(\) is empty: DreamerV2 takes Box"),
+    "empty vector": (EMPTY, DISCRETE, None, r"\(0,\), float32\) \(key 'observation'\) is of size zero"),
+    "empty vector in a Dict": (spaces.Dict({"a": VECTOR, "b": EMPTY}), DISCRETE, None, r"\(key 'b'\) is of size zero"),
+    "empty image": (spaces.Box(0, 255, (0, 4, 3), np.uint8), DISCRETE, None, r"\(0, 4, 3\), uint8\) .* is of size zero"),
+    "unbounded action": (VECTOR, spaces.Box(-np.inf, np.inf, (2,)), None, "is unbounded .* Give it bounds"),
+    "half-bounded action": (VECTOR, spaces.Box(0.0, np.inf, (2,)), None, r"is unbounded \(low \[0. 0.\], high \[inf inf\]"),
+    "action without a range": (VECTOR, FLAT, None, "Every action needs a range"),
+    "empty action": (VECTOR, EMPTY, None, r"action space Box\(.*\): it is of size zero"),
+    "no choices": (VECTOR, spaces.MultiDiscrete([]), None, r"action space MultiDiscrete\(.*\): it is of size zero"),
+    "text action": (VECTOR, spaces.Text(4), None, "only supports .*Discrete.*Box.* as action spaces but Text"),
+    "Dict action": (VECTOR, DICT, None, "only supports .* as action spaces but Dict"),
+    "shifted action": (VECTOR, spaces.Discrete(3, start=1), None, r"Discrete\(3, start=1\): SB3 needs start=0"),
+    "shifted actions": (VECTOR, spaces.MultiDiscrete([2, 2], start=[0, 1]), None, r"MultiDiscrete.*: SB3 needs start=0"),
     "MlpPolicy for Dict": (DICT, DISCRETE, "MlpPolicy", "must use `MultiInputPolicy`"),
     "CnnPolicy for Dict": (DICT, DISCRETE, "CnnPolicy", "must use `MultiInputPolicy`"),
     "CnnPolicy for vectors": (VECTOR, DISCRETE, "CnnPolicy", "CnnPolicy takes an image observation space"),
+    "CnnPolicy for numbers": (spaces.Discrete(4), DISCRETE, "CnnPolicy", "CnnPolicy takes an image observation space"),
+    "CnnPolicy for float images": (FLOAT_IMAGE, DISCRETE, "CnnPolicy", r"CnnPolicy takes an image .*normalize_images=False"),
     "MlpPolicy for images": (IMAGE, DISCRETE, "MlpPolicy", "MlpPolicy takes a vector observation space"),
     "MultiInputPolicy for vectors": (VECTOR, DISCRETE, "MultiInputPolicy", "MultiInputPolicy takes a Dict"),
 }
@@ -340,49 +253,6 @@ def test_unsupported_space_or_policy(case: str) -> None:
     observation_space, action_space, policy, message = UNSUPPORTED[case]
     with pytest.raises((ValueError, AssertionError, NotImplementedError), match=message):
         small_model(RandomEnv(observation_space, action_space), policy)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (dict(policy="NoPolicy"), "NoPolicy unknown"),
-        (dict(replay_buffer_class=ReplayBuffer), "must be derived from SequenceReplayBuffer, but ReplayBuffer was given"),
-        (dict(policy=ActorCriticPolicy), "needs a policy derived from DreamerPolicy, but ActorCriticPolicy was given"),
-        (dict(batch_size=0), "batch_size must be a number of at least 1"),
-        (dict(batch_length=2.5), "batch_length must be a whole number"),
-        (dict(tau=1.5), "tau must be a number between 0 and 1"),
-        (dict(reinforce_weight="both"), "reinforce_weight must be a number between 0 and 1 or 'auto', but is 'both'"),
-        (dict(reward_transform="log"), r"Unknown reward_transform 'log'; known are \["),
-        (dict(imagination_horizon=1), "imagination_horizon must be a number of at least 2"),
-        (dict(kl_balance=2.0), "kl_balance must be a number between 0 and 1"),
-        (dict(train_freq=(4, "minute")), "unit of the `train_freq` must be either 'step' or 'episode'"),
-        (dict(replay_buffer_kwargs=dict(optimize_memory_usage=True)), "optimize_memory_usage"),
-        (dict(policy_kwargs=dict(normalize_images=False)), "normalize_images=False is not supported"),
-        (dict(policy_kwargs=dict(net_arch=dict(pi=[16]))), r"Unknown parts in net_arch: \['pi'\]"),
-    ],
-)
-def test_impossible_option(options: dict[str, Any], message: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=message):
-        small_model(RandomEnv(), **options)
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (dict(ent_coef="1e-3"), "ent_coef must be a number of at least 0, but is '1e-3'"),
-        (dict(ent_coef=float("nan")), "ent_coef must be a number"),
-        (dict(actor_learning_rate=-1.0), "actor_learning_rate must be a number of at least 0"),
-        (dict(train_freq=0), "train_freq must be a number of at least 1"),
-        (dict(kl_forward="False"), "kl_forward must be True or False"),
-        (dict(replay_buffer_kwargs=dict(batch_length=3)), "batch_length is an argument of the algorithm"),
-        (dict(replay_buffer_kwargs=dict(image_size=(32, 32))), "image_size is one of policy_kwargs"),
-        (dict(policy_kwargs=dict(image_size=64)), "image_size must be"),
-        (dict(policy_kwargs=dict(actor_min_std=0.0)), "actor_min_std must be a number"),
-    ],
-)
-def test_refused_before_training(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        random_model(**options)
 
 
 def test_policy_with_its_own_image_size() -> None:

@@ -7,6 +7,7 @@ from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from tests.envs import PixelReacher, ScriptedReacher
 from tests.tasks import HoldCue, MemoryCue, PerfectCatch, PerfectMemory, PixelCatch
 
 
@@ -19,6 +20,24 @@ class RandomPolicy:
         return self.rng.integers(self.n_actions, size=len(observation)), state
 
 
+class MovePolicy:
+    """Moves for :class:`PixelReacher`: uniform ones, or always the same."""
+
+    def __init__(self, move: tuple[float, float] | None = None) -> None:
+        self.move = move
+        self.rng = np.random.default_rng(0)
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        shape = (len(observation), 2)
+        return self.rng.uniform(-1, 1, shape) if self.move is None else np.full(shape, self.move), state
+
+
+class ToTheMiddle(ScriptedReacher):
+    @classmethod
+    def _action(cls, image):
+        return np.clip((32 - cls.centre(image, PixelReacher.hand_value)) / PixelReacher.step_size, -1, 1)
+
+
 def mean_return(policy, env: gym.Env, episodes: int) -> float:
     vec_env = DummyVecEnv([lambda: env])
     vec_env.seed(0)
@@ -27,7 +46,9 @@ def mean_return(policy, env: gym.Env, episodes: int) -> float:
     return mean
 
 
-@pytest.mark.parametrize("env", [PixelCatch(), PixelCatch(columns=8, rows=10, channels=3), MemoryCue(), HoldCue()], ids=str)
+@pytest.mark.parametrize(
+    "env", [PixelCatch(), PixelCatch(columns=8, rows=10, channels=3), MemoryCue(), HoldCue(), PixelReacher()], ids=str
+)
 def test_is_a_proper_env(env):
     check_env(env)
 
@@ -92,3 +113,42 @@ def test_ball_and_paddle_are_crisp():
 def test_bad_sizes_are_refused(make):
     with pytest.raises(ValueError, match=r"field|corridor|HoldCue"):
         make()
+
+
+def test_reacher_returns_are_those_of_its_docstring():
+    assert mean_return(ScriptedReacher(), PixelReacher(), 100) == pytest.approx(23.1, abs=0.3)
+    assert mean_return(MovePolicy(), PixelReacher(), 150) == pytest.approx(5.3, abs=0.8)
+    assert mean_return(MovePolicy((0.0, 0.0)), PixelReacher(), 150) == pytest.approx(5.3, abs=0.8)
+    assert mean_return(ToTheMiddle(), PixelReacher(), 150) == pytest.approx(9.8, abs=0.8)
+
+
+def test_reacher_shows_hand_and_target_wherever_they_are():
+    """The rectangles are those of the centres, also where the hand lies over the target."""
+    env = PixelReacher()
+    covered = 0
+    for seed in range(300):
+        image = env.reset(seed=seed)[0][..., 0]
+        env.hand = np.clip(env.target + env.np_random.uniform(-15, 15, 2), 6, 58) if seed % 2 else env.hand
+        image = env._image()[..., 0]
+        assert (image == 255).sum() == 12 * 12 and (image > 0).sum() >= 20 * 20
+        covered += (image == 128).sum() < 20 * 20
+        np.testing.assert_allclose(ScriptedReacher.centre(image, 255), env.hand, atol=0.51)
+        np.testing.assert_allclose(ScriptedReacher.centre(image, 128), env.target, atol=0.51)
+    assert covered > 100
+
+
+def test_reacher_moves_and_rewards_in_pixels():
+    env = PixelReacher()
+    env.reset(seed=0)
+    env.hand, env.target = np.array([30.0, 40.0]), np.array([40.0, 30.0])
+    _, reward, _, _, _ = env.step(np.array([1.0, -0.5], np.float32))  # right and up
+    np.testing.assert_array_equal(env.hand, [36.0, 37.0])
+    assert reward == pytest.approx(1 - np.hypot(4, 7) / 28)
+    image = env.step(np.array([5.0, -7.0]))[0]  # no more than a step
+    np.testing.assert_array_equal(env.hand, [42.0, 31.0])
+    assert image[31, 42, 0] == 255 and image[42, 31, 0] == 0  # row y, column x
+    env.target = np.array([10.0, 54.0])
+    assert env.step(np.array([0.0, 0.0]))[1] == 0.0  # not below nothing, however far
+    endings = [env.step(np.array([1.0, 1.0]))[2:4] for _ in range(22)]
+    assert endings == [(False, False)] * 21 + [(False, True)]
+    np.testing.assert_array_equal(env.hand, [58.0, 58.0])

@@ -11,7 +11,6 @@ from gymnasium import spaces
 
 from sb3_dreamer import DreamerV2
 from sb3_dreamer.common.functional import REWARD_TRANSFORMS
-from sb3_dreamer.common.preprocessing import normalise_observations
 from sb3_dreamer.common.type_aliases import LatentState, SequenceBatch
 from sb3_dreamer.dreamer_v2.policies import DreamerPolicy
 from sb3_dreamer.world_model.decoders import DreamerDecoder, PointTransposedConv
@@ -41,7 +40,7 @@ def random_batch(model: DreamerV2, seed: int = 0) -> SequenceBatch:
     generator = th.Generator().manual_seed(seed)
     shape = (TIME, BATCH)
     observations = {}
-    for key, space in model.policy.stored_spaces.items():
+    for key, space in model.policy.observations.encoded.items():
         x = th.rand(*shape, *space.shape, generator=generator)
         observations[key] = (255 * x).to(th.uint8) if space.dtype == np.uint8 else x
     actions = th.rand(*shape, model.policy.world_model.rssm.action_size, generator=generator)
@@ -57,7 +56,7 @@ def carried_state(model: DreamerV2) -> LatentState:
 
 
 def posterior_noise(model: DreamerV2, *shape: int) -> th.Tensor:
-    size = model.policy.world_model.rssm.latent.parameter_size
+    size = model.policy.world_model.rssm.latent.noise_size
     return th.empty(*shape, size).exponential_(generator=th.Generator().manual_seed(5))
 
 
@@ -76,7 +75,7 @@ def gradient_size(loss: th.Tensor, module: th.nn.Module) -> float:
 
 def per_step(world_model: WorldModel, objective: WorldModelObjective, loss: WorldModelLoss, batch: SequenceBatch) -> dict:
     """Every term of the loss for every step, (T, B), from the heads alone."""
-    features, observations = loss.states.features, normalise_observations(batch.observations)
+    features, observations = loss.states.features, world_model.observations.encode(batch.observations)
     terms = {key: -p.log_prob(observations[key]) for key, p in world_model.decoder(features).items()}
     rewards = REWARD_TRANSFORMS[objective.reward_transform](batch.rewards)
     terms["reward"] = -world_model.reward_head(features).log_prob(rewards)
@@ -158,6 +157,7 @@ OPTIONS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "kl_forward": (True, {}, "kl"),
     "free_nats": (2.0, {}, "kl"),
     "free_nats_average": (False, {"free_nats": 0.06}, "kl"),
+    "observation_scale": (0.5, {}, "total"),
     "reward_scale": (0.5, {}, "total"),
     "discount_scale": (1.0, {}, "total"),
     "reward_transform": ("identity", {}, "reward"),
@@ -287,7 +287,7 @@ def test_several_images_and_vectors() -> None:
     world_model, batch = model.policy.world_model, random_batch(model)
     loss = model_loss(model, batch)
     assert set(loss.observations) == {"zoom", "speed", "map", "angle"}
-    targets, predictions = normalise_observations(batch.observations), world_model.decoder(loss.states.features)
+    targets, predictions = world_model.observations.encode(batch.observations), world_model.decoder(loss.states.features)
     for key, space in several().items():
         assert space.shape is not None and predictions[key].mean.shape == (TIME, BATCH, *space.shape)
         assert loss.observations[key].item() == pytest.approx(-predictions[key].log_prob(targets[key]).mean().item())
@@ -310,7 +310,7 @@ def test_key_order_is_that_of_the_space(reverse: bool) -> None:
     with th.no_grad():  # the weights of the first part's inputs see the first part and nothing else
         encoder.mlp[0].weight[:, :first_vector] = 0.0
         encoder.cnn[0].weight[:, :first_image] = 0.0
-    batch = normalise_observations({key: x[0] for key, x in random_batch(model).observations.items()})
+    batch = model.policy.observations.encode({key: x[0] for key, x in random_batch(model).observations.items()})
     for keys in (encoder.vector_keys, encoder.image_keys):
         first, second = ({**batch, key: batch[key] + 1.0} for key in keys)
         assert th.equal(encoder(batch), encoder(first)) and not th.equal(encoder(batch), encoder(second))
@@ -321,4 +321,4 @@ def test_different_image_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"large.*24, 24.*small.*12, 12.*image_size=\(64, 64\)"):
         make_model(space)
     model = make_model(space, policy_kwargs=dict(image_size=(16, 16)))
-    assert [part.shape for part in model.policy.stored_spaces.values()] == [(3, 16, 16)] * 2
+    assert [part.shape for part in model.policy.observations.encoded.values()] == [(3, 16, 16)] * 2

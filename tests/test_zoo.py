@@ -7,10 +7,14 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch as th
 import yaml
+from stable_baselines3.common.envs import IdentityEnvBox
 from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_dreamer import DreamerV2, preset, presets
+from sb3_dreamer.common.action_distributions import TanhNormal
+from sb3_dreamer.world_model.latents import GaussianLatent
 from sb3_dreamer.zoo.hyperparams_opt import SIZES
 from tests.installed import ROOT, run_python, with_hook
 
@@ -51,7 +55,7 @@ def test_atari_preset_spells_out_the_defaults() -> None:
 
 
 def test_unknown_preset_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"'Atari'.*CartPole-v1, atari, default"):
+    with pytest.raises(ValueError, match=r"'Atari'.*CartPole-v1, .*atari, default"):
         preset("Atari")
 
 
@@ -67,8 +71,21 @@ def test_preset_reads_the_notation_of_the_zoo(tmp_path: Path, monkeypatch: pytes
     assert isinstance(arguments["learning_rate"], LinearSchedule)
     assert [arguments["learning_rate"](progress) for progress in (1.0, 0.5, 0.0)] == pytest.approx([3e-4, 1.5e-4, 0.0])
     assert arguments["train_freq"] == (1, "episode") and arguments["critic_learning_rate"] == 0.5
-    with pytest.raises(ValueError, match="cos_1e-3"):
-        presets.learning_rate_schedule("cos_1e-3")
+    (tmp_path / "dreamer.yml").write_text("x:\n  ent_coef: cos_1e-3\n")
+    with pytest.raises(ValueError, match=r"ent_coef must be a number, .*'cos_1e-3'"):
+        preset("x")
+
+
+def test_preset_of_the_first_version() -> None:
+    """All seven modules of Dreamer V1: encoder, observation decoder, reward, discount, GRU dynamics, actor, critic."""
+    env = IdentityEnvBox()
+    model = DreamerV2("MlpPolicy", env, **preset("dreamer_v1"), device="cpu")
+    world_model, behavior = model.policy.world_model, model.policy.behavior
+    assert isinstance(world_model.rssm.latent, GaussianLatent) and world_model.rssm.latent.size == 30
+    assert world_model.discount_head is not None and world_model.rssm.cell.size == 200
+    assert behavior.actor(th.zeros(1, 230)).__class__ is TanhNormal
+    assert behavior.actor(th.zeros(1, 230)).normal.std.item() == pytest.approx(5.0, abs=0.5)  # of an untrained actor
+    assert model.behavior_objective.reinforce_weight == 0.0 and model.model_objective.kl_balance is None
 
 
 # --- the hook, on a stand-in for rl_zoo3 ------------------------------------------------------------------------------
@@ -189,6 +206,7 @@ import os
 import optuna
 import sb3_dreamer
 from sb3_dreamer import zoo
+from sb3_dreamer.common.schedules import parse_schedule
 from stable_baselines3.common.utils import FloatSchedule
 from sb3_dreamer.zoo.hyperparams_opt import SIZES
 
@@ -219,13 +237,14 @@ def processed(env, **kwargs):
     hyperparams, m.env_wrapper, *_ = m._preprocess_hyperparams(m.read_hyperparameters()[0])
     return m, hyperparams
 
-for env, section in {"CartPole-v1": "CartPole-v1", "ALE/Pong-v5": "atari", "Pendulum-v1": "default"}.items():
+for env, section in {"CartPole-v1": "CartPole-v1", "ALE/Pong-v5": "atari", "FrozenLake-v1": "default"}.items():
     m, hyperparams = processed(env)
     del hyperparams["policy"]
     expected = sb3_dreamer.preset(section)
     # schedules are objects: the same values count
     for name in ("learning_rate", "actor_learning_rate", "critic_learning_rate"):
-        ours, theirs = FloatSchedule(expected.pop(name)), FloatSchedule(hyperparams.pop(name))
+        both = expected.pop(name), hyperparams.pop(name)
+        ours, theirs = (FloatSchedule(parse_schedule(name, value)) for value in both)
         assert [ours(p) for p in (1.0, 0.5, 0.0)] == [theirs(p) for p in (1.0, 0.5, 0.0)], name
     assert hyperparams == expected, (hyperparams, expected)
     assert m.eval_env_kwargs == m.env_kwargs

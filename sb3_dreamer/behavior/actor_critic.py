@@ -5,14 +5,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch as th
-from gymnasium import spaces
 from torch import nn
 
-from sb3_dreamer.common.distributions import Distribution, OneHotCategorical, TruncatedNormal, UnitNormal
+from sb3_dreamer.common.distributions import Distribution, UnitNormal
 from sb3_dreamer.common.functional import check_number, lambda_returns
 from sb3_dreamer.common.heads import ScalarHead
-from sb3_dreamer.common.layers import MLP
-from sb3_dreamer.common.preprocessing import action_size
 from sb3_dreamer.common.type_aliases import ImaginedTrajectory
 
 
@@ -69,74 +66,6 @@ class CriticLoss(NamedTuple):
     values: th.Tensor  # (H, N) of the online critic
 
 
-class DiscreteActor(nn.Module):
-    """
-    Features to a categorical over one-hot actions.
-
-    :param features_size: F
-    :param actions: number of actions A
-    :param net_arch: widths of the hidden layers
-    :param activation_fn: activation class
-    """
-
-    def __init__(self, features_size: int, actions: int, net_arch: Sequence[int], activation_fn: type[nn.Module]):
-        super().__init__()
-        self.trunk = MLP(features_size, net_arch, activation_fn)
-        self.output = nn.Linear(self.trunk.output_size, actions)
-
-    def forward(self, features: th.Tensor) -> OneHotCategorical:
-        """
-        :param features: (..., F)
-        :return: over (..., A)
-        """
-        return OneHotCategorical(self.output(self.trunk(features)))
-
-
-class ContinuousActor(nn.Module):
-    """
-    Features to a truncated normal over [-1, 1]^A: location ``tanh(m)``, scale ``2 sigmoid(s / 2) + min_std``.
-
-    :param features_size: F
-    :param actions: number of action dimensions A
-    :param net_arch: widths of the hidden layers
-    :param activation_fn: activation class
-    :param min_std: smallest scale (V2's code: 0.1)
-    :param exact_gradient: see :class:`~sb3_dreamer.common.distributions.TruncatedNormal`
-    """
-
-    def __init__(
-        self,
-        features_size: int,
-        actions: int,
-        net_arch: Sequence[int],
-        activation_fn: type[nn.Module],
-        min_std: float = 0.1,
-        exact_gradient: bool = False,
-    ):
-        super().__init__()
-        self.min_std = min_std
-        self.exact_gradient = exact_gradient
-        self.trunk = MLP(features_size, net_arch, activation_fn)
-        self.output = nn.Linear(self.trunk.output_size, actions)
-        self.output_std = nn.Linear(self.trunk.output_size, actions)
-
-    def forward(self, features: th.Tensor) -> TruncatedNormal:
-        """
-        :param features: (..., F)
-        :return: over (..., A)
-        """
-        hidden = self.trunk(features)
-        return self.distribution(self.output(hidden), self.output_std(hidden))
-
-    def distribution(self, loc: th.Tensor, std: th.Tensor) -> TruncatedNormal:
-        """
-        :param loc: raw network output, (..., A)
-        :param std: raw network output, (..., A)
-        :return: over (..., A)
-        """
-        return TruncatedNormal(th.tanh(loc), 2.0 * th.sigmoid(0.5 * std) + self.min_std, self.exact_gradient)
-
-
 class RewardNormalizer(nn.Module):
     """
     Divides imagined rewards by a running mean of their size, as the original's reward normaliser does.
@@ -169,34 +98,26 @@ class ActorCritic(nn.Module):
     """
     Actor, critic and target critic on latent features (V2, section 2.2).
 
+    :param actor: features (..., F) to a distribution over action vectors (..., A), see
+        :func:`~sb3_dreamer.behavior.actors.make_actor`
     :param features_size: F
-    :param action_space: Discrete or Box
-    :param actor_net_arch: widths of the actor's hidden layers (V2's code for Atari: 4 x 400)
     :param critic_net_arch: widths of the critics' hidden layers (V2's code for Atari: 4 x 400)
-    :param activation_fn: activation class (V2: ELU)
-    :param min_std: see :class:`ContinuousActor`
-    :param exact_gradient: see :class:`ContinuousActor`
+    :param activation_fn: activation class of the critics (V2: ELU)
+    :param layer_norm: normalise the critics' hidden layers before their activations (the original's ``norm: layer``)
     """
 
     def __init__(
         self,
+        actor: nn.Module,
         features_size: int,
-        action_space: spaces.Space,
-        actor_net_arch: Sequence[int],
         critic_net_arch: Sequence[int],
         activation_fn: type[nn.Module] = nn.ELU,
-        min_std: float = 0.1,
-        exact_gradient: bool = False,
+        layer_norm: bool = False,
     ):
         super().__init__()
-        width = action_size(action_space)
-        self.actor: nn.Module
-        if isinstance(action_space, spaces.Discrete):
-            self.actor = DiscreteActor(features_size, width, actor_net_arch, activation_fn)
-        else:
-            self.actor = ContinuousActor(features_size, width, actor_net_arch, activation_fn, min_std, exact_gradient)
-        self.critic = ScalarHead(features_size, critic_net_arch, UnitNormal, activation_fn)
-        self.critic_target = ScalarHead(features_size, critic_net_arch, UnitNormal, activation_fn)
+        self.actor = actor
+        self.critic = ScalarHead(features_size, critic_net_arch, UnitNormal, activation_fn, layer_norm)
+        self.critic_target = ScalarHead(features_size, critic_net_arch, UnitNormal, activation_fn, layer_norm)
         self.reward_normalizer = RewardNormalizer()
 
     def normalise_rewards(self, trajectory: ImaginedTrajectory, objective: BehaviorObjective) -> ImaginedTrajectory:

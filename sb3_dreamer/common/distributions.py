@@ -1,8 +1,8 @@
 """
 The distributions of Dreamer behind one interface: mode, mean, sample, log_prob, entropy.
 
-Written by hand instead of with ``torch.distributions``, because three of their gradients are the original's own
-(straight-through samples, no gradient to a one-hot value, the truncated normal's sampler) and because argument checks
+Written by hand instead of with ``torch.distributions``, because some of their gradients are the original's own
+(straight-through samples, no gradient to a one-hot value) and because argument checks
 would wait for the device. Every ``sample`` takes an optional ``noise`` tensor of the kind that ``draw_noise`` makes: one
 seam for exact seeds, shared noise in tests, and drawing all noise of an update at once.
 """
@@ -13,7 +13,8 @@ from typing import Protocol
 import torch as th
 from torch.nn import functional as F
 
-_LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
+#: Minus the logarithm of the standard normal density at 0
+LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
 class Distribution(Protocol):
@@ -131,77 +132,135 @@ class OneHotCategorical:
         return -(self.log_probs * self.probs).sum(-1)
 
 
-class TruncatedNormal:
+class OneHotBlocks:
     """
-    Normal distribution restricted to [-1, 1], independent per dimension; the actor for continuous actions.
+    Independent categoricals whose one-hot vectors are joined to one: actions and observations of several choices.
 
-    The original samples with TensorFlow Probability, whose registered gradient treats the standardised sample z as a
-    constant: dx/dloc = 1, dx/dscale = z. The exact gradient, where z depends on both through the bounds, is smaller
-    (up to six times in the norm of the actor's gradient). The original's is the default.
+    Everything is computed for all blocks at once, in rows that are padded to the largest block.
 
-    :param loc: location, in [-1, 1], (..., A)
-    :param scale: positive, (..., A)
-    :param exact_gradient: differentiate the inverse CDF instead
+    :param logits: unnormalised log-probabilities, (..., A)
+    :param sizes: number of classes of every block; they add up to A
+    :raises ValueError: if they do not
     """
 
-    #: Samples stay this far inside the bounds, as in the original
-    margin = 1e-6
+    def __init__(self, logits: th.Tensor, sizes: tuple[int, ...]):
+        if sum(sizes) != logits.shape[-1]:
+            raise ValueError(f"Blocks of {sizes} have {sum(sizes)} logits together, but {logits.shape[-1]} were given.")
+        self._shape = (len(sizes), max(sizes))
+        starts = [block * max(sizes) for block in range(len(sizes))]
+        places = [start + index for start, size in zip(starts, sizes, strict=True) for index in range(size)]
+        self._places = th.tensor(places, device=logits.device)
+        self.log_probs = self._joined(F.log_softmax(self._padded(logits, -math.inf), dim=-1))
 
-    def __init__(self, loc: th.Tensor, scale: th.Tensor, exact_gradient: bool = False):
-        self.loc = loc
-        self.scale = scale
-        self.exact_gradient = exact_gradient
-        self._lower = (-1.0 - loc) / scale
-        self._upper = (1.0 - loc) / scale
-        self._cdf_lower = th.special.ndtr(self._lower)
-        self._mass = th.special.ndtr(self._upper) - self._cdf_lower
+    def _padded(self, joined: th.Tensor, fill: float) -> th.Tensor:
+        """(..., A) to (..., blocks, largest size)."""
+        rows = joined.new_full((*joined.shape[:-1], math.prod(self._shape)), fill)
+        return rows.index_copy(-1, self._places, joined).unflatten(-1, self._shape)
+
+    def _joined(self, rows: th.Tensor) -> th.Tensor:
+        """The inverse of :meth:`_padded`."""
+        return rows.flatten(-2).index_select(-1, self._places)
+
+    def _winners(self, scores: th.Tensor) -> th.Tensor:
+        """One-hot of the largest of the non-negative scores (..., A) in every block."""
+        rows = self._padded(scores, -1.0)
+        return self._joined(one_hot_like(rows.argmax(-1, keepdim=True), rows))
 
     @property
-    def mode(self) -> th.Tensor:
-        """The location, (..., A): the actor's tanh keeps it inside the bounds."""
-        return self.loc.clamp(-1.0, 1.0)
+    def probs(self) -> th.Tensor:
+        """Probabilities, (..., A); they sum to 1 in every block."""
+        return self.log_probs.exp()
 
     @property
     def mean(self) -> th.Tensor:
-        """Expected value, (..., A)."""
-        return self.loc + self.scale * (_normal_pdf(self._lower) - _normal_pdf(self._upper)) / self._mass
+        """The probabilities, (..., A)."""
+        return self.probs
+
+    @property
+    def mode(self) -> th.Tensor:
+        """One-hot of the most likely class of every block, (..., A); no gradient."""
+        return self._winners(self.probs.detach())
 
     def draw_noise(self) -> th.Tensor:
-        """Uniform numbers in [0, 1), (..., A)."""
-        return th.rand_like(self.loc.detach())
+        """Exponential(1) numbers, (..., A), see :class:`OneHotCategorical`."""
+        return OneHotCategorical.noise_like(self.log_probs)
 
     def sample(self, noise: th.Tensor | None = None) -> th.Tensor:
         """
-        Reparameterised sample by the inverse CDF; clipped to the bounds in value only.
+        One-hot samples whose gradient is that of the probabilities, see :meth:`OneHotCategorical.sample`.
 
-        :param noise: uniform numbers, (..., A)
+        :param noise: (..., A), positive
         :return: (..., A)
         """
+        probs = self.probs
         noise = self.draw_noise() if noise is None else noise
-        limits = th.finfo(noise.dtype)  # rounding must not make the quantile of a narrow distribution infinite
-        z = th.special.ndtri((self._cdf_lower + noise * self._mass).clamp(limits.tiny, 1.0 - limits.eps))
-        x = self.loc + self.scale * (z if self.exact_gradient else z.detach())
-        clipped = x.detach().clamp(-1.0 + self.margin, 1.0 - self.margin)
-        return clipped + (x - x.detach()) if x.requires_grad else clipped
+        return straight_through(self._winners(probs.detach() / noise), probs)
 
     def log_prob(self, value: th.Tensor) -> th.Tensor:
         """
-        Log-density of values inside the bounds.
+        Log-probability of all choices together; no gradient flows to the value.
 
-        :param value: (..., A), in [-1, 1]
-        :return: (...), summed over A
+        :param value: joined one-hot vectors, (..., A)
+        :return: (...)
         """
-        z = (value - self.loc) / self.scale
-        return (-0.5 * z.square() - _LOG_SQRT_2PI - self.scale.log() - self._mass.log()).sum(-1)
+        return (self.log_probs * value.detach()).sum(-1)
 
     def entropy(self) -> th.Tensor:
-        """Differential entropy in nats, (...), summed over A."""
-        edges = self._lower * _normal_pdf(self._lower) - self._upper * _normal_pdf(self._upper)
-        return (_LOG_SQRT_2PI + 0.5 + self.scale.log() + self._mass.log() + 0.5 * edges / self._mass).sum(-1)
+        """Entropy in nats, summed over the blocks, (...)."""
+        return -(self.log_probs * self.probs).sum(-1)
 
 
-def _normal_pdf(x: th.Tensor) -> th.Tensor:
-    return th.exp(-0.5 * x.square() - _LOG_SQRT_2PI)
+class DiagonalNormal:
+    """
+    Normal distribution, independent per dimension; the latent state of V1.
+
+    :param mean: (..., Z)
+    :param std: positive, (..., Z)
+    """
+
+    def __init__(self, mean: th.Tensor, std: th.Tensor):
+        self.mean = mean
+        self.std = std
+
+    @property
+    def mode(self) -> th.Tensor:
+        """The mean, (..., Z)."""
+        return self.mean
+
+    def draw_noise(self) -> th.Tensor:
+        """Standard normal numbers, (..., Z)."""
+        return th.randn_like(self.mean.detach())
+
+    def sample(self, noise: th.Tensor | None = None) -> th.Tensor:
+        """
+        Reparameterised sample.
+
+        :param noise: standard normal numbers, (..., Z)
+        :return: (..., Z)
+        """
+        return self.mean + self.std * (self.draw_noise() if noise is None else noise)
+
+    def log_prob(self, value: th.Tensor) -> th.Tensor:
+        """
+        :param value: (..., Z)
+        :return: (...), summed over Z
+        """
+        return (-0.5 * ((value - self.mean) / self.std).square() - self.std.log() - LOG_SQRT_2PI).sum(-1)
+
+    def entropy(self) -> th.Tensor:
+        """Differential entropy in nats, (...), summed over Z."""
+        return (self.std.log() + (LOG_SQRT_2PI + 0.5)).sum(-1)
+
+    def kl(self, other: "DiagonalNormal") -> th.Tensor:
+        """
+        KL(self, other) in nats, summed over Z.
+
+        :param other: (..., Z)
+        :return: (...)
+        """
+        difference = self.std.log() - other.std.log()  # expm1 keeps small divergences exact
+        shift = ((self.mean - other.mean) / other.std).square()
+        return (0.5 * shift + 0.5 * th.expm1(2.0 * difference) - difference).sum(-1)
 
 
 class UnitNormal:
@@ -236,51 +295,57 @@ class UnitNormal:
         """
         squared = (value - self.mean).square()
         if not self._event:
-            return -0.5 * squared - _LOG_SQRT_2PI
+            return -0.5 * squared - LOG_SQRT_2PI
         size = math.prod(self.mean.shape[dim] for dim in self._event)
-        return -0.5 * squared.sum(self._event) - size * _LOG_SQRT_2PI
+        return -0.5 * squared.sum(self._event) - size * LOG_SQRT_2PI
 
     def entropy(self) -> th.Tensor:
         """A constant, (...)."""
         size = math.prod(self.mean.shape[dim] for dim in self._event)
-        return th.full_like(self.log_prob(self.mean).detach(), size * (_LOG_SQRT_2PI + 0.5))
+        return th.full_like(self.log_prob(self.mean).detach(), size * (LOG_SQRT_2PI + 0.5))
 
 
 class Bernoulli:
     """
     Yes or no, with soft labels allowed: the discount head's target is gamma, not 1.
 
-    :param logits: (...)
+    :param logits: (..., *event)
+    :param event_dims: number of trailing dimensions that are one event
     """
 
-    def __init__(self, logits: th.Tensor):
+    def __init__(self, logits: th.Tensor, event_dims: int = 0):
         self.logits = logits
+        self._event = tuple(range(-event_dims, 0))
 
     @property
     def mean(self) -> th.Tensor:
-        """Probability of yes, (...)."""
+        """Probability of yes, (..., *event)."""
         return th.sigmoid(self.logits)
 
     @property
     def mode(self) -> th.Tensor:
-        """1 where yes is more likely, (...); no gradient."""
+        """1 where yes is more likely, (..., *event); no gradient."""
         return (self.logits > 0).to(self.logits.dtype)
 
     def draw_noise(self) -> th.Tensor:
-        """Uniform numbers in [0, 1), (...)."""
+        """Uniform numbers in [0, 1), (..., *event)."""
         return th.rand_like(self.logits.detach())
 
     def sample(self, noise: th.Tensor | None = None) -> th.Tensor:
-        """A draw of 0 or 1, (...); no gradient."""
+        """A draw of 0 or 1, (..., *event); no gradient."""
         return ((self.draw_noise() if noise is None else noise) < self.mean).to(self.logits.dtype)
 
     def log_prob(self, value: th.Tensor) -> th.Tensor:
         """
-        :param value: label in [0, 1], (...)
-        :return: (...), minus the cross entropy
+        :param value: labels in [0, 1], (..., *event)
+        :return: (...), minus the cross entropy, summed over the event
         """
-        return -F.binary_cross_entropy_with_logits(self.logits, value, reduction="none")
+        return -self._cross_entropy(value)
 
     def entropy(self) -> th.Tensor:
-        """Entropy in nats, (...)."""
-        return F.binary_cross_entropy_with_logits(self.logits, self.mean, reduction="none")
+        """Entropy in nats, (...), summed over the event."""
+        return self._cross_entropy(self.mean)
+
+    def _cross_entropy(self, value: th.Tensor) -> th.Tensor:
+        each = F.binary_cross_entropy_with_logits(self.logits, value, reduction="none")
+        return each.sum(self._event) if self._event else each

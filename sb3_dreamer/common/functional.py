@@ -86,6 +86,38 @@ def lambda_returns(rewards: th.Tensor, values: th.Tensor, discounts: th.Tensor, 
     return th.stack(backwards[::-1])
 
 
+def mixed_with_uniform(actions: th.Tensor, amount: float, blocks: tuple[int, ...]) -> th.Tensor:
+    """
+    Probabilities of the next action when discrete actions are disturbed: with probability ``amount`` it is any action.
+
+    :param actions: one-hot vectors side by side (or probabilities), (..., A)
+    :param amount: in [0, 1]
+    :param blocks: sizes of the one-hot vectors, their sum is A
+    :return: (..., A), each block sums to 1
+    """
+    uniform = th.cat([th.full((size,), amount / size, dtype=actions.dtype, device=actions.device) for size in blocks])
+    return uniform + (1.0 - amount) * actions
+
+
+def noisy_actions(actions: th.Tensor, amount: float, blocks: tuple[int, ...] | None, noise: th.Tensor) -> th.Tensor:
+    """
+    Disturb actions as the original's action noise does: discrete ones are drawn anew from a mixture with the uniform
+    distribution, continuous ones get normal noise and are clipped to [-1, 1].
+
+    :param actions: (n, A), one-hot or values in [-1, 1]
+    :param amount: probability of a uniform action, or standard deviation; 0 changes nothing
+    :param blocks: sizes of the one-hot vectors; None for continuous actions
+    :param noise: Exponential(1) numbers for discrete, standard normal numbers for continuous actions, (n, A)
+    :return: (n, A)
+    """
+    if amount == 0.0:
+        return actions
+    if blocks is None:
+        return (actions + amount * noise).clamp(-1.0, 1.0)
+    race = (mixed_with_uniform(actions, amount, blocks) / noise).split(blocks, dim=-1)
+    return th.cat([th.zeros_like(r).scatter_(-1, r.argmax(-1, keepdim=True), 1.0) for r in race], dim=-1)
+
+
 def trajectory_weights(discounts: th.Tensor) -> th.Tensor:
     """
     Weight of each imagined step in the losses: how likely (and how discounted) it is that the episode gets there.

@@ -17,6 +17,7 @@ class ScalarHead(nn.Module):
     :param net_arch: widths of the hidden layers
     :param distribution: from the network's output (...) to a distribution over numbers (...)
     :param activation_fn: activation class
+    :param layer_norm: normalise the hidden layers before their activations (the original's ``norm: layer``)
     """
 
     def __init__(
@@ -25,10 +26,11 @@ class ScalarHead(nn.Module):
         net_arch: Sequence[int],
         distribution: Callable[[th.Tensor], Distribution],
         activation_fn: type[nn.Module] = nn.ELU,
+        layer_norm: bool = False,
     ):
         super().__init__()
         self.distribution = distribution
-        self.trunk = MLP(features_size, net_arch, activation_fn)
+        self.trunk = MLP(features_size, net_arch, activation_fn, layer_norm)
         self.output = nn.Linear(self.trunk.output_size, 1)
 
     def forward(self, features: th.Tensor) -> Distribution:

@@ -30,14 +30,40 @@ class MLP(nn.Sequential):
     :param input_size: width of the input
     :param net_arch: widths of the layers; may be empty, then the output is the input
     :param activation_fn: activation class; the original's is ELU
+    :param layer_norm: normalise every layer before its activation (the original's ``norm: layer``)
     """
 
-    def __init__(self, input_size: int, net_arch: Sequence[int], activation_fn: type[nn.Module] = nn.ELU):
+    def __init__(
+        self,
+        input_size: int,
+        net_arch: Sequence[int],
+        activation_fn: type[nn.Module] = nn.ELU,
+        layer_norm: bool = False,
+    ):
         layers: list[nn.Module] = []
         for size_in, size_out in zip([input_size, *net_arch], net_arch, strict=False):
-            layers += [nn.Linear(size_in, size_out), activation_fn()]
+            norm = [nn.LayerNorm(size_out, eps=LAYER_NORM_EPSILON)] if layer_norm else []
+            layers += [nn.Linear(size_in, size_out), *norm, activation_fn()]
         super().__init__(*layers)
         self.output_size = net_arch[-1] if net_arch else input_size
+
+
+class ChannelLayerNorm(nn.LayerNorm):
+    """
+    Layer norm over the channels of an image, for each pixel by itself.
+
+    :param channels: C
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(channels, eps=LAYER_NORM_EPSILON)
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: (n, C, h, w)
+        :return: the same shape
+        """
+        return super().forward(x.movedim(-3, -1)).movedim(-1, -3)
 
 
 class LayerNormGRUCell(nn.Module):

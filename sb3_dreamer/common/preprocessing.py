@@ -1,73 +1,19 @@
 """
-Between environment and world model: which observations and actions are understood, and how they become tensors.
+Frames of another size, and actions as the world model sees them.
 
-Inside the package a single (Box) observation is a dict with the one key ``OBSERVATION_KEY``, so that nothing else
-distinguishes the two cases. Frames are resized once, by :func:`resize_images`, on entry to the policy and to the
-buffer, to the same bytes.
+Frames are resized once, by :func:`resize_images`, on entry to the policy and to the buffer, to the same bytes.
 """
 
-from collections.abc import Mapping
+import math
 from functools import lru_cache
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space
 from torch.nn import functional as F
-
-OBSERVATION_KEY = "observation"
 
 ImageSize = tuple[int, int] | None
 NumpyObs = np.ndarray | dict[str, np.ndarray]
-
-
-def observation_spaces(space: spaces.Space) -> dict[str, spaces.Box]:
-    """
-    The observation space as a dict of the parts that the world model reads and reconstructs, in the space's own order.
-
-    :param space: a Box (image or vector) or a Dict of these
-    :return: one Box per key; a single Box has the key ``OBSERVATION_KEY``
-    :raises ValueError: if a part is neither a uint8 image nor a Box of rank 1, naming key and space
-    """
-    parts: dict[str, spaces.Box] = {}
-    for key, part in split_space(space).items():
-        if not isinstance(part, spaces.Box) or not (is_image_space(part) or _is_vector(part)):
-            raise ValueError(
-                f"DreamerV2 does not support the observation space {part} (key '{key}'): it takes uint8 images of shape "
-                "(height, width, channels) or (channels, height, width), Box vectors of rank 1, and Dict spaces of these."
-            )
-        parts[key] = part
-    return parts
-
-
-def split_space(space: spaces.Space) -> dict[str, spaces.Space]:
-    """
-    :param space: any space
-    :return: the parts of a Dict, in its order; any other space under the key ``OBSERVATION_KEY``
-    """
-    return dict(space.spaces) if isinstance(space, spaces.Dict) else {OBSERVATION_KEY: space}
-
-
-def _is_vector(space: spaces.Box) -> bool:
-    return len(space.shape) == 1 and int(np.prod(space.shape)) > 0
-
-
-def stored_spaces(space: spaces.Space, image_size: ImageSize) -> dict[str, spaces.Box]:
-    """
-    The spaces after resizing: what the buffer stores and the encoder sees.
-
-    :param space: the (vectorised) environment's observation space; images channel first, as SB3's wrappers make them
-    :param image_size: (height, width) to which every image is resized; None keeps the native sizes
-    :return: one Box per key; images (C, h, w) uint8, vectors float32
-    """
-    stored: dict[str, spaces.Box] = {}
-    for key, part in observation_spaces(space).items():
-        if is_image_space(part):
-            channels, *native = part.shape  # no guess by the smallest size: 50 stacked frames may be 40 pixels wide
-            stored[key] = spaces.Box(0, 255, (channels, *(image_size or native)), dtype=np.uint8)
-        else:
-            stored[key] = spaces.Box(-np.inf, np.inf, part.shape)
-    return stored
 
 
 @lru_cache(maxsize=64)
@@ -109,69 +55,94 @@ def resize_images(images: np.ndarray, image_size: ImageSize) -> np.ndarray:
     return np.rint(resized).astype(np.uint8)
 
 
-def to_stored(observation: NumpyObs, stored: Mapping[str, spaces.Box]) -> dict[str, np.ndarray]:
+def resize_tensor(images: th.Tensor, image_size: tuple[int, ...]) -> th.Tensor:
     """
-    Bring a batch of the environment's observations into the stored form: dict, resized uint8 images, float32 vectors.
+    The same interpolation for floats, without rounding.
 
-    :param observation: one array (n, *shape) or a dict of them, channel first, as a VecEnv gives them
-    :param stored: the result of :func:`stored_spaces`
-    :return: one array (n, *stored shape) per key; may share memory with the input
-    :raises ValueError: for images that are not uint8 and for vectors that are not finite, naming environment and key
+    :param images: (..., height, width)
+    :param image_size: (h, w)
+    :return: (..., h, w); the input itself if it has the size already
     """
-    parts = observation if isinstance(observation, dict) else {OBSERVATION_KEY: observation}
-    result = {}
-    for key, space in stored.items():
-        value = np.asarray(parts[key])
-        if space.dtype == np.uint8:
-            if value.dtype != np.uint8:
-                raise ValueError(f"observation '{key}' has dtype {value.dtype}, expected uint8, as images have.")
-            result[key] = resize_images(value, (space.shape[-2], space.shape[-1]))
-        else:
-            result[key] = _finite(value.reshape(-1, *space.shape), key)
-    return result
+    for dim, size in ((-2, image_size[0]), (-1, image_size[1])):
+        if images.shape[dim] == size:
+            continue
+        indices, weights = area_taps(images.shape[dim], size)
+        shape = (size, 1) if dim == -2 else (size,)
+        taps = [
+            images.index_select(dim, th.as_tensor(index, device=images.device))
+            * th.as_tensor(weight, device=images.device).reshape(shape)
+            for index, weight in zip(indices, weights, strict=True)
+        ]
+        images = th.stack(taps).sum(0)
+    return images
 
 
-def _finite(vectors: np.ndarray, key: str) -> np.ndarray:
-    """As float32, in which a large float64 may be infinite; (n, size)."""
-    with np.errstate(over="ignore"):
-        result = vectors.astype(np.float32, copy=False)
-    if not np.isfinite(result).all():
-        env, index = np.argwhere(~np.isfinite(result))[0]
+def action_blocks(space: spaces.Space) -> tuple[int, ...] | None:
+    """
+    Sizes of the one-hot vectors that an action is made of.
+
+    :param space: an action space
+    :return: Discrete (n,), MultiDiscrete its nvec, MultiBinary (2, 2, ...); None for Box, whose values are used as they are
+    :raises ValueError: for any other space, and, as everywhere in SB3, for actions that do not count from 0
+    """
+    if 0 in (space.shape or ()):
+        raise ValueError(f"DreamerV2 does not support the action space {space}: it is of size zero, with nothing to choose.")
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        if np.any(np.asarray(space.start) != 0):
+            raise ValueError(f"DreamerV2 does not support the action space {space}: SB3 needs start=0 (wrap the environment).")
+        return (int(space.n),) if isinstance(space, spaces.Discrete) else tuple(int(n) for n in space.nvec.reshape(-1))
+    if isinstance(space, spaces.MultiBinary):
+        return (2,) * int(np.prod(space.shape))
+    if not isinstance(space, spaces.Box):
         raise ValueError(
-            f"observation '{key}' of environment {env} is {vectors[env, index]} at index {index}, expected a finite float32."
+            f"DreamerV2 does not support the action space {space}: it takes Discrete, MultiDiscrete, MultiBinary and bounded "
+            "Box spaces."
         )
-    return result
+    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        raise ValueError(
+            f"DreamerV2 does not support the action space {space}: it is unbounded (low {space.low}, high {space.high}), and "
+            "actions are scaled to [-1, 1]. Give it bounds, e.g. with gymnasium.wrappers.RescaleAction or TransformAction."
+        )
+    if not np.all(space.low < space.high):
+        raise ValueError(f"Every action needs a range, but in {space} low is not below high ({space.low}, {space.high}).")
+    return None
+
+
+def action_dim(space: spaces.Space) -> int:
+    """
+    Numbers that an action of the environment consists of; unlike in SB3, spaces of any rank have one.
+
+    :param space: an action space that :func:`action_blocks` takes
+    :return: one for each one-hot vector, or the size of the Box
+    """
+    return math.prod(space.shape)  # type: ignore[arg-type]
 
 
 def action_size(space: spaces.Space) -> int:
     """
     Width A of the action vector that the world model sees.
 
-    :param space: Discrete (one-hot) or Box (flattened)
-    :raises ValueError: for any other space, and, as everywhere in SB3, for actions that do not count from 0
+    :param space: an action space
+    :return: all one-hot vectors side by side, or the flattened Box
+    :raises ValueError: see :func:`action_blocks`
     """
-    if isinstance(space, spaces.Discrete):
-        if space.start != 0:
-            raise ValueError(f"DreamerV2 does not support the action space {space}: SB3 needs start=0 (wrap the environment).")
-        return int(space.n)
-    if isinstance(space, spaces.Box):
-        if not np.all(space.low < space.high):
-            raise ValueError(f"Every action needs a range, but in {space} low is not below high ({space.low}, {space.high}).")
-        return int(np.prod(space.shape))
-    raise ValueError(f"DreamerV2 does not support the action space {space}: it takes Discrete and Box spaces.")
+    blocks = action_blocks(space)
+    return action_dim(space) if blocks is None else sum(blocks)
 
 
 def encode_actions(actions: th.Tensor, space: spaces.Space) -> th.Tensor:
     """
     Buffer actions to world-model vectors.
 
-    :param actions: Discrete: indices (..., 1); Box: values scaled to [-1, 1], (..., *shape) or already flat
+    :param actions: Box: values scaled to [-1, 1], flat; otherwise indices, one for each block, (..., blocks)
     :param space: the action space
     :return: (..., A) float32, one-hot or flat values
     """
-    if isinstance(space, spaces.Discrete):
-        return F.one_hot(actions.long().squeeze(-1), int(space.n)).float()
-    return actions.float()
+    blocks = action_blocks(space)
+    if blocks is None:
+        return actions.float()
+    hot = [F.one_hot(actions[..., index].long(), size) for index, size in enumerate(blocks)]
+    return th.cat(hot, dim=-1).float()
 
 
 def decode_actions(vectors: th.Tensor, space: spaces.Space) -> np.ndarray:
@@ -180,21 +151,32 @@ def decode_actions(vectors: th.Tensor, space: spaces.Space) -> np.ndarray:
 
     :param vectors: (n, A) one-hot, or values in [-1, 1]
     :param space: the action space
-    :return: Discrete: (n,) int64; Box: (n, *shape) in the space's own bounds and dtype
+    :return: (n, *shape) in the space's own bounds and dtype
     """
-    if isinstance(space, spaces.Discrete):
-        return vectors.argmax(dim=-1).cpu().numpy()
+    blocks = action_blocks(space)
+    if blocks is not None:
+        indices = th.stack([block.argmax(dim=-1) for block in vectors.split(blocks, dim=-1)], dim=-1)
+        return indices.cpu().numpy().reshape(-1, *space.shape).astype(space.dtype)  # type: ignore[misc, arg-type]
     assert isinstance(space, spaces.Box)
-    values = vectors.cpu().numpy().reshape(-1, *space.shape)
-    scaled = space.low + 0.5 * (values + 1.0) * (space.high - space.low)
-    return np.clip(scaled, space.low, space.high).astype(space.dtype)
+    values, (low, high) = vectors.cpu().numpy().reshape(-1, *space.shape), float_bounds(space)
+    actions = np.clip(low + 0.5 * (values + 1.0) * (high - low), low, high)
+    return (np.rint(actions) if np.issubdtype(space.dtype, np.integer) else actions).astype(space.dtype)
 
 
-def normalise_observations(observations: Mapping[str, th.Tensor]) -> dict[str, th.Tensor]:
+def scale_actions(actions: np.ndarray, space: spaces.Box) -> np.ndarray:
     """
-    Stored observations to network inputs and reconstruction targets: images x / 255 - 0.5, vectors as they are.
+    The inverse of :func:`decode_actions` for a Box.
 
-    :param observations: per key (..., *shape)
-    :return: the same keys and shapes, float32
+    :param actions: in the space's own bounds, (n, *shape)
+    :return: buffer actions, in [-1, 1], (n, *shape) float32
     """
-    return {key: x.float() / 255.0 - 0.5 if x.dtype == th.uint8 else x.float() for key, x in observations.items()}
+    low, high = float_bounds(space)
+    return (2.0 * (actions - low) / (high - low) - 1.0).astype(np.float32)
+
+
+def float_bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
+    """
+    :param space: with bounds
+    :return: low and high as float64, in which the range of a small integer type does not overflow
+    """
+    return space.low.astype(np.float64), space.high.astype(np.float64)

@@ -37,6 +37,16 @@ class SequenceBatch(NamedTuple):
     episode_starts: th.Tensor  # (T, B) bool, True where the latent state is reset; always True at t = 0
 
 
+class Experience(NamedTuple):
+    """What the world model made of replayed sequences, as constants, for exploration to learn from."""
+
+    states: LatentState  # posterior states, (T, B, ...)
+    embeddings: th.Tensor  # of the observations, (T, B, E)
+    actions: th.Tensor  # (T, B, A) that led to step t; zeros where an episode starts
+    episode_starts: th.Tensor  # (T, B) bool
+    kl: th.Tensor  # (T, B) KL(posterior, prior) without free nats
+
+
 class ImaginedTrajectory(NamedTuple):
     """Imagined latent trajectories of horizon H from N start states; row 0 is the start itself (V2, section 2.2)."""
 

@@ -12,11 +12,22 @@ from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
 from sb3_dreamer.behavior.actor_critic import BehaviorObjective
 from sb3_dreamer.common.functional import check_number
+from sb3_dreamer.common.schedules import parse_schedule, schedule_value
 from sb3_dreamer.common.type_aliases import LatentState, SequenceBatch
 from sb3_dreamer.dreamer_v2.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
 from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
 from sb3_dreamer.dreamer_v2.update import UpdateNoise, UpdateResult, training_update
 from sb3_dreamer.world_model.world_model import WorldModelObjective
+
+#: Arguments that may be schedules
+SCHEDULED = (
+    "learning_rate",
+    "actor_learning_rate",
+    "critic_learning_rate",
+    "ent_coef",
+    "reinforce_weight",
+    "exploration_noise",
+)
 
 
 class DreamerV2(SequenceOffPolicyAlgorithm):
@@ -25,6 +36,9 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
 
     Papers: V1 https://arxiv.org/abs/1912.01603, V2 https://arxiv.org/abs/2010.02193. Defaults are the Atari values of the
     released code (github.com/danijar/dreamerv2, "code" below) with the paper's batch of 50; table D.1 is the paper's.
+
+    Schedules are functions of the remaining progress (1 to 0), or strings such as ``"lin_3e-4"`` (falls to zero) and
+    ``"lin_1_0.1"`` (from 1 to 0.1).
 
     :param policy: ``"CnnPolicy"``, ``"MlpPolicy"``, ``"MultiInputPolicy"`` or a subclass of ``DreamerPolicy``
     :param env: environment, VecEnv or registered id (None to load a model for prediction)
@@ -42,14 +56,19 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
     :param imagination_horizon: imagined steps H (code and table D.1: 15)
     :param return_lambda: λ of the returns (code and table D.1: 0.95)
     :param target_update_interval: updates between target updates (code and table D.1: 100)
-    :param ent_coef: entropy bonus η of the actor (code and table D.1: 1e-3)
-    :param reinforce_weight: ρ of V2, eq. 6: 1 for REINFORCE, 0 for gradients through the dynamics, between for a mixture;
-        ``"auto"`` is 1 for discrete and 0 for continuous actions (code and paper)
+    :param ent_coef: entropy bonus η of the actor, a float or a schedule (code and table D.1: 1e-3)
+    :param reinforce_weight: ρ of V2, eq. 6, a float or a schedule: 1 for REINFORCE, 0 for gradients through the dynamics,
+        between for a mixture; ``"auto"`` is 0 for Box actions and 1 for all others (code and paper)
+    :param exploration_noise: action noise while collecting, a float or a schedule: the probability of a uniform action, or the
+        standard deviation of normal noise on Box actions, which are in [-1, 1] here (code: 0)
+    :param explore_until: environment steps after which the actor collects in place of ``exploration_class`` (see the policy);
+        None explores for ever (code, ``expl_until``: for ever)
     :param kl_scale: factor β of the KL loss (code and table D.1, Atari: 0.1)
     :param kl_balance: share of the KL's gradient that trains the prior (code and table D.1: 0.8); None for the plain KL
     :param kl_forward: KL(prior, posterior) instead of KL(posterior, prior) (code: False)
     :param free_nats: nats of KL that are not penalised (code: 0)
     :param free_nats_average: compare ``free_nats`` with the mean KL instead of every step's (code: True)
+    :param observation_scale: factor of the reconstruction loss, or a dict with those of some observation keys (code: 1)
     :param reward_scale: factor of the reward loss (code: 1)
     :param discount_scale: factor of the discount loss (code: 5; the paper's table does not list it)
     :param reward_transform: ``"tanh"`` (code and paper, Atari), ``"sign"`` or ``"identity"``, applied inside the learner
@@ -80,9 +99,9 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
         self,
         policy: str | type[DreamerPolicy],
         env: GymEnv | str | None,
-        learning_rate: float | Schedule = 2e-4,
-        actor_learning_rate: float | Schedule = 4e-5,
-        critic_learning_rate: float | Schedule = 1e-4,
+        learning_rate: float | str | Schedule = 2e-4,
+        actor_learning_rate: float | str | Schedule = 4e-5,
+        critic_learning_rate: float | str | Schedule = 1e-4,
         buffer_size: int = 2_000_000,
         learning_starts: int = 50_000,
         batch_size: int = 50,
@@ -94,13 +113,16 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
         imagination_horizon: int = 15,
         return_lambda: float = 0.95,
         target_update_interval: int = 100,
-        ent_coef: float = 1e-3,
-        reinforce_weight: float | str = "auto",
+        ent_coef: float | str | Schedule = 1e-3,
+        reinforce_weight: float | str | Schedule = "auto",
+        exploration_noise: float | str | Schedule = 0.0,
+        explore_until: int | None = None,
         kl_scale: float = 0.1,
         kl_balance: float | None = 0.8,
         kl_forward: bool = False,
         free_nats: float = 0.0,
         free_nats_average: bool = True,
+        observation_scale: float | dict[str, float] = 1.0,
         reward_scale: float = 1.0,
         discount_scale: float = 5.0,
         reward_transform: str = "tanh",
@@ -123,7 +145,7 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]  # SB3 allows None, for loading, but its annotation does not
-            learning_rate,
+            learning_rate,  # type: ignore[arg-type]  # a string becomes a schedule before SB3 looks at it
             buffer_size,
             learning_starts,
             batch_size,
@@ -141,7 +163,7 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
             support_multi_env=True,
             seed=seed,
             sde_support=False,
-            supported_action_spaces=(spaces.Discrete, spaces.Box),
+            supported_action_spaces=(spaces.Discrete, spaces.Box, spaces.MultiDiscrete, spaces.MultiBinary),
         )
         self.actor_learning_rate = actor_learning_rate
         self.critic_learning_rate = critic_learning_rate
@@ -151,11 +173,14 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
         self.target_update_interval = target_update_interval
         self.ent_coef = ent_coef
         self.reinforce_weight = reinforce_weight
+        self.exploration_noise = exploration_noise
+        self.explore_until = explore_until
         self.kl_scale = kl_scale
         self.kl_balance = kl_balance
         self.kl_forward = kl_forward
         self.free_nats = free_nats
         self.free_nats_average = free_nats_average
+        self.observation_scale = observation_scale
         self.reward_scale = reward_scale
         self.discount_scale = discount_scale
         self.reward_transform = reward_transform
@@ -172,10 +197,11 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
+        self._check_against_policy()
         self._learning_rate_schedules: dict[str, Schedule] = {
             "learning_rate": self.lr_schedule,
-            "actor_learning_rate": FloatSchedule(self.actor_learning_rate),
-            "critic_learning_rate": FloatSchedule(self.critic_learning_rate),
+            "actor_learning_rate": FloatSchedule(self.actor_learning_rate),  # type: ignore[arg-type]
+            "critic_learning_rate": FloatSchedule(self.critic_learning_rate),  # type: ignore[arg-type]
         }
         self._set_learning_rates(1.0)
 
@@ -195,12 +221,26 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
         check_number("tau", self.tau, 0.0, 1.0)
         if self.max_grad_norm is not None:
             check_number("max_grad_norm", self.max_grad_norm, 1e-12)
+        for name in SCHEDULED:
+            setattr(self, name, parse_schedule(name, getattr(self, name), *(["auto"] if name == "reinforce_weight" else [])))
         for name in ("learning_rate", "actor_learning_rate", "critic_learning_rate"):
-            if not callable(getattr(self, name)):
-                check_number(name, getattr(self, name), 0.0)
-        if isinstance(self.reinforce_weight, str) and self.reinforce_weight != "auto":
-            raise ValueError(f"reinforce_weight must be a number between 0 and 1 or 'auto', but is '{self.reinforce_weight}'.")
+            schedule_value(name, getattr(self, name), 1.0)
+        self._noise_amount()
+        if self.explore_until is not None:
+            check_number("explore_until", self.explore_until, 0)
         self.model_objective, self.behavior_objective  # noqa: B018  the objectives check themselves
+
+    def _check_against_policy(self) -> None:
+        """Refuse options that have nothing to act on in this policy."""
+        if self.explore_until is not None and not (self.policy.exploration is not None or self.policy.explores_randomly):
+            raise ValueError(
+                f"explore_until={self.explore_until} has nothing to end: name a policy_kwargs=dict(exploration_class=...)."
+            )
+        decoded = self.policy.world_model.decoder_keys
+        scaled = self.observation_scale if isinstance(self.observation_scale, dict) else {}
+        for key in scaled:
+            if key not in decoded:
+                raise ValueError(f"observation_scale names '{key}', which is not reconstructed: the keys are {decoded}.")
 
     @property
     def model_objective(self) -> WorldModelObjective:
@@ -210,10 +250,12 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
 
     @property
     def behavior_objective(self) -> BehaviorObjective:
-        """What actor and critic learn from, from the current options."""
+        """What actor and critic learn from, from the current options; schedules at the current progress."""
         options = {name: getattr(self, name) for name in signature(BehaviorObjective).parameters}
-        if options["reinforce_weight"] == "auto":
-            options["reinforce_weight"] = 1.0 if isinstance(self.action_space, spaces.Discrete) else 0.0
+        if isinstance(self.reinforce_weight, str):  # "auto"
+            options["reinforce_weight"] = 0.0 if isinstance(self.action_space, spaces.Box) else 1.0
+        for name in ("ent_coef", "reinforce_weight"):
+            options[name] = schedule_value(name, options[name], self._current_progress_remaining)
         return BehaviorObjective(**options)
 
     # --------------------------------------------------------------------------------------------------------- training
@@ -249,21 +291,38 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
         result = training_update(self.policy, batch, *objectives, self.max_grad_norm, noise, state)
         # After updates 1, 101, ...: the first copy is a full one whatever tau, as in the original
         if self._n_updates % self.target_update_interval == 0:
-            self.policy.behavior.update_target(self.tau if self._n_updates > 0 else 1.0)
+            for behavior in self.policy.behaviors:
+                behavior.update_target(self.tau if self._n_updates > 0 else 1.0)
         self._n_updates += 1
         return result
 
+    def _explores(self) -> bool:
+        """The exploration strategy, if there is one, collects until ``explore_until``."""
+        return self.explore_until is None or self.num_timesteps < self.explore_until
+
+    def _noise_amount(self) -> float:
+        """Current amount of action noise."""
+        highest = float("inf") if isinstance(self.action_space, spaces.Box) else 1.0
+        return schedule_value("exploration_noise", self.exploration_noise, self._current_progress_remaining, 0.0, highest)
+
     def _update_learning_rates(self) -> None:
-        """Move all three optimizers along their schedules, and log where they are."""
+        """Move all optimizers along their schedules, and log where these and other schedules are."""
         for name, value in self._set_learning_rates(self._current_progress_remaining).items():
             self.logger.record(f"train/{name}", value)
+        objective = self.behavior_objective
+        scheduled = {"ent_coef": objective.ent_coef, "reinforce_weight": objective.reinforce_weight}
+        for name, value in (scheduled | {"exploration_noise": self._noise_amount()}).items():
+            if callable(getattr(self, name)):
+                self.logger.record(f"train/{name}", value)
 
     def _set_learning_rates(self, progress_remaining: float) -> dict[str, float]:
         """Set the optimizers' learning rates for a progress from 1 to 0; returns them by name."""
         progress_remaining = max(progress_remaining, 0.0)  # SB3 overshoots by up to a rollout
-        optimizers = (self.policy.world_model_optimizer, self.policy.actor_optimizer, self.policy.critic_optimizer)
         rates = {}
-        for (name, schedule), optimizer in zip(self._learning_rate_schedules.items(), optimizers, strict=True):
+        for (name, schedule), optimizers in zip(
+            self._learning_rate_schedules.items(), self.policy.optimizers_by_rate, strict=True
+        ):
             rates[name] = schedule(progress_remaining)
-            update_learning_rate(optimizer.optimizer, rates[name])
+            for optimizer in optimizers:
+                update_learning_rate(optimizer.optimizer, rates[name])
         return rates

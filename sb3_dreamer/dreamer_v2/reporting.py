@@ -46,7 +46,11 @@ def parameter_counts(policy: DreamerPolicy) -> dict[str, int]:
         "actor": behavior.actor,
         "critic": behavior.critic,
     }
-    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part is not None}
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part is not None}
+    if policy.exploration is not None:
+        copied = {id(p) for p in policy.exploration.behavior.critic_target.parameters()}  # not trained
+        counts["exploration"] = sum(p.numel() for p in policy.exploration.parameters() if id(p) not in copied)
+    return counts
 
 
 def training_summary(algorithm: "SequenceOffPolicyAlgorithm", total_timesteps: int) -> str:

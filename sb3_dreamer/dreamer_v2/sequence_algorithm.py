@@ -18,9 +18,11 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dreamer.common.metrics import MetricAverager
-from sb3_dreamer.common.preprocessing import NumpyObs, decode_actions, encode_actions
+from sb3_dreamer.common.observations import check_observation_space
+from sb3_dreamer.common.preprocessing import NumpyObs, action_blocks, decode_actions, encode_actions, scale_actions
 from sb3_dreamer.dreamer_v2.policies import ActingState, DreamerPolicy
 from sb3_dreamer.dreamer_v2.reporting import (
     DreamerProgressBar,
@@ -62,14 +64,16 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 f"but {self.replay_buffer_class.__name__} was given."
             )
         given = self.replay_buffer_kwargs
-        for name in {"batch_length", "image_size"} & set(given):
-            where = "an argument of the algorithm" if name == "batch_length" else "one of policy_kwargs"
-            raise ValueError(f"{name} is {where}, not of replay_buffer_kwargs, which are {given}.")
+        places = {"batch_length": "an argument of the algorithm", "image_size": "one of policy_kwargs"}
+        places["float_images"] = "decided by policy_kwargs=dict(normalize_images=...)"
+        for name in set(places) & set(given):
+            raise ValueError(f"{name} is {places[name]}, not of replay_buffer_kwargs, which are {given}.")
         # A subclass of the policy may have an image_size of its own, which is known only once it is built
         self.replay_buffer_kwargs = {"batch_length": self.batch_length, **given}
         super()._setup_model()
         self.replay_buffer_kwargs = given
-        if self.replay_buffer.image_size != self.policy.image_size:
+        layout: dict[str, Any] = {"image_size": self.policy.image_size, "float_images": not self.policy.normalize_images}
+        if any(getattr(self.replay_buffer, name) != value for name, value in layout.items()):
             self.replay_buffer = self.replay_buffer_class(  # type: ignore[assignment]
                 self.buffer_size,
                 self.observation_space,
@@ -77,13 +81,21 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 device=self.device,
                 n_envs=self.n_envs,
                 batch_length=self.batch_length,  # type: ignore[call-arg]
-                image_size=self.policy.image_size,
+                **layout,
                 **given,
             )
         self._metrics = MetricAverager()
         self.clock = TrainingClock()
         self._acting_state: ActingState | None = None
         self._step_in_flight = False
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """As in SB3, but spaces that we do not take are refused by name, before SB3 fails on them without one."""
+        check_observation_space(env.observation_space)
+        if isinstance(env.action_space, spaces.Box):
+            action_blocks(env.action_space)
+        return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def _check_options(self) -> None:
         """Refuse impossible options, before anything is built; for subclasses."""
@@ -177,10 +189,18 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         assert self._last_obs is not None and self._last_episode_starts is not None and self._acting_state is not None
         self._step_in_flight = True  # until it is stored
         starts = th.as_tensor(np.asarray(self._last_episode_starts, dtype=bool), device=self.device)
-        chosen = self.policy.act(self.policy.stored_tensors(self._last_obs), self._acting_state, starts)
-        if self.num_timesteps < learning_starts:
+        exploring = self._explores()
+        chosen = self.policy.act(
+            self.policy.stored_tensors(self._last_obs),
+            self._acting_state,
+            starts,
+            explore=exploring,
+            noise_amount=self._noise_amount(),
+        )
+        if self.num_timesteps < learning_starts or (exploring and self.policy.explores_randomly):
             actions = np.array([self.action_space.sample() for _ in range(n_envs)])
-            buffer_actions = self.policy.scale_action(actions) if isinstance(self.action_space, spaces.Box) else actions
+            is_box = isinstance(self.action_space, spaces.Box)
+            buffer_actions = scale_actions(actions, self.action_space) if is_box else actions  # type: ignore[arg-type]
             executed = th.as_tensor(buffer_actions.reshape(n_envs, -1), device=self.device)
             chosen = chosen._replace(actions=encode_actions(executed, self.action_space))
         else:
@@ -190,6 +210,14 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 buffer_actions = chosen.actions.cpu().numpy().reshape(n_envs, *self.action_space.shape)
         self._acting_state = chosen
         return actions, buffer_actions
+
+    def _explores(self) -> bool:
+        """Whether the exploration strategy collects now, not the actor; for subclasses."""
+        return False
+
+    def _noise_amount(self) -> float:
+        """Amount of action noise while collecting; for subclasses."""
+        return 0.0
 
     def _store_transition(
         self,
@@ -210,7 +238,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             last = last if normalize is None else normalize.unnormalize_obs(last)
             pairs = [(next_obs[key], last[key]) for key in next_obs] if isinstance(next_obs, dict) else [(next_obs, last)]
             for target, value in pairs:
-                target[i] = value
+                off = target.dtype.kind in "biu" and np.asarray(value).dtype.kind == "f"  # by the rounding of VecNormalize
+                target[i] = np.rint(value) if off else value  # type: ignore[arg-type]
         rewards = reward if normalize is None else normalize.get_original_reward()
         replay_buffer.add(self._last_original_obs, next_obs, buffer_action, rewards, dones, infos)  # type: ignore[arg-type]
         self._last_obs, self._last_original_obs = new_obs, originals  # type: ignore[assignment]
@@ -244,6 +273,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         optimizers = ["policy.optimizer", "policy.actor_optimizer.optimizer", "policy.critic_optimizer.optimizer"]
+        if self.policy.exploration is not None:
+            optimizers += [f"policy.exploration_{part}optimizer.optimizer" for part in ("", "actor_", "critic_")]
         return ["policy", *optimizers], []
 
     @classmethod
@@ -292,7 +323,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         buffer = unpickle(path, self.verbose)
         if not isinstance(buffer, SequenceReplayBuffer):
             raise ValueError(f"{path} holds a {type(buffer).__name__}, not a SequenceReplayBuffer.")
-        buffer.check_compatible(self.observation_space, self.action_space, self.n_envs, self.policy.image_size)
+        layout = self.policy.image_size, not self.policy.normalize_images
+        buffer.check_compatible(self.observation_space, self.action_space, self.n_envs, *layout)
         buffer.device = self.device
         present: SequenceReplayBuffer | None = self.replay_buffer
         if present is not None:

@@ -4,11 +4,13 @@ from typing import NamedTuple
 
 import torch as th
 
-from sb3_dreamer.behavior.actor_critic import ActorLoss, BehaviorObjective, CriticLoss, ReturnEstimate
+from sb3_dreamer.behavior.actor_critic import ActorCritic, ActorLoss, BehaviorObjective, CriticLoss, ReturnEstimate
+from sb3_dreamer.behavior.exploration import Exploration
 from sb3_dreamer.common.functional import flatten_time
-from sb3_dreamer.common.type_aliases import ImaginedTrajectory, LatentState, SequenceBatch
+from sb3_dreamer.common.optimization import ParameterOptimizer
+from sb3_dreamer.common.type_aliases import Experience, ImaginedTrajectory, LatentState, SequenceBatch
 from sb3_dreamer.dreamer_v2.policies import DreamerPolicy
-from sb3_dreamer.world_model.world_model import WorldModelLoss, WorldModelObjective
+from sb3_dreamer.world_model.world_model import WorldModel, WorldModelLoss, WorldModelObjective
 
 
 class UpdateNoise(NamedTuple):
@@ -17,14 +19,25 @@ class UpdateNoise(NamedTuple):
     posterior: th.Tensor | None = None  # (T, B, P)
     actions: th.Tensor | None = None  # (H, N, ...)
     latents: th.Tensor | None = None  # (H, N, P)
+    exploration_actions: th.Tensor | None = None  # (H, N, ...)
+    exploration_latents: th.Tensor | None = None  # (H, N, P)
 
 
 class Imagination(NamedTuple):
     """Imagined trajectories and what is learnt from them."""
 
-    predicted_rewards: th.Tensor  # (H + 1, N) before normalisation
-    trajectory: ImaginedTrajectory  # with normalised rewards
+    predicted_rewards: th.Tensor  # (H + 1, N) before normalisation; the intrinsic ones where exploration imagines
+    trajectory: ImaginedTrajectory  # with the rewards that are learnt from
     estimate: ReturnEstimate
+
+
+class LearntBehavior(NamedTuple):
+    """Losses of actor and critic before their step, and the norms of its gradients."""
+
+    actor_loss: ActorLoss
+    critic_loss: CriticLoss
+    actor_norm: th.Tensor
+    critic_norm: th.Tensor
 
 
 class UpdateResult(NamedTuple):
@@ -33,6 +46,7 @@ class UpdateResult(NamedTuple):
     model_loss: WorldModelLoss
     imagination: Imagination
     metrics: dict[str, th.Tensor]  # scalars by logged name, without the "train/"
+    exploration: Imagination | None = None  # None without exploration in imagination
 
 
 def start_states(states: LatentState) -> LatentState:
@@ -55,7 +69,8 @@ def training_update(
     state: LatentState | None = None,
 ) -> UpdateResult:
     """
-    Train the world model on replayed sequences, then actor and critic in its imagination (V2, algorithm box).
+    Train the world model on replayed sequences, then actor and critic in its imagination (V2, algorithm box), then, if the
+    policy has one, the exploration strategy.
 
     Each optimizer differentiates its own parameters only, so the order of the lines is the whole story of the gradients.
 
@@ -77,14 +92,89 @@ def training_update(
     # Behavior learning: imagine from every posterior state, with the model just updated                [V2, section 2.2]
     start, continues = start_states(model_loss.states), flatten_time(batch.continues)
     imagination = imagine(policy, start, continues, behavior_objective, noise)
-    actor_loss = policy.behavior.actor_loss(imagination.trajectory, imagination.estimate, behavior_objective)  # [eq. 6]
-    critic_loss = policy.behavior.critic_loss(imagination.trajectory, imagination.estimate.returns)  #           [eq. 5]
-    actor_norm = policy.actor_optimizer.step(actor_loss.total, max_grad_norm)
-    critic_norm = policy.critic_optimizer.step(critic_loss.total, max_grad_norm)
+    optimizers = policy.actor_optimizer, policy.critic_optimizer
+    learnt = learn_behavior(policy.behavior, *optimizers, imagination, behavior_objective, max_grad_norm)
+    metrics = model_metrics(policy, model_loss) | behavior_metrics(imagination, learnt.actor_loss, learnt.critic_loss)
+    metrics |= {"model_grad_norm": model_norm, "actor_grad_norm": learnt.actor_norm, "critic_grad_norm": learnt.critic_norm}
 
-    metrics = model_metrics(policy, model_loss) | behavior_metrics(imagination, actor_loss, critic_loss)
-    metrics |= {"model_grad_norm": model_norm, "actor_grad_norm": actor_norm, "critic_grad_norm": critic_norm}
-    return UpdateResult(model_loss, imagination, metrics)
+    if policy.exploration is None:
+        return UpdateResult(model_loss, imagination, metrics)
+    experience = Experience(
+        model_loss.states.detach(),
+        model_loss.embeddings.detach(),
+        batch.actions,
+        batch.episode_starts,
+        model_loss.kl_value,
+    )
+    exploration, more = learn_exploration(policy, experience, start, continues, behavior_objective, max_grad_norm, noise)
+    return UpdateResult(model_loss, imagination, metrics | more, exploration)
+
+
+def learn_behavior(
+    behavior: ActorCritic,
+    actor_optimizer: ParameterOptimizer,
+    critic_optimizer: ParameterOptimizer,
+    imagination: Imagination,
+    objective: BehaviorObjective,
+    max_grad_norm: float | None,
+) -> LearntBehavior:
+    """
+    One step of an actor and its critic on imagined trajectories, whatever their rewards are.
+
+    :param behavior: actor and critics
+    :param actor_optimizer: of this actor
+    :param critic_optimizer: of this critic
+    :param imagination: trajectories of this actor, with targets
+    :param objective: what actor and critic maximise and regress
+    :param max_grad_norm: each optimizer's gradients are clipped to this global norm
+    :return: losses and norms
+    """
+    actor_loss = behavior.actor_loss(imagination.trajectory, imagination.estimate, objective)  #                [V2, eq. 6]
+    critic_loss = behavior.critic_loss(imagination.trajectory, imagination.estimate.returns)  #                 [V2, eq. 5]
+    actor_norm = actor_optimizer.step(actor_loss.total, max_grad_norm)
+    critic_norm = critic_optimizer.step(critic_loss.total, max_grad_norm)
+    return LearntBehavior(actor_loss, critic_loss, actor_norm, critic_norm)
+
+
+def learn_exploration(
+    policy: DreamerPolicy,
+    experience: Experience,
+    start: LatentState,
+    continues: th.Tensor,
+    objective: BehaviorObjective,
+    max_grad_norm: float | None,
+    noise: UpdateNoise | None = None,
+) -> tuple[Imagination, dict[str, th.Tensor]]:
+    """
+    One step of the exploration strategy's heads on replayed experience, then of its actor and critic in imagination.
+
+    :param policy: with an exploration strategy
+    :param experience: what the world model made of the batch, (T, B, ...)
+    :param start: the same states to imagine from, (N, ...)
+    :param continues: 0 where the start is a terminal step, else 1, (N,)
+    :param objective: as of the task's behavior; rewards are normalised by the strategy's own options instead
+    :param max_grad_norm: each optimizer's gradients are clipped to this global norm
+    :param noise: random numbers to use instead of drawing them
+    :return: imagined trajectories with the strategy's rewards, and scalars by logged name
+    """
+    exploration = policy.exploration
+    assert exploration is not None
+    loss = exploration.loss(experience)
+    norm = policy.exploration_optimizer.step(loss, max_grad_norm)
+    start_rewards = flatten_time(exploration.start_rewards(experience))
+    imagination = imagine_exploration(policy.world_model, exploration, start, continues, start_rewards, objective, noise)
+    optimizers = policy.exploration_actor_optimizer, policy.exploration_critic_optimizer
+    learnt = learn_behavior(exploration.behavior, *optimizers, imagination, objective, max_grad_norm)
+    return imagination, {
+        "exploration_loss": loss.detach(),
+        "intrinsic_reward_mean": imagination.predicted_rewards.detach().mean(),
+        "exploration_actor_loss": learnt.actor_loss.total.detach(),
+        "exploration_actor_entropy": learnt.actor_loss.entropy,
+        "exploration_critic_loss": learnt.critic_loss.total.detach(),
+        "exploration_grad_norm": norm,
+        "exploration_actor_grad_norm": learnt.actor_norm,
+        "exploration_critic_grad_norm": learnt.critic_norm,
+    }
 
 
 def imagine(
@@ -112,6 +202,39 @@ def imagine(
         trajectory = behavior.normalise_rewards(predicted, objective)
         estimate = behavior.lambda_returns(trajectory, objective.return_lambda)  #                           [V2, eq. 4]
     return Imagination(predicted.rewards, trajectory, estimate)
+
+
+def imagine_exploration(
+    world_model: WorldModel,
+    exploration: Exploration,
+    start: LatentState,
+    continues: th.Tensor,
+    start_rewards: th.Tensor,
+    objective: BehaviorObjective,
+    noise: UpdateNoise | None = None,
+) -> Imagination:
+    """
+    As :func:`imagine`, with the exploration strategy's actor, rewards and target critic.
+
+    :param world_model: in which to imagine
+    :param exploration: the strategy
+    :param start: states to imagine from, (N, ...)
+    :param continues: 0 where the start is a terminal step, else 1, (N,)
+    :param start_rewards: intrinsic rewards on arrival there, (N,)
+    :param objective: horizon, discount, λ
+    :param noise: random numbers to use instead of drawing them
+    :return: trajectories and returns
+    """
+    noise = noise or UpdateNoise()
+    draws = noise.exploration_actions, noise.exploration_latents
+    with th.set_grad_enabled(objective.reinforce_weight < 1.0):
+        predicted = world_model.imagine(
+            exploration.behavior.actor, start, continues, objective.imagination_horizon, objective.gamma, *draws
+        )
+        intrinsic = exploration.intrinsic_rewards(predicted, start_rewards)
+        trajectory = predicted._replace(rewards=exploration.mix_rewards(intrinsic, predicted.rewards))
+        estimate = exploration.behavior.lambda_returns(trajectory, objective.return_lambda)
+    return Imagination(intrinsic, trajectory, estimate)
 
 
 @th.no_grad()

@@ -1,6 +1,25 @@
-"""Environments as the paper sets them up, and wrappers that help a world model."""
+"""Environments as the papers set them up, ids of gymnasium for them, and wrappers that help a world model."""
 
 from sb3_dreamer.envs.atari import DreamerAtariWrapper, make_dreamer_atari_env
+from sb3_dreamer.envs.crafter import CrafterEnv
+from sb3_dreamer.envs.dmc import DMCPixels, make_dmc_env
+from sb3_dreamer.envs.procgen import ProcgenEnv
+from sb3_dreamer.envs.registration import register_envs
 from sb3_dreamer.envs.scaling import ScaleObservation
+from sb3_dreamer.envs.wrappers import BinaryPlanes, ScaleReward
 
-__all__ = ["DreamerAtariWrapper", "ScaleObservation", "make_dreamer_atari_env"]
+__all__ = [
+    "BinaryPlanes",
+    "CrafterEnv",
+    "DMCPixels",
+    "DreamerAtariWrapper",
+    "ProcgenEnv",
+    "ScaleObservation",
+    "ScaleReward",
+    "make_dmc_env",
+    "make_dreamer_atari_env",
+    "register_envs",
+]
+
+# as gymnasium's own convention has it: importing a package of environments registers their ids
+register_envs()

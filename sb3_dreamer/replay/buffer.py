@@ -19,16 +19,12 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape
+from stable_baselines3.common.preprocessing import get_obs_shape
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_dreamer.common.preprocessing import (
-    OBSERVATION_KEY,
-    ImageSize,
-    NumpyObs,
-    encode_actions,
-)
+from sb3_dreamer.common.observations import OBSERVATION_KEY
+from sb3_dreamer.common.preprocessing import ImageSize, NumpyObs, action_dim, encode_actions
 from sb3_dreamer.common.type_aliases import SequenceBatch
 from sb3_dreamer.replay.records import OBSERVATION_PREFIX, RecordFormat
 from sb3_dreamer.replay.storage import RamStorage
@@ -51,8 +47,8 @@ class SequenceReplayBuffer(ReplayBuffer):
     (``SequenceBatch.episode_starts`` tells where the latent state is reset), so short episodes are not lost.
 
     :param buffer_size: records over all environments; every episode takes one more than it has steps
-    :param observation_space: Box (image or vector) or a Dict of these
-    :param action_space: Discrete or Box
+    :param observation_space: Box, Discrete, MultiDiscrete, MultiBinary or a Dict of these
+    :param action_space: Discrete, MultiDiscrete, MultiBinary or Box
     :param device: where sampled tensors go
     :param n_envs: number of environments, each of which gets ``buffer_size // n_envs`` records
     :param optimize_memory_usage: not supported, as no frame is stored twice anyway
@@ -60,6 +56,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         has not terminated: its last record keeps ``continues = 1``. With False every end is a termination
     :param batch_length: records per sub-sequence, T (50 in the released DreamerV2 code)
     :param image_size: (height, width) to which frames are resized before they are stored; None keeps their size
+    :param float_images: whether float Boxes of rank 3 are images; these are stored as they come
     :param prioritize_ends: every sub-sequence has the same probability mass 1, and one whose last record ends an episode
         has ``batch_length`` more, as in the released code (True there); uniform if False. An episode cut off by a reset
         of the environment has no end in this sense, since nothing happened there
@@ -79,6 +76,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         handle_timeout_termination: bool = True,
         batch_length: int = 50,
         image_size: ImageSize = (64, 64),
+        float_images: bool = False,
         prioritize_ends: bool = True,
         sample_running: bool = True,
     ) -> None:
@@ -100,17 +98,19 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.handle_timeout_termination = handle_timeout_termination
         self.batch_length = batch_length
         self.image_size: ImageSize = None if image_size is None else (image_size[0], image_size[1])
+        self.float_images = float_images
         self.prioritize_ends = prioritize_ends
         self.sample_running = sample_running
 
         self._make_storage()  # refuses unsupported spaces
-        self.action_dim = get_action_dim(action_space)
+        self.action_dim = action_dim(action_space)
         self.obs_shape = get_obs_shape(observation_space)  # type: ignore[assignment]  # SB3 annotates the Box case only
         self.seed(None)
         self.reset()
 
     def _make_storage(self) -> None:
-        self._format = RecordFormat(self.observation_space, self.action_space, self.n_envs, self.image_size)
+        spaces_, layout = (self.observation_space, self.action_space), (self.image_size, self.float_images)
+        self._format = RecordFormat(*spaces_, self.n_envs, *layout)
         self._storage = RamStorage(self._format.fields(), self.n_envs, self.buffer_size)
 
     def seed(self, seed: int | None) -> None:
@@ -215,7 +215,7 @@ class SequenceReplayBuffer(ReplayBuffer):
 
         :param obs: observations before the step, (n_envs, *shape) or a dict; read only where an episode begins
         :param next_obs: observations after it; where an episode ended its last one, not the first of the next
-        :param action: buffer actions: Discrete indices, Box values scaled to [-1, 1]
+        :param action: buffer actions: Box values scaled to [-1, 1], indices of all other spaces
         :param reward: (n_envs,)
         :param done: (n_envs,)
         :param infos: one dict for each environment
@@ -264,7 +264,12 @@ class SequenceReplayBuffer(ReplayBuffer):
         )
 
     def check_compatible(
-        self, observation_space: spaces.Space, action_space: spaces.Space, n_envs: int, image_size: ImageSize
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        n_envs: int,
+        image_size: ImageSize,
+        float_images: bool = False,
     ) -> None:
         """
         Whether this buffer, read from a file, can serve an algorithm.
@@ -273,9 +278,11 @@ class SequenceReplayBuffer(ReplayBuffer):
         :param action_space: its action space
         :param n_envs: its number of environments
         :param image_size: size of its frames, None for native
+        :param float_images: whether its float Boxes of rank 3 are images
         :raises ValueError: naming everything that differs
         """
-        differences = self._format.differences(RecordFormat(observation_space, action_space, n_envs, image_size))
+        wanted = RecordFormat(observation_space, action_space, n_envs, image_size, float_images)
+        differences = self._format.differences(wanted)
         if differences:
             raise ValueError("The replay buffer does not fit the algorithm: " + "; ".join(differences) + ".")
 
@@ -365,7 +372,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         return envs, starts
 
     def _normalised(self, observations: dict[str, np.ndarray], env: VecNormalize | None) -> dict[str, np.ndarray]:
-        """Vectors as ``VecNormalize`` gives them to the policy. Frames differ in size from its statistics."""
+        """Vectors as ``VecNormalize`` gives them to the policy. Frames of bytes differ in size from its statistics."""
         if env is None or not env.norm_obs:
             return observations
         keys = list(observations) if env.norm_obs_keys is None else env.norm_obs_keys

@@ -1,20 +1,12 @@
 """What one arrival record holds, and the door where transitions are checked before they become records."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import get_action_dim
 
-from sb3_dreamer.common.preprocessing import (
-    OBSERVATION_KEY,
-    ImageSize,
-    NumpyObs,
-    action_size,
-    stored_spaces,
-    to_stored,
-)
+from sb3_dreamer.common.observations import ObservationFormat, refuse
+from sb3_dreamer.common.preprocessing import ImageSize, NumpyObs, action_blocks, action_dim
 from sb3_dreamer.replay.storage import Field
 
 OBSERVATION_PREFIX = "observation/"  # a user's key may be called "action"
@@ -24,42 +16,49 @@ class RecordFormat:
     """
     Shapes and dtypes of a record, and what they ask of the arguments of ``ReplayBuffer.add``.
 
-    :param observation_space: Box (image or vector) or a Dict of these
-    :param action_space: Discrete or Box
+    :param observation_space: any that :class:`~sb3_dreamer.common.observations.ObservationFormat` takes
+    :param action_space: Discrete, MultiDiscrete, MultiBinary or Box
     :param n_envs: number of environments
     :param image_size: (height, width) of stored frames; None keeps their size
+    :param float_images: whether float Boxes of rank 3 are images
     :raises ValueError: if a space is not supported
     """
 
     def __init__(
-        self, observation_space: spaces.Space, action_space: spaces.Space, n_envs: int, image_size: ImageSize
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        n_envs: int,
+        image_size: ImageSize,
+        float_images: bool = False,
     ) -> None:
-        action_size(action_space)  # refuses unsupported spaces
         self._action_space = action_space
-        self._action_dim = get_action_dim(action_space)
+        self._action_blocks = action_blocks(action_space)  # refuses unsupported spaces
+        self._action_dim = action_dim(action_space)
         self._n_envs = n_envs
-        self._native = stored_spaces(observation_space, None)  # as the environment gives them, but vectors float32
-        self._stored = stored_spaces(observation_space, image_size)
+        self._image_size = image_size
+        self.observations = ObservationFormat(observation_space, image_size, float_images)
 
     @property
     def observation_keys(self) -> list[str]:
         """Keys of the stored observations, in the space's own order."""
-        return list(self._stored)
+        return list(self.observations.parts)
 
     def is_image(self, key: str) -> bool:
         """
         :param key: one of :attr:`observation_keys`
-        :return: whether it holds frames
+        :return: whether it holds frames of bytes, which nothing may normalise
         """
-        return self._stored[key].dtype == np.uint8
+        part = self.observations.parts[key]
+        return part.is_image and part.stored_dtype == np.uint8
 
     def fields(self) -> dict[str, Field]:
         """
         :return: what a storage has to hold
         """
-        discrete = isinstance(self._action_space, spaces.Discrete)
-        fields = {OBSERVATION_PREFIX + key: Field(box.shape, np.dtype(box.dtype)) for key, box in self._stored.items()}
-        fields["action"] = Field((self._action_dim,), np.dtype(np.int64 if discrete else np.float32))
+        parts = self.observations.parts
+        fields = {OBSERVATION_PREFIX + key: Field(part.stored_shape, part.stored_dtype) for key, part in parts.items()}
+        fields["action"] = Field((self._action_dim,), np.dtype(np.float32 if self._action_blocks is None else np.int64))
         fields["reward"] = Field((), np.dtype(np.float32))
         return fields | {name: Field((), np.dtype(bool)) for name in ("done", "timeout", "episode_start")}
 
@@ -91,7 +90,7 @@ class RecordFormat:
         Records of one step of every environment.
 
         :param next_obs: observations after the step, (n_envs, *shape) or a dict
-        :param action: buffer actions: Discrete indices, Box values scaled to [-1, 1]
+        :param action: buffer actions: Box values scaled to [-1, 1], indices of all other spaces
         :param reward: (n_envs,)
         :param done: (n_envs,)
         :param infos: one dict for each environment
@@ -117,12 +116,13 @@ class RecordFormat:
         :return: one phrase per difference, naming both sides
         """
 
-        def layout(boxes: Mapping[str, spaces.Box]) -> dict[str, str]:
-            return {key: f"{box.dtype} {box.shape}" for key, box in boxes.items()}
+        def layout(record_format: RecordFormat, stored: bool) -> dict[str, str]:
+            parts = record_format.observations.parts.items()
+            return {k: f"{p.stored_dtype} {p.stored_shape if stored else p.native_shape} -> {p.layout}" for k, p in parts}
 
         pairs = {
-            "observations": (layout(self._native), layout(other._native)),
-            "observations resized to image_size": (layout(self._stored), layout(other._stored)),
+            "observations": (layout(self, False), layout(other, False)),
+            "observations resized to image_size": (layout(self, True), layout(other, True)),
             "action space": (self._action_space, other._action_space),
             "n_envs": (self._n_envs, other._n_envs),
         }
@@ -130,29 +130,37 @@ class RecordFormat:
 
     def _observations(self, obs: NumpyObs, envs: np.ndarray, name: str) -> dict[str, np.ndarray]:
         """Checked and stored form of some environments' observations, under the names of their fields."""
-        parts = obs if isinstance(obs, dict) else {OBSERVATION_KEY: obs}
-        if not set(self._native) <= set(parts):
-            raise ValueError(f"{name} has the keys {sorted(parts)}, expected {sorted(self._native)}.")
-        chosen = {}
-        for key, box in self._native.items():
-            value = self._shaped(parts[key], box.shape, f"{name} '{key}'")
-            if self.is_image(key) and value.dtype != np.uint8:
-                raise ValueError(f"{name} '{key}' has dtype {value.dtype}, expected uint8, as images have.")
-            chosen[key] = value[envs] if self.is_image(key) else self._finite(value[envs], envs, f"{name} '{key}'")
-        return {OBSERVATION_PREFIX + key: value for key, value in to_stored(chosen, self._stored).items()}
+        for key, value in obs.items() if isinstance(obs, dict) else {}.items():
+            if key in self.observations.parts:
+                self._check_rows(value, f"{name} '{key}'")
+        if not isinstance(obs, dict):
+            self._check_rows(obs, name)
+        stored = self.observations.to_stored(obs, name, envs)
+        for key, value in stored.items():
+            expected = self.observations.parts[key].stored_dtype
+            if value.dtype != expected:
+                given = np.asarray(obs[key] if isinstance(obs, dict) else obs).dtype
+                raise ValueError(f"{name} '{key}' has dtype {given}, expected {expected}, as its space says.")
+        return {OBSERVATION_PREFIX + key: value for key, value in stored.items()}
+
+    def _check_rows(self, value: Any, name: str) -> None:
+        if len(np.shape(value)) == 0 or len(value) != self._n_envs:
+            raise ValueError(f"{name} has shape {np.shape(value)}, expected a row for each of {self._n_envs} environments.")
 
     def _actions(self, action: np.ndarray) -> np.ndarray:
         value, envs = np.asarray(action), np.arange(self._n_envs)
         if value.size != self._n_envs * self._action_dim:
             raise ValueError(f"action has shape {value.shape}, expected {(self._n_envs, self._action_dim)}.")
         value = value.reshape(self._n_envs, self._action_dim)
-        if not isinstance(self._action_space, spaces.Discrete):
+        if self._action_blocks is None:
             return self._finite(value, envs, "action")
-        wrong = (value < 0) | (value >= self._action_space.n)
-        if value.dtype.kind not in "iu" or wrong.any():
+        counts = np.array(self._action_blocks)
+        wrong = (value < 0) | (value >= counts)
+        if value.dtype.kind not in "biu" or wrong.any():
+            row = int(wrong.any(axis=1).argmax())
+            highest = ", ".join(str(count - 1) for count in self._action_blocks)
             raise ValueError(
-                f"action of environment {int(wrong.any(axis=1).argmax())} is {value[wrong.any(axis=1).argmax()]} "
-                f"({value.dtype}), expected an integer from 0 to {self._action_space.n - 1}."
+                f"action of environment {row} is {value[row]} ({value.dtype}), expected an integer from 0 to {highest}."
             )
         return value.astype(np.int64)
 
@@ -169,11 +177,5 @@ class RecordFormat:
             raise ValueError(f"{name} has dtype {value.dtype}, expected numbers.")
         with np.errstate(over="ignore"):
             result = value.astype(np.float32)
-        wrong = ~np.isfinite(result)
-        if wrong.any():
-            place = tuple(np.argwhere(wrong)[0])
-            raise ValueError(
-                f"{name} of environment {envs[place[0]]} is {value[place]}"
-                f"{f' at index {int(place[1])}' if len(place) > 1 else ''}, expected a finite float32."
-            )
+        refuse(~np.isfinite(result), value, name, envs, "a finite float32")
         return result

@@ -1,13 +1,13 @@
 """From latent features back to observations: one distribution per observation key."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch as th
 from gymnasium import spaces
 from torch import nn
 
-from sb3_dreamer.common.distributions import UnitNormal
-from sb3_dreamer.common.layers import MLP
+from sb3_dreamer.common.distributions import Distribution, UnitNormal
+from sb3_dreamer.common.layers import MLP, ChannelLayerNorm
 from sb3_dreamer.world_model.encoders import (
     KERNEL,
     STRIDE,
@@ -51,17 +51,26 @@ class ImageDecoder(nn.Module):
     :param shape: of the image, (C, h, w)
     :param cnn_depth: channels before the last layer
     :param activation_fn: activation class
+    :param layer_norm: normalise the channels of each pixel before every activation
     """
 
-    def __init__(self, features_size: int, shape: tuple[int, int, int], cnn_depth: int, activation_fn: type[nn.Module]):
+    def __init__(
+        self,
+        features_size: int,
+        shape: tuple[int, int, int],
+        cnn_depth: int,
+        activation_fn: type[nn.Module],
+        layer_norm: bool = False,
+    ):
         super().__init__()
         layers: list[nn.Module] = []
+        between = (lambda size: [ChannelLayerNorm(size), activation_fn()]) if layer_norm else (lambda _: [activation_fn()])
         if shape[1:] == ORIGINAL_SIZE:
             self.start_shape = (32 * cnn_depth, 1, 1)
             channels = [32 * cnn_depth, *reversed(stage_depths(3, cnn_depth)), shape[0]]
             for stage, kernel in enumerate(ORIGINAL_KERNELS):
                 layer = PointTransposedConv if stage == 0 else nn.ConvTranspose2d
-                layers += [layer(channels[stage], channels[stage + 1], kernel, STRIDE), activation_fn()]
+                layers += [layer(channels[stage], channels[stage + 1], kernel, STRIDE), *between(channels[stage + 1])]
         else:
             sizes = stage_sizes(*shape[1:])[::-1]
             depths = stage_depths(len(sizes) - 1, cnn_depth)[::-1]
@@ -69,27 +78,31 @@ class ImageDecoder(nn.Module):
             for stage, channels_in in enumerate(depths):
                 channels_out = depths[stage + 1] if stage + 1 < len(depths) else shape[0]
                 lost = [(size - KERNEL) % STRIDE for size in sizes[stage + 1]]  # pixels that the encoder's stride left out
-                layers += [nn.ConvTranspose2d(channels_in, channels_out, KERNEL, STRIDE, 0, lost), activation_fn()]  # type: ignore[arg-type]
+                convolution = nn.ConvTranspose2d(channels_in, channels_out, KERNEL, STRIDE, 0, lost)  # type: ignore[arg-type]
+                layers += [convolution, *between(channels_out)]
         self.linear = nn.Linear(features_size, self.start_shape[0] * self.start_shape[1] * self.start_shape[2])
-        self.cnn = nn.Sequential(*layers[:-1])  # the last layer has no activation
+        # After the last convolution there is neither norm nor activation
+        self.cnn = nn.Sequential(*(layers[:-2] if layer_norm else layers[:-1]))
 
     def forward(self, features: th.Tensor) -> th.Tensor:
         """
         :param features: (n, F)
-        :return: means in units of x / 255 - 0.5, (n, C, h, w)
+        :return: means in the units of the encoded images, (n, C, h, w)
         """
         return self.cnn(self.linear(features).unflatten(-1, self.start_shape))
 
 
 class DreamerDecoder(nn.Module):
     """
-    Reconstructs every observation key: unit-variance normals around a decoded mean (V2, section 2.1).
+    Reconstructs observation keys: by default unit-variance normals around a decoded mean (V2, section 2.1).
 
-    :param observation_spaces: stored spaces by key (images channel first)
+    :param observation_spaces: encoded spaces by key, of the keys that are reconstructed (images channel first)
     :param features_size: F
     :param cnn_depth: channels before the last image layer (V2's code: 48)
     :param net_arch: widths of the trunk for vectors (V2's code: 4 x 400); one linear layer per key follows
     :param activation_fn: activation class (V2: ELU)
+    :param layer_norm: normalise before every activation
+    :param likelihoods: per key, from the network's outputs to a distribution, where it is not the normal
     """
 
     def __init__(
@@ -99,25 +112,28 @@ class DreamerDecoder(nn.Module):
         cnn_depth: int = 48,
         net_arch: Sequence[int] = (400, 400, 400, 400),
         activation_fn: type[nn.Module] = nn.ELU,
+        layer_norm: bool = False,
+        likelihoods: Mapping[str, Callable[[th.Tensor], Distribution]] | None = None,
     ):
         super().__init__()
         self.image_keys, self.vector_keys = image_keys(observation_spaces), vector_keys(observation_spaces)
         self.image_channels = [observation_spaces[key].shape[0] for key in self.image_keys]
+        self.likelihoods = dict(likelihoods or {})
         shape = image_shape(observation_spaces)
-        self.images = ImageDecoder(features_size, shape, cnn_depth, activation_fn) if shape is not None else None
-        self.trunk = MLP(features_size, net_arch, activation_fn) if self.vector_keys else None
+        self.images = ImageDecoder(features_size, shape, cnn_depth, activation_fn, layer_norm) if shape is not None else None
+        self.trunk = MLP(features_size, net_arch, activation_fn, layer_norm) if self.vector_keys else None
         self.outputs = nn.ModuleDict()
         if self.trunk is not None:
             for index, key in enumerate(self.vector_keys):
                 # Module names must not contain dots, observation keys may
                 self.outputs[str(index)] = nn.Linear(self.trunk.output_size, observation_spaces[key].shape[0])
 
-    def forward(self, features: th.Tensor) -> dict[str, UnitNormal]:
+    def forward(self, features: th.Tensor) -> dict[str, Distribution]:
         """
         :param features: (..., F)
-        :return: per key a distribution over (..., *shape); images in units of x / 255 - 0.5
+        :return: per key a distribution over encoded observations, (..., *shape)
         """
-        predictions: dict[str, UnitNormal] = {}
+        predictions: dict[str, Distribution] = {}
         leading = features.shape[:-1]
         if self.images is not None:
             means = self.images(features.reshape(-1, features.shape[-1])).unflatten(0, leading)
@@ -126,5 +142,6 @@ class DreamerDecoder(nn.Module):
         if self.trunk is not None:
             hidden = self.trunk(features)
             for index, key in enumerate(self.vector_keys):
-                predictions[key] = UnitNormal(self.outputs[str(index)](hidden), event_dims=1)
+                outputs = self.outputs[str(index)](hidden)
+                predictions[key] = self.likelihoods[key](outputs) if key in self.likelihoods else UnitNormal(outputs, 1)
         return predictions

@@ -8,8 +8,8 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from sb3_dreamer.common.layers import MLP
-from sb3_dreamer.common.preprocessing import OBSERVATION_KEY, split_space
+from sb3_dreamer.common.layers import MLP, ChannelLayerNorm
+from sb3_dreamer.common.observations import OBSERVATION_KEY, split_space
 
 KERNEL, STRIDE = 4, 2
 #: Channels of the stages in units of cnn_depth; further stages of large native images stay at the last value
@@ -17,13 +17,13 @@ DEPTH_FACTORS = (1, 2, 4, 8)
 
 
 def image_keys(parts: dict[str, spaces.Box]) -> list[str]:
-    """The keys that hold (stored, hence uint8) images, in the space's order."""
-    return [key for key, space in parts.items() if space.dtype == np.uint8]
+    """The keys that hold images (encoded spaces of rank 3), in the space's order."""
+    return [key for key, space in parts.items() if len(space.shape) == 3]
 
 
 def vector_keys(parts: dict[str, spaces.Box]) -> list[str]:
     """The keys that hold vectors, in the space's order."""
-    return [key for key, space in parts.items() if space.dtype != np.uint8]
+    return [key for key, space in parts.items() if len(space.shape) == 1]
 
 
 def stage_sizes(height: int, width: int) -> list[tuple[int, int]]:
@@ -57,7 +57,7 @@ def image_shape(parts: dict[str, spaces.Box]) -> tuple[int, int, int] | None:
     """
     Shape of all images stacked along the channels, as the networks treat them.
 
-    :param parts: stored observation spaces by key
+    :param parts: encoded observation spaces by key
     :return: (C, h, w), or None if there is no image
     :raises ValueError: if the images differ in size
     """
@@ -73,10 +73,12 @@ class DreamerEncoder(BaseFeaturesExtractor):
     """
     Embeds images and vectors; what SB3 calls a features extractor (V2, section 2.1 and appendix D).
 
-    :param observation_space: the *stored* space (images channel first, resized), a Box or a Dict
+    :param observation_space: what is seen of the environment's space (images channel first and resized, everything else as
+        vectors), a Box or a Dict
     :param cnn_depth: channels of the first convolution; the following have 2, 4, 8 times as many (V2's code: 48)
     :param net_arch: widths of the layers for vectors (V2's code: 4 x 400)
     :param activation_fn: activation class (V2: ELU)
+    :param layer_norm: normalise before every activation; images over the channels of each pixel
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class DreamerEncoder(BaseFeaturesExtractor):
         cnn_depth: int = 48,
         net_arch: Sequence[int] = (400, 400, 400, 400),
         activation_fn: type[nn.Module] = nn.ELU,
+        layer_norm: bool = False,
     ):
         parts: dict[str, spaces.Box] = split_space(observation_space)  # type: ignore[assignment]
         shape = image_shape(parts)
@@ -95,17 +98,18 @@ class DreamerEncoder(BaseFeaturesExtractor):
             sizes = stage_sizes(*shape[1:])
             depths = stage_depths(len(sizes) - 1, cnn_depth)
             for channels_in, channels_out in zip([shape[0], *depths], depths, strict=False):
-                layers += [nn.Conv2d(channels_in, channels_out, KERNEL, STRIDE), activation_fn()]
+                norm = [ChannelLayerNorm(channels_out)] if layer_norm else []
+                layers += [nn.Conv2d(channels_in, channels_out, KERNEL, STRIDE), *norm, activation_fn()]
             image_features = int((depths or [shape[0]])[-1] * np.prod(sizes[-1]))
         vector_size = sum(parts[key].shape[0] for key in self.vector_keys)
         vector_features = (net_arch[-1] if net_arch else vector_size) if vector_size else 0
         super().__init__(observation_space, features_dim=image_features + vector_features)
         self.cnn = nn.Sequential(*layers, nn.Flatten()) if shape is not None else None
-        self.mlp = MLP(vector_size, net_arch, activation_fn) if vector_size else None
+        self.mlp = MLP(vector_size, net_arch, activation_fn, layer_norm) if vector_size else None
 
     def forward(self, observations: th.Tensor | dict[str, th.Tensor]) -> th.Tensor:
         """
-        :param observations: float tensors (n, *shape), images as x / 255 - 0.5; a dict of them for a Dict space
+        :param observations: float tensors (n, *shape), bytes of images as x / 255 - 0.5; a dict of them for a Dict space
         :return: embedding, (n, E); the images' part comes first
         """
         if isinstance(observations, th.Tensor):

@@ -1,81 +1,229 @@
 """Kinds of stochastic latent state: from network outputs to a distribution, its samples and its KL."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+
+import numpy as np
 import torch as th
+from torch.nn import functional as F
 
-from sb3_dreamer.common.distributions import OneHotCategorical
+from sb3_dreamer.common.distributions import DiagonalNormal, Distribution, OneHotCategorical
+from sb3_dreamer.common.functional import check_number
+
+#: How a network output becomes a standard deviation, before the smallest one is added
+STD_ACTIVATIONS: dict[str, Callable[[th.Tensor], th.Tensor]] = {
+    "sigmoid2": lambda raw: 2.0 * th.sigmoid(0.5 * raw),  # V2's code: 1 for an output of 0
+    "softplus": F.softplus,  # V1
+    "sigmoid": th.sigmoid,
+}
+LATENTS = ("categorical", "gaussian")
+#: V2: classes of every categorical variable
+DEFAULT_CLASSES = 32
+#: V2's code, for Gaussian latents
+DEFAULT_MIN_STD, DEFAULT_STD_ACTIVATION = 0.1, "sigmoid2"
 
 
-class CategoricalLatent:
+class Latent(ABC):
+    """
+    What the RSSM knows of a kind of stochastic state.
+
+    :param size: width Z of the flat sample
+    :param parameter_size: width P of the network output that parameterises it
+    :param noise_size: width of the noise of one sample
+    """
+
+    def __init__(self, size: int, parameter_size: int, noise_size: int):
+        self.size = size
+        self.parameter_size = parameter_size
+        self.noise_size = noise_size
+
+    @abstractmethod
+    def distribution(self, parameters: th.Tensor) -> Distribution:
+        """
+        :param parameters: (..., P)
+        :return: what they parameterise
+        """
+
+    @abstractmethod
+    def draw_noise(self, like: th.Tensor) -> th.Tensor:
+        """
+        Noise for :meth:`sample`.
+
+        :param like: parameters of the wanted shape, type and device, (..., P)
+        :return: (..., noise_size)
+        """
+
+    @abstractmethod
+    def sample(self, parameters: th.Tensor, noise: th.Tensor | None = None) -> th.Tensor:
+        """
+        A sample that carries gradients.
+
+        :param parameters: (..., P)
+        :param noise: (..., noise_size), or None to draw it
+        :return: flat sample, (..., Z)
+        """
+
+    @abstractmethod
+    def mode(self, parameters: th.Tensor) -> th.Tensor:
+        """
+        The most likely state.
+
+        :param parameters: (..., P)
+        :return: flat, (..., Z)
+        """
+
+    @abstractmethod
+    def kl(self, lhs: th.Tensor, rhs: th.Tensor) -> th.Tensor:
+        """
+        KL(lhs, rhs) in nats, summed over the variables.
+
+        :param lhs: parameters, (..., P)
+        :param rhs: parameters, (..., P)
+        :return: (...)
+        """
+
+    @abstractmethod
+    def entropy(self, parameters: th.Tensor) -> th.Tensor:
+        """
+        Entropy in nats, summed over the variables.
+
+        :param parameters: (..., P)
+        :return: (...)
+        """
+
+
+class CategoricalLatent(Latent):
     """
     S independent categorical variables of K classes each (V2, section 2.1); the sample is their flat one-hot vectors.
 
-    Logits are used as they come: no temperature, no mixture with the uniform distribution.
+    Logits are used as they come: no temperature, no mixture with the uniform distribution. Samples are straight-through.
+    Parameters are the flat logits (..., S * K), variables major; noise has the same shape.
 
     :param variables: S
     :param classes: K
     """
 
-    def __init__(self, variables: int = 32, classes: int = 32):
+    def __init__(self, variables: int = 32, classes: int = DEFAULT_CLASSES):
         if variables < 1 or classes < 2:
             raise ValueError(f"A categorical latent needs at least 1 variable of 2 classes, not {variables} of {classes}.")
         self.variables = variables
         self.classes = classes
-        self.size = variables * classes  # Z
-        self.parameter_size = variables * classes  # outputs of the layer that parameterises it
+        super().__init__(*[variables * classes] * 3)
 
     def distribution(self, parameters: th.Tensor) -> OneHotCategorical:
         """
-        :param parameters: flat logits, (..., S * K), variables major
+        :param parameters: flat logits, (..., S * K)
         :return: one categorical per variable, (..., S, K)
         """
         return OneHotCategorical(parameters.unflatten(-1, (self.variables, self.classes)))
 
     def draw_noise(self, like: th.Tensor) -> th.Tensor:
-        """
-        Noise for :meth:`sample`.
-
-        :param like: parameters of the wanted shape, type and device, (..., S * K)
-        :return: (..., S * K)
-        """
         return OneHotCategorical.noise_like(like)
 
     def sample(self, parameters: th.Tensor, noise: th.Tensor | None = None) -> th.Tensor:
-        """
-        Straight-through sample.
-
-        :param parameters: (..., S * K)
-        :param noise: (..., S * K), or None to draw it
-        :return: flat sample, (..., Z)
-        """
         if noise is not None:
             noise = noise.unflatten(-1, (self.variables, self.classes))
         return self.distribution(parameters).sample(noise).flatten(-2)
 
     def mode(self, parameters: th.Tensor) -> th.Tensor:
-        """
-        The most likely class of every variable.
-
-        :param parameters: (..., S * K)
-        :return: flat, (..., Z)
-        """
         return self.distribution(parameters).mode.flatten(-2)
 
     def kl(self, lhs: th.Tensor, rhs: th.Tensor) -> th.Tensor:
-        """
-        KL(lhs, rhs) in nats, summed over the variables.
-
-        :param lhs: parameters, (..., S * K)
-        :param rhs: parameters, (..., S * K)
-        :return: (...)
-        """
         first, second = self.distribution(lhs), self.distribution(rhs)
         return (first.probs * (first.log_probs - second.log_probs)).sum((-2, -1))
 
     def entropy(self, parameters: th.Tensor) -> th.Tensor:
-        """
-        Entropy in nats, summed over the variables.
-
-        :param parameters: (..., S * K)
-        :return: (...)
-        """
         return self.distribution(parameters).entropy().sum(-1)
+
+
+class GaussianLatent(Latent):
+    """
+    Independent normal variables (V1, section 4), the paper's ablation of the categorical ones in V2.
+
+    Parameters (..., 2 Z) are the means and then the raw standard deviations; noise (..., Z) is standard normal.
+
+    :param size: Z
+    :param min_std: added to the activated standard deviation (V1 and V2's code: 0.1)
+    :param std_activation: key of ``STD_ACTIVATIONS`` (V2's code: sigmoid2; V1: softplus)
+    """
+
+    def __init__(self, size: int = 32, min_std: float = DEFAULT_MIN_STD, std_activation: str = DEFAULT_STD_ACTIVATION):
+        if size < 1:
+            raise ValueError(f"A Gaussian latent needs at least 1 variable, not {size}.")
+        check_number("latent_min_std", min_std, 1e-6)
+        if std_activation not in STD_ACTIVATIONS:
+            raise ValueError(f"Unknown latent_std_activation {std_activation!r}; known are {sorted(STD_ACTIVATIONS)}.")
+        self.min_std = min_std
+        self.std_activation = std_activation
+        super().__init__(size, 2 * size, size)
+
+    def distribution(self, parameters: th.Tensor) -> DiagonalNormal:
+        """
+        :param parameters: (..., 2 Z)
+        :return: over (..., Z)
+        """
+        mean, raw = parameters.chunk(2, dim=-1)
+        return DiagonalNormal(mean, STD_ACTIVATIONS[self.std_activation](raw) + self.min_std)
+
+    def draw_noise(self, like: th.Tensor) -> th.Tensor:
+        return like.new_empty(*like.shape[:-1], self.noise_size, requires_grad=False).normal_()
+
+    def sample(self, parameters: th.Tensor, noise: th.Tensor | None = None) -> th.Tensor:
+        return self.distribution(parameters).sample(noise)
+
+    def mode(self, parameters: th.Tensor) -> th.Tensor:
+        return self.distribution(parameters).mode
+
+    def kl(self, lhs: th.Tensor, rhs: th.Tensor) -> th.Tensor:
+        return self.distribution(lhs).kl(self.distribution(rhs))
+
+    def entropy(self, parameters: th.Tensor) -> th.Tensor:
+        return self.distribution(parameters).entropy()
+
+
+def make_latent(
+    kind: str,
+    size: int,
+    classes: int | None = None,
+    min_std: float | None = None,
+    std_activation: str | None = None,
+) -> Latent:
+    """
+    A latent from the policy's options; those that mean nothing for its kind must not be given.
+
+    :param kind: ``"categorical"`` or ``"gaussian"``
+    :param size: number of variables S
+    :param classes: K, of categorical variables; None is 32
+    :param min_std: of Gaussian variables; None is 0.1
+    :param std_activation: of Gaussian variables; None is ``"sigmoid2"``
+    :return: the latent
+    :raises ValueError: for an unknown kind, and for options of the other kind
+    """
+    if kind not in LATENTS:
+        raise ValueError(f"Unknown latent {kind!r}; known are {list(LATENTS)}.")
+    _check_whole("stochastic_size", size, 1)
+    if kind == "categorical":
+        given = {"latent_min_std": min_std, "latent_std_activation": std_activation}
+        _refuse(given, "categorical variables have no standard deviation: leave it out or set latent='gaussian'")
+        classes = DEFAULT_CLASSES if classes is None else classes
+        _check_whole("stochastic_classes", classes, 2)
+        return CategoricalLatent(size, classes)
+    _refuse({"stochastic_classes": classes}, "Gaussian variables have no classes: leave it out or set latent='categorical'")
+    return GaussianLatent(
+        size,
+        DEFAULT_MIN_STD if min_std is None else min_std,
+        DEFAULT_STD_ACTIVATION if std_activation is None else std_activation,
+    )
+
+
+def _check_whole(name: str, value: object, low: int) -> None:
+    check_number(name, value, low)
+    if not isinstance(value, int | np.integer):
+        raise ValueError(f"{name} must be a whole number, but is {value!r}.")
+
+
+def _refuse(options: Mapping[str, object], reason: str) -> None:
+    """One error that names the options that were given."""
+    given = ", ".join(f"{name}={value!r}" for name, value in options.items() if value is not None)
+    if given:
+        raise ValueError(f"{given} was given, but {reason}.")

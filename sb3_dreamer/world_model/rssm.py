@@ -6,9 +6,9 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_dreamer.common.layers import MLP, LayerNormGRUCell
+from sb3_dreamer.common.layers import LAYER_NORM_EPSILON, MLP, LayerNormGRUCell
 from sb3_dreamer.common.type_aliases import LatentState
-from sb3_dreamer.world_model.latents import CategoricalLatent
+from sb3_dreamer.world_model.latents import Latent
 
 
 class ObservedSequence(NamedTuple):
@@ -33,16 +33,19 @@ class RSSM(nn.Module):
     :param deterministic_size: D (V2's code for Atari: 600)
     :param hidden_size: width of the layers around the cell (V2's code for Atari: 600)
     :param activation_fn: activation class (V2: ELU)
+    :param layer_norm: normalise the layers around the cell before their activations (the original's ``norm: layer``); the
+        cell itself always has its layer norm
     """
 
     def __init__(
         self,
-        latent: CategoricalLatent,
+        latent: Latent,
         action_size: int,
         embedding_size: int,
         deterministic_size: int = 600,
         hidden_size: int = 600,
         activation_fn: type[nn.Module] = nn.ELU,
+        layer_norm: bool = False,
     ):
         super().__init__()
         self.latent = latent
@@ -51,10 +54,12 @@ class RSSM(nn.Module):
         self.features_size = latent.size + deterministic_size
         self.activation = activation_fn()
         self.input = nn.Linear(latent.size + action_size, hidden_size)
+        self.input_norm = _norm(hidden_size, layer_norm)
         self.cell = LayerNormGRUCell(hidden_size, deterministic_size)
-        self.prior_hidden = MLP(deterministic_size, [hidden_size], activation_fn)
+        self.prior_hidden = MLP(deterministic_size, [hidden_size], activation_fn, layer_norm)
         self.prior_output = nn.Linear(hidden_size, latent.parameter_size)
         self.posterior_hidden = nn.Linear(deterministic_size + embedding_size, hidden_size)
+        self.posterior_norm = _norm(hidden_size, layer_norm)
         self.posterior_output = nn.Linear(hidden_size, latent.parameter_size)
 
     def initial_state(self, batch_size: int) -> LatentState:
@@ -75,7 +80,7 @@ class RSSM(nn.Module):
         :param actions: (n, A)
         :return: (n, D)
         """
-        hidden = self.activation(self.input(th.cat([state.stochastic, actions], dim=-1)))
+        hidden = self.activation(self.input_norm(self.input(th.cat([state.stochastic, actions], dim=-1))))
         return self.cell(hidden, state.deterministic)
 
     def prior(self, deterministic: th.Tensor) -> th.Tensor:
@@ -93,7 +98,7 @@ class RSSM(nn.Module):
 
         :param state: (n, ...)
         :param actions: (n, A)
-        :param noise: for the latent's sample, (n, P), or None to draw it
+        :param noise: for the latent's sample, (n, noise size), or None to draw it
         :return: (n, ...)
         """
         deterministic = self.advance(state, actions)
@@ -115,14 +120,14 @@ class RSSM(nn.Module):
         :param actions: that led to the observation, (n, A)
         :param embeddings: of the observation, (n, E)
         :param episode_starts: bool, (n,); True resets state and action
-        :param noise: for the latent's sample, (n, P), or None to draw it
+        :param noise: for the latent's sample, (n, noise size), or None to draw it
         :param sample: take the posterior's mode instead if False
         :return: (n, ...)
         """
         state, actions = reset(state, episode_starts), actions.masked_fill(episode_starts[:, None], 0.0)
         deterministic = self.advance(state, actions)
-        hidden = self.activation(self.posterior_hidden(th.cat([deterministic, embeddings], dim=-1)))
-        parameters = self.posterior_output(hidden)
+        hidden = self.posterior_hidden(th.cat([deterministic, embeddings], dim=-1))
+        parameters = self.posterior_output(self.activation(self.posterior_norm(hidden)))
         return LatentState(deterministic, self.latent.sample(parameters, noise) if sample else self.latent.mode(parameters))
 
     def observe(
@@ -141,7 +146,7 @@ class RSSM(nn.Module):
         :param actions: that led to each step, (T, B, A)
         :param episode_starts: bool, (T, B); True resets state and action before the step
         :param state: before the first step, (B, ...); None is the initial state
-        :param noise: for the posterior's samples, (T, B, P), or None to draw it
+        :param noise: for the posterior's samples, (T, B, noise size), or None to draw it
         :return: states and distribution parameters of every step
         """
         if embeddings.shape[:2] != actions.shape[:2] or actions.shape[:2] != episode_starts.shape:
@@ -162,16 +167,20 @@ class RSSM(nn.Module):
         deterministics, stochastics, parameters = [], [], []
         for step in range(len(embeddings)):
             state = reset(state, episode_starts[step])
-            hidden = self.activation(F.linear(state.stochastic, latent_weight) + from_actions[step])
-            deterministic = self.cell(hidden, state.deterministic)  # h_t
-            hidden = self.activation(F.linear(deterministic, state_weight) + from_embeddings[step])
-            posterior = self.posterior_output(hidden)
+            hidden = self.input_norm(F.linear(state.stochastic, latent_weight) + from_actions[step])
+            deterministic = self.cell(self.activation(hidden), state.deterministic)  # h_t
+            hidden = self.posterior_norm(F.linear(deterministic, state_weight) + from_embeddings[step])
+            posterior = self.posterior_output(self.activation(hidden))
             state = LatentState(deterministic, self.latent.sample(posterior, noise[step]))  # z_t ~ q
             deterministics.append(state.deterministic)
             stochastics.append(state.stochastic)
             parameters.append(posterior)
         states = LatentState(th.stack(deterministics), th.stack(stochastics))
         return ObservedSequence(states, th.stack(parameters), self.prior(states.deterministic))
+
+
+def _norm(size: int, layer_norm: bool) -> nn.Module:
+    return nn.LayerNorm(size, eps=LAYER_NORM_EPSILON) if layer_norm else nn.Identity()
 
 
 def reset(state: LatentState, episode_starts: th.Tensor) -> LatentState:

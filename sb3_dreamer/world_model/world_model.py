@@ -1,6 +1,6 @@
 """The world model: explains replayed sequences, imagines new ones, and filters what an acting agent sees."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from sb3_dreamer.common.functional import (
     trajectory_weights,
     unflatten_time,
 )
-from sb3_dreamer.common.preprocessing import OBSERVATION_KEY, normalise_observations
+from sb3_dreamer.common.observations import OBSERVATION_KEY, ObservationFormat
 from sb3_dreamer.common.type_aliases import ImaginedTrajectory, LatentState, SequenceBatch
 from sb3_dreamer.world_model.rssm import RSSM
 
@@ -35,6 +35,7 @@ class WorldModelObjective:
     :param kl_forward: likewise
     :param free_nats: likewise
     :param free_nats_average: likewise
+    :param observation_scale: factor of the reconstruction loss: one number, or a dict with those of some keys (others: 1)
     :param reward_scale: factor of the reward head's loss
     :param discount_scale: factor of the discount head's loss
     :param reward_transform: key of ``REWARD_TRANSFORMS``
@@ -49,6 +50,7 @@ class WorldModelObjective:
     kl_forward: bool = False
     free_nats: float = 0.0
     free_nats_average: bool = True
+    observation_scale: float | Mapping[str, float] = 1.0
     reward_scale: float = 1.0
     discount_scale: float = 5.0
     reward_transform: str = "tanh"
@@ -63,10 +65,20 @@ class WorldModelObjective:
             check_number("kl_balance", self.kl_balance, 0.0, 1.0)
         for name in ("kl_scale", "reward_scale", "discount_scale", "free_nats"):
             check_number(name, getattr(self, name), 0.0)
+        scales = self.observation_scale
+        for key, scale in scales.items() if isinstance(scales, Mapping) else {"": scales}.items():
+            check_number(f"observation_scale['{key}']" if key else "observation_scale", scale, 0.0)
         check_number("gamma", self.gamma, 0.0, 1.0)
         for name in ("kl_forward", "free_nats_average", "observation_gradients", "reward_gradients", "discount_gradients"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, but is {getattr(self, name)!r}.")
+
+    def scale_of(self, key: str) -> float:
+        """
+        :param key: of an observation
+        :return: factor of its reconstruction loss
+        """
+        return self.observation_scale.get(key, 1.0) if isinstance(self.observation_scale, Mapping) else self.observation_scale
 
 
 class WorldModelLoss(NamedTuple):
@@ -81,6 +93,7 @@ class WorldModelLoss(NamedTuple):
     states: LatentState  # posterior states, (T, B, ...)
     posterior: th.Tensor  # parameters, (T, B, P)
     prior: th.Tensor  # parameters, (T, B, P)
+    embeddings: th.Tensor  # of the observations, (T, B, E)
 
 
 class WorldModel(nn.Module):
@@ -93,7 +106,8 @@ class WorldModel(nn.Module):
     :param reward_head: features to the distribution of the transformed reward
     :param discount_head: features to the Bernoulli of going on, gamma included; None uses the constant gamma and learns
         nothing from terminal steps
-    :param takes_dict: whether the encoder takes a dict of observations (of a Dict space) or one tensor (of a Box)
+    :param observations: how stored observations become the networks' inputs
+    :param encoder_keys: what the encoder sees of a Dict space; None for everything
     """
 
     def __init__(
@@ -103,23 +117,31 @@ class WorldModel(nn.Module):
         decoder: nn.Module,
         reward_head: nn.Module,
         discount_head: nn.Module | None,
-        takes_dict: bool = False,
+        observations: ObservationFormat,
+        encoder_keys: list[str] | None = None,
     ):
         super().__init__()
-        self.takes_dict = takes_dict
+        self.observations = observations
+        self.encoder_keys = observations.chosen(encoder_keys, "encoder_keys")
         self.encoder = encoder
         self.rssm = rssm
         self.decoder = decoder
         self.reward_head = reward_head
         self.discount_head = discount_head
 
+    @property
+    def decoder_keys(self) -> list[str]:
+        """Observation keys that are reconstructed."""
+        return [*self.decoder.image_keys, *self.decoder.vector_keys]  # type: ignore[misc, operator]
+
     def embed(self, observations: dict[str, th.Tensor]) -> th.Tensor:
         """
-        :param observations: normalised, per key (n, *shape)
+        :param observations: encoded, per key (n, *shape)
         :return: (n, E)
         """
-        # Of a Box space encoders take the tensor itself, as in SB3
-        return self.encoder(observations if self.takes_dict else observations[OBSERVATION_KEY])
+        if not self.observations.is_dict:  # encoders take the tensor itself, as in SB3
+            return self.encoder(observations[OBSERVATION_KEY])
+        return self.encoder({key: observations[key] for key in self.encoder_keys})
 
     def loss(
         self,
@@ -143,7 +165,7 @@ class WorldModel(nn.Module):
         :param state: before the first step, (B, ...); None is the initial state
         :return: the terms and the posterior states
         """
-        observations = normalise_observations(batch.observations)
+        observations = self.observations.encode(batch.observations)
         embeddings = self.embed({key: flatten_time(x) for key, x in observations.items()})
         embeddings = unflatten_time(embeddings, len(batch.rewards))
         states, posterior, prior = self.rssm.observe(embeddings, batch.actions, batch.episode_starts, state, noise)
@@ -163,14 +185,15 @@ class WorldModel(nn.Module):
             objective.free_nats_average,
             objective.kl_forward,
         )
-        total = sum(observation_losses.values()) + objective.reward_scale * reward_loss + objective.kl_scale * kl_loss
+        total = objective.reward_scale * reward_loss + objective.kl_scale * kl_loss
+        total = total + sum(objective.scale_of(key) * loss for key, loss in observation_losses.items())
         discount_loss = None
         if self.discount_head is not None:
             prediction = self.discount_head(scale_gradient(features, float(objective.discount_gradients)))
             discount_loss = -prediction.log_prob(objective.gamma * batch.continues).mean()
             total = total + objective.discount_scale * discount_loss
         return WorldModelLoss(
-            total, observation_losses, reward_loss, discount_loss, kl_loss, kl_value, states, posterior, prior
+            total, observation_losses, reward_loss, discount_loss, kl_loss, kl_value, states, posterior, prior, embeddings
         )
 
     def imagine(
@@ -250,5 +273,5 @@ class WorldModel(nn.Module):
         :param noise: for the sample, (n, P), or None to draw it
         :return: (n, ...)
         """
-        embeddings = self.embed(normalise_observations(observations))
+        embeddings = self.embed(self.observations.encode(observations))
         return self.rssm.observe_step(state, actions, embeddings, episode_starts, noise, sample)

@@ -82,6 +82,9 @@ def _extend_optimization(module: ModuleType) -> None:
 
 
 def _extend_manager(module: ModuleType) -> None:
+    from sb3_dreamer.envs import register_envs
+
+    register_envs()  # so that no --gym-packages is needed for what dreamer.yml plays
     manager = module.ExperimentManager
     if getattr(manager, "_knows_dreamer", False):
         return
@@ -113,23 +116,17 @@ def _with_default_config(init: Callable[..., None]) -> Callable[..., None]:
 
 def _with_our_conventions(preprocess: Callable[..., Any]) -> Callable[..., Any]:
     """
-    Two things that rl_zoo3 leaves undone. ``lin_...`` is a schedule for ``learning_rate`` alone, we have three. And the
-    ``env_kwargs`` of a hyperparameter file reach the training env only (rl_zoo3 2.9.2, ``read_hyperparameters``): an
+    The ``env_kwargs`` of a hyperparameter file reach the training env only (rl_zoo3 2.9.2, ``read_hyperparameters``): an
     Atari agent would be evaluated under another protocol than it is trained in.
 
     :param preprocess: ``ExperimentManager._preprocess_hyperparams``
-    :return: the same with both done, for our algorithm
+    :return: the same, with these arguments for evaluation too
     """
 
     @functools.wraps(preprocess)
     def wrapper(self: Any, hyperparams: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        if self.algo != ALGO:
-            return preprocess(self, hyperparams, *args, **kwargs)
-        for key in ("actor_learning_rate", "critic_learning_rate"):
-            if key in hyperparams:
-                hyperparams[key] = presets.learning_rate_schedule(hyperparams[key])
         processed = preprocess(self, hyperparams, *args, **kwargs)
-        if self._dreamer_shares_env_kwargs:
+        if self.algo == ALGO and self._dreamer_shares_env_kwargs:
             self.eval_env_kwargs = self.env_kwargs
         return processed
 

@@ -1,0 +1,383 @@
+"""Exploration learnt in imagination: intrinsic rewards of latent states, maximised by an actor-critic of their own."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from inspect import Parameter, signature
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+
+from sb3_dreamer.behavior.actor_critic import ActorCritic, RewardNormalizer
+from sb3_dreamer.common.distributions import UnitNormal
+from sb3_dreamer.common.functional import check_number
+from sb3_dreamer.common.heads import ScalarHead
+from sb3_dreamer.common.layers import LAYER_NORM_EPSILON
+from sb3_dreamer.common.type_aliases import Experience, ImaginedTrajectory
+
+#: The strategy without networks: uniformly random actions, which the acting policy draws by itself
+RANDOM = "random"
+#: What an ensemble can predict of the next step
+TARGETS = ("stochastic", "deterministic", "features", "embedding")
+#: Disagreement of an ensemble that agrees: its logarithm and its gradient are finite
+SMALLEST_DISAGREEMENT = 1e-8
+
+
+class LatentSizes(NamedTuple):
+    """Widths of what a world model knows about one step."""
+
+    deterministic: int  # D
+    stochastic: int  # Z
+    embedding: int  # E
+
+    @property
+    def features(self) -> int:
+        """F, the width of ``LatentState.features``."""
+        return self.deterministic + self.stochastic
+
+
+class Exploration(nn.Module, ABC):
+    """
+    A strategy that rewards imagined states for what could be learnt there, with an actor-critic of its own that seeks them.
+
+    A subclass trains its heads on replayed experience (:meth:`loss`) and turns them into rewards on arrival
+    (:meth:`start_rewards`, :meth:`intrinsic_rewards`). The world model learns nothing from any of this.
+
+    :param behavior: actor and critic that maximise the rewards
+    :param intrinsic_scale: factor of the (normalised) intrinsic rewards (V2's code: 1)
+    :param extrinsic_scale: factor of the (normalised) predicted rewards of the task (V2's code: 0)
+    :param reward_norm_momentum: divide both rewards by running means of their sizes, each by its own, see
+        :class:`~sb3_dreamer.behavior.actor_critic.RewardNormalizer`; None does not (V2's code: off)
+    """
+
+    def __init__(
+        self,
+        behavior: ActorCritic,
+        intrinsic_scale: float = 1.0,
+        extrinsic_scale: float = 0.0,
+        reward_norm_momentum: float | None = None,
+    ):
+        super().__init__()
+        check_number("intrinsic_scale", intrinsic_scale, 0.0)
+        check_number("extrinsic_scale", extrinsic_scale, 0.0)
+        if reward_norm_momentum is not None:
+            check_number("reward_norm_momentum", reward_norm_momentum, 0.0, 1.0)
+        self.behavior = behavior
+        self.intrinsic_scale, self.extrinsic_scale = intrinsic_scale, extrinsic_scale
+        self.reward_norm_momentum = reward_norm_momentum
+        self.intrinsic_normalizer = RewardNormalizer()
+        self.extrinsic_normalizer = RewardNormalizer()
+
+    @abstractmethod
+    def loss(self, experience: Experience) -> th.Tensor:
+        """
+        What the heads minimise.
+
+        :param experience: replayed steps (T, B, ...), constants
+        :return: scalar, nats
+        """
+
+    @abstractmethod
+    def start_rewards(self, experience: Experience) -> th.Tensor:
+        """
+        Intrinsic rewards on arrival at the replayed states, from which imagination starts.
+
+        :param experience: replayed steps (T, B, ...), constants
+        :return: (T, B), not scaled, not normalised
+        """
+
+    @abstractmethod
+    def intrinsic_rewards(self, trajectory: ImaginedTrajectory, start_rewards: th.Tensor) -> th.Tensor:
+        """
+        Intrinsic rewards on arrival at imagined states, differentiable in states and actions.
+
+        :param trajectory: (H + 1, N, ...)
+        :param start_rewards: of row 0, (N,)
+        :return: (H + 1, N), not scaled, not normalised
+        """
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Everything that :meth:`loss` trains: all parameters but those of actor and critics."""
+        others = {id(parameter) for parameter in self.behavior.parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in others]
+
+    def mix_rewards(self, intrinsic: th.Tensor, extrinsic: th.Tensor) -> th.Tensor:
+        """
+        What the actor-critic maximises; the normalisers' states move.
+
+        :param intrinsic: (H + 1, N)
+        :param extrinsic: rewards of the task as the world model predicts them, (H + 1, N)
+        :return: (H + 1, N)
+        """
+        rewards = self.intrinsic_scale * self._normalise(self.intrinsic_normalizer, intrinsic)
+        if self.extrinsic_scale == 0.0:
+            return rewards
+        return rewards + self.extrinsic_scale * self._normalise(self.extrinsic_normalizer, extrinsic)
+
+    def _normalise(self, normalizer: RewardNormalizer, rewards: th.Tensor) -> th.Tensor:
+        return rewards if self.reward_norm_momentum is None else normalizer(rewards, self.reward_norm_momentum)
+
+
+class EnsembleMLP(nn.Module):
+    """
+    Independent networks of one architecture, evaluated together: one batched matrix product per layer.
+
+    Every member has its own Glorot-uniform weights; biases begin at zero (Keras' defaults, as everywhere).
+
+    :param members: M
+    :param input_size: width of the input
+    :param net_arch: widths of the hidden layers
+    :param output_size: width of the output
+    :param activation_fn: activation class
+    :param layer_norm: normalise every hidden layer before its activation
+    """
+
+    def __init__(
+        self,
+        members: int,
+        input_size: int,
+        net_arch: Sequence[int],
+        output_size: int,
+        activation_fn: type[nn.Module] = nn.ELU,
+        layer_norm: bool = False,
+    ):
+        super().__init__()
+        self.activation, self.layer_norm = activation_fn(), layer_norm
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        self.norm_scales, self.norm_shifts = nn.ParameterList(), nn.ParameterList()
+        for size_in, size_out in pairwise([input_size, *net_arch, output_size]):
+            bound = math.sqrt(6.0 / (size_in + size_out))
+            self.weights.append(nn.Parameter(th.empty(members, size_in, size_out).uniform_(-bound, bound)))
+            self.biases.append(nn.Parameter(th.zeros(members, 1, size_out)))
+        for width in net_arch if layer_norm else ():
+            self.norm_scales.append(nn.Parameter(th.ones(members, 1, width)))
+            self.norm_shifts.append(nn.Parameter(th.zeros(members, 1, width)))
+
+    def forward(self, inputs: th.Tensor) -> th.Tensor:
+        """
+        :param inputs: (..., input_size), the same for all members
+        :return: (M, ..., output_size)
+        """
+        x = inputs.reshape(-1, inputs.shape[-1]).expand(len(self.weights[0]), -1, -1)
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = th.baddbmm(bias, x, weight)
+            if layer == len(self.weights) - 1:
+                return x.unflatten(1, inputs.shape[:-1])
+            if self.layer_norm:
+                x = F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPSILON)
+                x = th.addcmul(self.norm_shifts[layer], x, self.norm_scales[layer])
+            x = self.activation(x)
+        raise AssertionError("an ensemble has an output layer")
+
+
+class Plan2Explore(Exploration):
+    """
+    Seeks transitions whose outcome an ensemble of one-step predictors disagrees about (arXiv 2005.05960, section 3.2)::
+
+        states   s_0 ------ s_1 ------ s_2        each member predicts a target of s_k from (s_{k-1}, a_k);
+        actions       a_1        a_2              the spread of these predictions is the
+        rewards  r_0        r_1        r_2        reward on arrival at s_k
+
+    As in the paper, the predictors see the action that is taken in a state, so the disagreement belongs to that action and
+    is its reward on arrival. The released code pairs a state with the action that *led to* it, which the state knows
+    already: there the ensemble does not know what is done in the state, and the reward is for being in a state with
+    uncertain successors. r_0 comes from the replayed predecessor of the start, and is 0 where it has none.
+
+    :param behavior: see :class:`Exploration`
+    :param sizes: of the latent state
+    :param action_size: A
+    :param net_arch: widths of each predictor's hidden layers (V2's code: 4 x 400)
+    :param activation_fn: activation class (V2's code: ELU)
+    :param layer_norm: normalise the predictors' hidden layers before their activations (V2's code: only for Crafter)
+    :param ensemble_size: number of predictors, at least 2 (V2's code: 10)
+    :param target: what is predicted of the next step: ``"stochastic"`` (V2's code), ``"deterministic"``, ``"features"``
+        (both) or ``"embedding"`` (paper)
+    :param log_disagreement: reward the logarithm of the disagreement (V2's code: False)
+    :param intrinsic_scale: see :class:`Exploration`
+    :param extrinsic_scale: see :class:`Exploration`
+    :param reward_norm_momentum: see :class:`Exploration`
+    """
+
+    def __init__(
+        self,
+        behavior: ActorCritic,
+        sizes: LatentSizes,
+        action_size: int,
+        net_arch: Sequence[int] = (400, 400, 400, 400),
+        activation_fn: type[nn.Module] = nn.ELU,
+        layer_norm: bool = False,
+        ensemble_size: int = 10,
+        target: str = "stochastic",
+        log_disagreement: bool = False,
+        intrinsic_scale: float = 1.0,
+        extrinsic_scale: float = 0.0,
+        reward_norm_momentum: float | None = None,
+    ):
+        super().__init__(behavior, intrinsic_scale, extrinsic_scale, reward_norm_momentum)
+        check_number("ensemble_size", ensemble_size, 2)
+        if ensemble_size != int(ensemble_size):
+            raise ValueError(f"ensemble_size must be a whole number, but is {ensemble_size}.")
+        if not isinstance(log_disagreement, bool):
+            raise ValueError(f"log_disagreement must be True or False, but is {log_disagreement!r}.")
+        if target not in TARGETS:
+            raise ValueError(f"target must be one of {', '.join(TARGETS)}, but is {target!r}.")
+        self.target, self.log_disagreement = target, log_disagreement
+        self.ensemble = EnsembleMLP(
+            int(ensemble_size), sizes.features + action_size, net_arch, getattr(sizes, target), activation_fn, layer_norm
+        )
+
+    def loss(self, experience: Experience) -> th.Tensor:
+        """
+        Squared errors (as unit-variance likelihoods) of all predictors, over the steps that continue an episode.
+
+        :param experience: replayed steps (T, B, ...), constants
+        :return: sum over the predictors of their mean loss per step, nats
+        """
+        inputs = th.cat([experience.states.features[:-1], experience.actions[1:]], dim=-1)
+        predictions = UnitNormal(self.ensemble(inputs), event_dims=1)  # over (M, T - 1, B, target)
+        starts = experience.episode_starts[1:]
+        losses = -predictions.log_prob(self._targets(experience)[1:]).sum(0).masked_fill(starts, 0.0)
+        return losses.sum() / (~starts).sum().clamp(min=1)
+
+    def _targets(self, experience: Experience) -> th.Tensor:
+        """What is predicted, (T, B, target)."""
+        return experience.embeddings if self.target == "embedding" else getattr(experience.states, self.target)
+
+    def disagreement(self, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """
+        Standard deviation of the predictions over the ensemble, averaged over the target's dimensions; or its logarithm.
+
+        :param features: (..., F)
+        :param actions: taken there, (..., A)
+        :return: (...)
+        """
+        predictions = self.ensemble(th.cat([features, actions], dim=-1))
+        # By hand, because torch.std over the first dimension is 30 times slower on a CPU; clamped for the root's gradient
+        variance = (predictions - predictions.mean(0)).square().mean(0).clamp(min=SMALLEST_DISAGREEMENT**2)
+        spread = variance.sqrt().mean(-1)
+        return spread.log() if self.log_disagreement else spread
+
+    @th.no_grad()
+    def start_rewards(self, experience: Experience) -> th.Tensor:
+        """
+        :param experience: replayed steps (T, B, ...)
+        :return: (T, B); 0 in the first row and where an episode starts
+        """
+        rewards = th.zeros_like(experience.kl)
+        if len(rewards) > 1:
+            rewards[1:] = self.disagreement(experience.states.features[:-1], experience.actions[1:])
+        return rewards.masked_fill(experience.episode_starts, 0.0)
+
+    def intrinsic_rewards(self, trajectory: ImaginedTrajectory, start_rewards: th.Tensor) -> th.Tensor:
+        """
+        :param trajectory: (H + 1, N, ...)
+        :param start_rewards: (N,)
+        :return: (H + 1, N)
+        """
+        steps = zip(trajectory.features[:-1], trajectory.actions[1:], strict=True)
+        # Step by step: the predictions of all steps at once would take gigabytes at the paper's sizes
+        return th.stack([start_rewards, *(self.disagreement(features, actions) for features, actions in steps)])
+
+
+class ModelLossBonus(Exploration):
+    """
+    Seeks states in which the world model was surprised: a head predicts the KL between posterior and prior (the released
+    code's "model loss" exploration with its default, ``kl``).
+
+    :param behavior: see :class:`Exploration`
+    :param sizes: of the latent state
+    :param action_size: A; not needed
+    :param net_arch: widths of the head's hidden layers (V2's code: 4 x 400)
+    :param activation_fn: activation class (V2's code: ELU)
+    :param layer_norm: normalise the head's hidden layers before their activations (V2's code: only for Crafter)
+    :param intrinsic_scale: see :class:`Exploration`
+    :param extrinsic_scale: see :class:`Exploration`
+    :param reward_norm_momentum: see :class:`Exploration`
+    """
+
+    def __init__(
+        self,
+        behavior: ActorCritic,
+        sizes: LatentSizes,
+        action_size: int,
+        net_arch: Sequence[int] = (400, 400, 400, 400),
+        activation_fn: type[nn.Module] = nn.ELU,
+        layer_norm: bool = False,
+        intrinsic_scale: float = 1.0,
+        extrinsic_scale: float = 0.0,
+        reward_norm_momentum: float | None = None,
+    ):
+        super().__init__(behavior, intrinsic_scale, extrinsic_scale, reward_norm_momentum)
+        self.head = ScalarHead(sizes.features, net_arch, UnitNormal, activation_fn, layer_norm)
+
+    def loss(self, experience: Experience) -> th.Tensor:
+        """
+        :param experience: replayed steps (T, B, ...), constants
+        :return: mean over all steps, nats
+        """
+        return -self.head(experience.states.features).log_prob(experience.kl).mean()
+
+    @th.no_grad()
+    def start_rewards(self, experience: Experience) -> th.Tensor:
+        """
+        :param experience: replayed steps (T, B, ...)
+        :return: (T, B)
+        """
+        return self.head(experience.states.features).mode
+
+    def intrinsic_rewards(self, trajectory: ImaginedTrajectory, start_rewards: th.Tensor) -> th.Tensor:
+        """
+        :param trajectory: (H + 1, N, ...)
+        :param start_rewards: (N,)
+        :return: (H + 1, N)
+        """
+        return th.cat([start_rewards[None], self.head(trajectory.features[1:]).mode])
+
+
+EXPLORATIONS: dict[str, type[Exploration]] = {"plan2explore": Plan2Explore, "model_loss": ModelLossBonus}
+
+
+def make_exploration(
+    strategy: str | type[Exploration],
+    behavior: ActorCritic,
+    sizes: LatentSizes,
+    action_size: int,
+    net_arch: Sequence[int],
+    activation_fn: type[nn.Module] = nn.ELU,
+    layer_norm: bool = False,
+    /,
+    **kwargs: Any,
+) -> Exploration:
+    """
+    A strategy by its name or class. The caller's architecture goes to a strategy whose constructor takes it, unless the
+    options name another.
+
+    :param strategy: key of ``EXPLORATIONS``, or a subclass of :class:`Exploration` that takes the following two arguments
+    :param behavior: actor and critic of its own
+    :param sizes: of the latent state
+    :param action_size: A
+    :param net_arch: widths of the heads' hidden layers
+    :param activation_fn: activation class
+    :param layer_norm: whether the heads' hidden layers are normalised
+    :param kwargs: options of the strategy
+    :return: the strategy
+    :raises ValueError: for an unknown strategy or option, naming the known ones
+    """
+    cls = EXPLORATIONS.get(strategy) if isinstance(strategy, str) else strategy
+    if not (isinstance(cls, type) and issubclass(cls, Exploration)):
+        raise ValueError(
+            f"Unknown exploration {strategy!r}: give one of {', '.join(map(repr, [RANDOM, *EXPLORATIONS]))}, a subclass of "
+            "Exploration, or None."
+        )
+    parameters = signature(cls).parameters
+    known = [name for name in parameters if name not in ("behavior", "sizes", "action_size")]
+    takes_any = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
+    unknown = sorted(set(kwargs) - set(known))
+    if unknown and not takes_any:
+        raise ValueError(f"Unknown options {unknown} for exploration {strategy!r}; known are {known}.")
+    architecture = {"net_arch": net_arch, "activation_fn": activation_fn, "layer_norm": layer_norm}
+    taken = {name: value for name, value in architecture.items() if name in known}
+    return cls(behavior, sizes, action_size, **{**taken, **kwargs})  # type: ignore[call-arg, arg-type]

@@ -1,0 +1,366 @@
+"""
+Observation spaces: how each part is stored, what the networks see of it, and how it is reconstructed.
+
+Inside of the package a space that is no Dict is a dict with the one key ``OBSERVATION_KEY``, so that nothing else
+distinguishes the two cases. Policy and buffer use the same :class:`ObservationFormat`, hence the same bytes.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from torch.nn import functional as F
+
+from sb3_dreamer.common.distributions import Bernoulli, Distribution, OneHotBlocks, UnitNormal
+from sb3_dreamer.common.preprocessing import ImageSize, NumpyObs, resize_images, resize_tensor
+
+OBSERVATION_KEY = "observation"
+
+SUPPORTED = "Box (images of rank 3, anything else flat), Discrete, MultiDiscrete, MultiBinary and Dict spaces of these"
+
+
+class ObservationPart:
+    """
+    One key of an observation space: numbers, flattened.
+
+    :param space: as the (vectorised) environment has it
+    """
+
+    is_image = False
+
+    def __init__(self, space: spaces.Space) -> None:
+        assert space.shape is not None
+        self.native_shape: tuple[int, ...] = space.shape
+        #: What a record holds
+        self.stored_shape: tuple[int, ...] = self.native_shape
+        self.stored_dtype = np.dtype(np.uint8 if space.dtype == np.uint8 else np.float32)
+        #: What encoders see
+        self.encoded: spaces.Box = spaces.Box(-np.inf, np.inf, (math.prod(self.native_shape),))
+
+    @property
+    def layout(self) -> str:
+        """What buffers must have in common, besides shapes, to hold the same records."""
+        return str(self.encoded.shape)
+
+    def likelihood(self, outputs: th.Tensor) -> Distribution:
+        """
+        :param outputs: of the decoder, (..., *encoded shape)
+        :return: the distribution whose log-probability is the reconstruction's
+        """
+        return UnitNormal(outputs, event_dims=len(self.encoded.shape))
+
+    def with_batch_axis(self, values: Any, name: str) -> tuple[np.ndarray, bool]:
+        """
+        :param values: of one environment, (*native shape), or of several, (n, *native shape)
+        :param name: for the error's text
+        :return: (n, *native shape), and whether the batch axis was there
+        :raises ValueError: for any other shape
+        """
+        array = np.asarray(values)
+        for candidate in self._layouts(array):
+            if candidate.shape == self.native_shape:
+                return candidate[None], False
+            if candidate.ndim > 0 and candidate.shape[1:] == self.native_shape:
+                return candidate, True
+        shape, batch = self.native_shape, ("n_envs", *map(str, self.native_shape))
+        raise ValueError(f"Unexpected observation shape {array.shape} of {name}: expected {shape} or ({', '.join(batch)}).")
+
+    def _layouts(self, array: np.ndarray) -> list[np.ndarray]:
+        """Ways to read a user's array."""
+        return [array]
+
+    def to_stored(self, values: np.ndarray, name: str, rows: np.ndarray) -> np.ndarray:
+        """
+        :param values: (n, *native shape)
+        :param name: for the error's text
+        :param rows: number of the environment of each row, (n,)
+        :return: (n, *stored shape) of the stored dtype; bytes that are no image may come as float32, from ``VecNormalize``
+        :raises ValueError: if a value is impossible, naming environment, key and value
+        """
+        if values.dtype == self.stored_dtype == np.uint8:
+            return values
+        with np.errstate(over="ignore"):  # in float32 a large float64 may be infinite
+            result = values.astype(np.float32, copy=False)
+        refuse(~np.isfinite(result), values, name, rows, "a finite float32")
+        return result
+
+    def encode(self, stored: th.Tensor) -> th.Tensor:
+        """
+        :param stored: (..., *stored shape)
+        :return: network inputs and reconstruction targets, (..., *encoded shape) float32
+        """
+        return stored.float().reshape(*self._leading(stored), -1)
+
+    def _leading(self, stored: th.Tensor) -> th.Size:
+        return stored.shape[: stored.ndim - len(self.stored_shape)]
+
+
+class ImagePart(ObservationPart):
+    """
+    Frames of bytes, resized on entry.
+
+    :param space: uint8, (C, height, width): SB3's wrappers put the channels first
+    :param image_size: (h, w), or None for the native size
+    """
+
+    is_image = True
+
+    def __init__(self, space: spaces.Box, image_size: ImageSize) -> None:
+        super().__init__(space)
+        channels, *native = space.shape  # no guess by the smallest size: 50 stacked frames may be 40 pixels wide
+        self.stored_shape = (channels, *(image_size or native))
+        self.encoded: Any = spaces.Box(0, 255, self.stored_shape, dtype=np.uint8)
+
+    def _layouts(self, array: np.ndarray) -> list[np.ndarray]:
+        """Users have frames as their environment gives them, perhaps with the channels last."""
+        return [array, np.moveaxis(array, -1, -3)] if array.ndim >= 3 else [array]
+
+    def to_stored(self, values: np.ndarray, name: str, rows: np.ndarray) -> np.ndarray:
+        if values.dtype != np.uint8:
+            raise ValueError(f"{name} has dtype {values.dtype}, expected uint8, as images have.")
+        return resize_images(values, self.stored_shape[1:])  # type: ignore[arg-type]
+
+    def encode(self, stored: th.Tensor) -> th.Tensor:
+        return stored.float() / 255.0 - 0.5
+
+
+class FloatImagePart(ObservationPart):
+    """
+    Frames of floats in the network's own units (SB3's ``normalize_images=False``), stored as the environment gives them, so
+    that ``VecNormalize`` can act on them, and resized after that.
+
+    :param space: (C, height, width) or (height, width, C); the shortest side is the channels'
+    :param image_size: (h, w), or None for the native size
+    """
+
+    is_image = True
+
+    def __init__(self, space: spaces.Box, image_size: ImageSize) -> None:
+        super().__init__(space)
+        self.stored_dtype = np.dtype(np.float32)
+        self.channels_first = is_image_space_channels_first(space)
+        channels, *native = space.shape if self.channels_first else (space.shape[2], *space.shape[:2])
+        self.encoded = spaces.Box(-np.inf, np.inf, (channels, *(image_size or native)))
+
+    def encode(self, stored: th.Tensor) -> th.Tensor:
+        frames = stored.float() if self.channels_first else stored.float().movedim(-1, -3)
+        return resize_tensor(frames, self.encoded.shape[1:])
+
+
+class ClassPart(ObservationPart):
+    """
+    Discrete and MultiDiscrete: one-hot vectors side by side, as in SB3; stored as the environment numbers the classes.
+
+    :param space: Discrete or MultiDiscrete
+    """
+
+    def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete) -> None:
+        super().__init__(space)
+        counts, start = (space.n, space.start) if isinstance(space, spaces.Discrete) else (space.nvec, space.start)
+        self.counts, self.start = np.array(counts, dtype=np.int64), np.array(start, dtype=np.int64)
+        self.blocks = tuple(int(count) for count in self.counts.reshape(-1))
+        largest = int(np.maximum(np.abs(self.start), np.abs(self.start + self.counts)).max())
+        self.stored_dtype = np.dtype(np.int32 if largest <= np.iinfo(np.int32).max else np.int64)
+        self.encoded = spaces.Box(0.0, 1.0, (sum(self.blocks),))
+
+    @property
+    def layout(self) -> str:
+        return f"{super().layout}, classes {self.counts.tolist()} from {self.start.tolist()}"
+
+    def likelihood(self, outputs: th.Tensor) -> Distribution:
+        return OneHotBlocks(outputs, self.blocks)
+
+    def to_stored(self, values: np.ndarray, name: str, rows: np.ndarray) -> np.ndarray:
+        classes = values - self.start
+        wrong = (classes < 0) | (classes >= self.counts) | (classes != np.floor(classes))
+        limits = f"{self.start.tolist()} to {(self.start + self.counts - 1).tolist()}"
+        refuse(wrong, values, name, rows, f"a class of its space, integers from {limits}")
+        return values.astype(self.stored_dtype)
+
+    def encode(self, stored: th.Tensor) -> th.Tensor:
+        classes = stored.long() - th.as_tensor(self.start, device=stored.device)
+        flat = classes.reshape(*self._leading(stored), -1)
+        hot = [F.one_hot(flat[..., index], count) for index, count in enumerate(self.blocks)]
+        return th.cat(hot, dim=-1).float()
+
+
+class BinaryPart(ObservationPart):
+    """
+    MultiBinary: zeros and ones, reconstructed as independent Bernoulli variables.
+
+    :param space: MultiBinary
+    """
+
+    def __init__(self, space: spaces.MultiBinary) -> None:
+        super().__init__(space)
+        self.stored_dtype = np.dtype(np.int8)
+
+    def likelihood(self, outputs: th.Tensor) -> Distribution:
+        return Bernoulli(outputs, event_dims=1)
+
+    def to_stored(self, values: np.ndarray, name: str, rows: np.ndarray) -> np.ndarray:
+        refuse((values != 0) & (values != 1), values, name, rows, "0 or 1")
+        return values.astype(np.int8)
+
+
+class ObservationFormat:
+    """
+    All parts of an observation space.
+
+    :param space: of the (vectorised) environment; uint8 images channel first
+    :param image_size: (h, w) to which every image is resized; None keeps the native sizes
+    :param float_images: whether float Boxes of rank 3 are images (SB3's ``normalize_images=False``) or flattened
+    :raises ValueError: if a part cannot be used, naming its key and space and what can
+    """
+
+    def __init__(self, space: spaces.Space, image_size: ImageSize = (64, 64), float_images: bool = False) -> None:
+        self.is_dict = isinstance(space, spaces.Dict)
+        check_observation_space(space)
+        make = partial(make_part, image_size=image_size, float_images=float_images)
+        self.parts: dict[str, ObservationPart] = {key: make(part) for key, part in split_space(space).items()}
+
+    @property
+    def encoded(self) -> dict[str, spaces.Box]:
+        """What encoders see of each key: images (C, h, w), everything else a vector."""
+        return {key: part.encoded for key, part in self.parts.items()}
+
+    @property
+    def likelihoods(self) -> dict[str, Callable[[th.Tensor], Distribution]]:
+        """Per key, from a decoder's outputs to the distribution of the reconstruction."""
+        return {key: part.likelihood for key, part in self.parts.items()}
+
+    def to_stored(self, obs: NumpyObs, name: str = "observation", envs: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """
+        Check observations and bring them into the form in which they are stored.
+
+        :param obs: one array (n, *native shape) or a dict of them, as a VecEnv gives them
+        :param name: for the error's text
+        :param envs: rows that are wanted; None for all
+        :return: one array (rows, *stored shape) per key; may share memory with the input
+        :raises ValueError: for missing keys, wrong shapes or types, values that are not finite or outside of the space
+        """
+        given, result = self._by_key(obs, name), {}
+        for key, part in self.parts.items():
+            values = np.asarray(given[key])
+            if values.shape[1:] != part.native_shape or values.ndim == 0 or values.dtype.kind not in "biuf":
+                count = len(values) if values.ndim else "n"
+                raise ValueError(
+                    f"{name} '{key}' has shape {values.shape} and dtype {values.dtype}, expected numbers of shape "
+                    f"{(count, *part.native_shape)}."
+                )
+            rows = np.arange(len(values)) if envs is None else envs
+            result[key] = part.to_stored(values if envs is None else values[envs], f"{name} '{key}'", rows)
+        return result
+
+    def with_batch_axis(self, obs: Any) -> tuple[dict[str, np.ndarray], bool]:
+        """
+        :param obs: of one environment, or of several with a batch axis; frames channel first or last
+        :return: per key (n, *native shape), and whether the batch axis was there
+        :raises ValueError: for missing keys and wrong shapes
+        """
+        given = self._by_key(obs, "observation")
+        results = {key: part.with_batch_axis(given[key], f"'{key}'") for key, part in self.parts.items()}
+        if len({(len(values), vectorized) for values, vectorized in results.values()}) > 1:
+            shapes = {key: np.shape(given[key]) for key in self.parts}
+            raise ValueError(f"Either all keys of an observation have a batch axis of one length or none; shapes: {shapes}.")
+        return {key: values for key, (values, _) in results.items()}, next(iter(results.values()))[1]
+
+    def _by_key(self, obs: Any, name: str) -> dict[str, Any]:
+        given = obs if isinstance(obs, dict) else {OBSERVATION_KEY: obs}
+        if not set(self.parts) <= set(given):
+            raise ValueError(f"{name} has the keys {sorted(given)}, expected {sorted(self.parts)}.")
+        return given
+
+    def encode(self, stored: Mapping[str, th.Tensor]) -> dict[str, th.Tensor]:
+        """
+        Stored observations to network inputs and reconstruction targets: bytes of images become x / 255 - 0.5, classes one-hot
+        vectors, everything else is flattened and left as it is.
+
+        :param stored: per key (..., *stored shape)
+        :return: per key (..., *encoded shape), float32
+        """
+        return {key: self.parts[key].encode(values) for key, values in stored.items()}
+
+    def chosen(self, keys: Any, name: str) -> list[str]:
+        """
+        Check an option that names some keys of the space.
+
+        :param keys: None for all
+        :param name: of the option
+        :return: the keys, in the space's order
+        :raises ValueError: naming a key that is not there
+        """
+        if keys is None:
+            return list(self.parts)
+        if isinstance(keys, str) or not all(isinstance(key, str) for key in keys):
+            raise ValueError(f"{name} must be a list of observation keys, but is {keys!r}.")
+        for key in keys:
+            if key not in self.parts:
+                raise ValueError(f"{name} names '{key}', which is not observed: the keys are {list(self.parts)}.")
+        return [key for key in self.parts if key in keys]
+
+
+def check_observation_space(space: spaces.Space) -> None:
+    """
+    :param space: of observations
+    :raises ValueError: if a part of it cannot be used, naming its key and space and what can
+    :raises NotImplementedError: likewise, as SB3 does, for spaces inside of spaces
+    """
+    parts = split_space(space)
+    if not parts:
+        raise ValueError(f"The observation space {space} is empty: DreamerV2 takes {SUPPORTED}.")
+    for key, part in parts.items():
+        text = f"DreamerV2 does not support the observation space {part} (key '{key}'): it takes {SUPPORTED}."
+        if isinstance(space, spaces.Dict) and isinstance(part, spaces.Dict | spaces.Tuple):
+            raise NotImplementedError(f"{text} Flatten nested spaces with gymnasium.wrappers.FlattenObservation.")
+        if not isinstance(part, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+            raise ValueError(text)
+        if math.prod(part.shape) == 0:  # type: ignore[arg-type]
+            raise ValueError(f"The observation space {part} (key '{key}') is of size zero: there is nothing to see in it.")
+
+
+def make_part(space: spaces.Space, image_size: ImageSize, float_images: bool) -> ObservationPart:
+    """
+    :param space: of the part, one that :func:`check_observation_space` takes
+    :param image_size: see :class:`ObservationFormat`
+    :param float_images: see :class:`ObservationFormat`
+    :return: how to treat it
+    """
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        return ClassPart(space)
+    if isinstance(space, spaces.MultiBinary):
+        return BinaryPart(space)
+    assert isinstance(space, spaces.Box)
+    if is_image_space(space):
+        return ImagePart(space, image_size)
+    if float_images and len(space.shape) == 3 and np.issubdtype(space.dtype, np.floating):
+        return FloatImagePart(space, image_size)
+    return ObservationPart(space)
+
+
+def split_space(space: spaces.Space) -> dict[str, spaces.Space]:
+    """
+    :param space: any space
+    :return: the parts of a Dict, in its order; any other space under the key ``OBSERVATION_KEY``
+    """
+    return dict(space.spaces) if isinstance(space, spaces.Dict) else {OBSERVATION_KEY: space}
+
+
+def refuse(wrong: np.ndarray, values: np.ndarray, name: str, rows: np.ndarray, expected: str) -> None:
+    """
+    :param wrong: which values are, (n, ...)
+    :param values: as given, (n, ...)
+    :param name: of what they are
+    :param rows: number of the environment of each row, (n,)
+    :param expected: what they should be
+    :raises ValueError: naming environment, place and value of the first wrong one
+    """
+    if wrong.any():
+        row, *place = (int(i) for i in np.argwhere(wrong)[0])
+        where = f" at index {place[0] if len(place) == 1 else tuple(place)}" if place else ""
+        raise ValueError(f"{name} of environment {rows[row]} is {values[(row, *place)]}{where}, expected {expected}.")

@@ -1,0 +1,51 @@
+"""Options that may change during training, in SB3's way: a number, or a function of the remaining progress (1 to 0)."""
+
+from typing import Any
+
+from stable_baselines3.common.utils import LinearSchedule
+
+from sb3_dreamer.common.functional import check_number
+
+
+def parse_schedule(name: str, value: Any, *words: str) -> Any:
+    """
+    The zoo's notation of schedules: ``lin_3e-4`` falls linearly from 3e-4 to zero at the end of training; and
+    ``lin_1_0.1`` goes from 1 to 0.1.
+
+    :param name: of the option
+    :param value: a number or schedule, returned as it is, or such a string
+    :param words: strings that mean something else, returned as they are
+    :return: a number, or a schedule that can be pickled
+    :raises ValueError: if the string is none of these, naming the option
+    """
+    if not isinstance(value, str) or value in words:
+        return value
+    kind, *numbers = value.split("_")
+    try:
+        if kind != "lin" or len(numbers) not in (1, 2):
+            raise ValueError
+        start, end = (float(number) for number in [*numbers, "0"][:2])
+    except ValueError:
+        raise ValueError(
+            f"{name} must be a number, a function of the remaining progress, or a string such as 'lin_3e-4' (falls to zero) "
+            f"or 'lin_1_0.1' (from 1 to 0.1){''.join(f', or {word!r}' for word in words)}, but is {value!r}."
+        ) from None
+    return LinearSchedule(start, end, 1.0)
+
+
+def schedule_value(name: str, schedule: Any, progress_remaining: float, low: float = 0.0, high: float = float("inf")) -> float:
+    """
+    Value of an option now.
+
+    :param name: of the option
+    :param schedule: a number or a function of the remaining progress
+    :param progress_remaining: 1 at the start of training, 0 at its end
+    :param low: smallest value
+    :param high: largest value
+    :return: the value
+    :raises ValueError: if it is no number or out of range, naming the option
+    """
+    # SB3 overshoots the end of training by up to a rollout
+    value = schedule(max(progress_remaining, 0.0)) if callable(schedule) else schedule
+    check_number(name, value, low, high)
+    return float(value)
