@@ -11,7 +11,16 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.monitor import Monitor
 
-from sb3_dreamer.envs import BinaryPlanes, CrafterEnv, DMCPixels, ProcgenEnv, ScaleReward, make_dmc_env, register_envs
+from sb3_dreamer.envs import (
+    BinaryPlanes,
+    CrafterEnv,
+    DMCPixels,
+    FirstEntries,
+    ProcgenEnv,
+    ScaleReward,
+    make_dmc_env,
+    register_envs,
+)
 from sb3_dreamer.envs.optional import optional_import
 from tests.small import IMAGE, VECTOR, RandomEnv
 
@@ -50,6 +59,17 @@ def test_binary_planes_refuse_other_values() -> None:
         BinaryPlanes(RandomEnv(VECTOR))
     with pytest.raises(ValueError, match=r"given Discrete\(3\)"):
         BinaryPlanes(RandomEnv(spaces.Discrete(3)))
+
+
+def test_first_entries() -> None:
+    inner = RandomEnv(spaces.Box(np.array([-1.0, -2.0, -3.0]), np.array([1.0, 2.0, 3.0]), dtype=np.float64))
+    env = FirstEntries(inner, count=2)
+    assert env.observation_space == spaces.Box(np.array([-1.0, -2.0]), np.array([1.0, 2.0]), dtype=np.float64)
+    observation, _ = env.reset(seed=0)
+    assert observation.tolist() == inner.observations[-1][:2].tolist()
+    for count, space in ((4, VECTOR), (0, VECTOR), (2, IMAGE), (1, spaces.Discrete(3))):
+        with pytest.raises(ValueError, match=rf"FirstEntries cannot keep {count} entries of the observation space \w+\("):
+            FirstEntries(RandomEnv(space), count)
 
 
 def test_scale_reward_and_monitor_inside() -> None:
@@ -122,6 +142,18 @@ def test_minatar_is_that_of_its_own_registration(monkeypatch: pytest.MonkeyPatch
         ours, theirs = gym.make(env_id).unwrapped, module.BaseEnv(**kwargs)
         assert type(ours) is type(theirs) and ours.action_set == theirs.action_set, env_id  # type: ignore[attr-defined]
         assert ours.game.env_name == theirs.game.env_name  # type: ignore[attr-defined]
+
+
+def test_minatar_draws_for_videos() -> None:
+    pytest.importorskip("minatar")
+    env = gym.make("MinAtar/Breakout-v1", render_mode="rgb_array")
+    env.reset(seed=0)
+    picture: Any = env.render()
+    assert picture.shape == (160, 160, 3) and picture.dtype == np.uint8 and picture.max() > 100
+    assert (picture[::16, ::16].any(axis=-1) == env.unwrapped.game.state().any(axis=-1)).all()  # type: ignore[attr-defined]
+    env = gym.make("MinAtar/Breakout-v1", render_mode="array")
+    state, _ = env.reset(seed=0)
+    assert np.array_equal(env.render(), state), "MinAtar's own mode"  # type: ignore[arg-type]
 
 
 # --- adapters ---------------------------------------------------------------------------------------------------------

@@ -126,6 +126,12 @@ def test_preset_builds(name: str) -> None:
 # --- with the environments --------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MuJoCo writes its warnings into the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+
 def sections(always: Callable[[str], bool]) -> list[Any]:
     """All sections with an environment; those that do not run always are marked as slow."""
     return [pytest.param(env_id, marks=() if always(env_id) else pytest.mark.slow) for env_id in ENV_IDS]

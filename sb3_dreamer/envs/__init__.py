@@ -3,21 +3,24 @@
 from sb3_dreamer.envs.atari import DreamerAtariWrapper, make_dreamer_atari_env
 from sb3_dreamer.envs.crafter import CrafterEnv
 from sb3_dreamer.envs.dmc import DMCPixels, make_dmc_env
+from sb3_dreamer.envs.minatar import make_minatar_env
 from sb3_dreamer.envs.procgen import ProcgenEnv
 from sb3_dreamer.envs.registration import register_envs
 from sb3_dreamer.envs.scaling import ScaleObservation
-from sb3_dreamer.envs.wrappers import BinaryPlanes, ScaleReward
+from sb3_dreamer.envs.wrappers import BinaryPlanes, FirstEntries, ScaleReward
 
 __all__ = [
     "BinaryPlanes",
     "CrafterEnv",
     "DMCPixels",
     "DreamerAtariWrapper",
+    "FirstEntries",
     "ProcgenEnv",
     "ScaleObservation",
     "ScaleReward",
     "make_dmc_env",
     "make_dreamer_atari_env",
+    "make_minatar_env",
     "register_envs",
 ]
 

@@ -11,24 +11,8 @@ from typing import Any
 import gymnasium as gym
 
 from sb3_dreamer.envs.dmc import TASKS
-from sb3_dreamer.envs.optional import optional_import
-from sb3_dreamer.envs.procgen import GAMES
-
-MINATAR_GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
-
-
-def make_minatar_env(game: str, use_minimal_action_set: bool, **kwargs: Any) -> gym.Env:
-    """
-    One game of MinAtar, as its own ``minatar.gym.register_envs`` would make it.
-
-    :param game: one of ``MINATAR_GAMES``
-    :param use_minimal_action_set: only the actions that the game uses (version 1), or all six (version 0)
-    :param kwargs: of MinAtar, such as ``sticky_action_prob``, ``difficulty_ramping``, ``render_mode``
-    :return: the game, its observation (10, 10, planes) bools
-    :raises ImportError: if minatar is not installed
-    """
-    module = optional_import("minatar.gym", "MinAtar")
-    return module.BaseEnv(game=game, use_minimal_action_set=use_minimal_action_set, **kwargs)
+from sb3_dreamer.envs.minatar import GAMES as MINATAR_GAMES
+from sb3_dreamer.envs.procgen import GAMES as PROCGEN_GAMES
 
 
 def _specifications() -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -37,14 +21,14 @@ def _specifications() -> Iterator[tuple[str, str, dict[str, Any]]]:
         for version in (0, 1):
             arguments = {"game": game, "use_minimal_action_set": version == 1}
             name = game.title().replace("_", "")
-            yield f"MinAtar/{name}-v{version}", "sb3_dreamer.envs.registration:make_minatar_env", arguments
+            yield f"MinAtar/{name}-v{version}", "sb3_dreamer.envs.minatar:make_minatar_env", arguments
     for name, reward in (("CrafterReward-v1", True), ("CrafterNoReward-v1", False)):
         yield name, "sb3_dreamer.envs.crafter:CrafterEnv", {"reward": reward}
     for domain, tasks in TASKS.items():
         for task in tasks.split():
             for kind in ("dmc_proprio", "dmc_vision"):  # one task; two ids because they have two sets of hyperparameters
                 yield f"{kind}/{domain}-{task}-v0", "sb3_dreamer.envs.dmc:make_dmc_env", {"domain": domain, "task": task}
-    for game in GAMES:
+    for game in PROCGEN_GAMES:
         yield f"procgen-{game}-v0", "sb3_dreamer.envs.procgen:ProcgenEnv", {"game": game}
 
 

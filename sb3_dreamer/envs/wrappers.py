@@ -35,6 +35,31 @@ class BinaryPlanes(gym.ObservationWrapper):
         return observation.reshape(-1).astype(np.int8)
 
 
+class FirstEntries(gym.ObservationWrapper):
+    """
+    Leaves out the end of a vector observation, such as MuJoCo's contact forces.
+
+    :param env: with a Box observation of rank 1
+    :param count: entries to keep
+    :raises ValueError: if the observation is no vector, or has not so many entries
+    """
+
+    def __init__(self, env: gym.Env, count: int) -> None:
+        super().__init__(env)
+        space = env.observation_space
+        if not isinstance(space, spaces.Box) or len(space.shape) != 1 or not 1 <= count <= space.shape[0]:
+            raise ValueError(f"FirstEntries cannot keep {count} entries of the observation space {space}.")
+        self.count = count
+        self.observation_space = spaces.Box(space.low[:count], space.high[:count], dtype=space.dtype.type)
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        """
+        :param observation: (n,)
+        :return: (count,)
+        """
+        return observation[: self.count]
+
+
 class ScaleReward(gym.RewardWrapper):
     """
     Multiplies the reward by a constant, so that typical rewards have about unit size.
