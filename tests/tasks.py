@@ -148,32 +148,23 @@ class HoldCue(gym.Env[np.ndarray, int]):
 
 class SparseGrid(gym.Env[np.ndarray, np.int64]):
     """
-    Square rooms, each with one door to the next, in a chain that winds through a square; all that is paid is 1 at its end.
+    An empty square, crossed cell by cell from one corner; all that is paid is 1 in the opposite one.
 
-    Actions move up, down, left, right, and do nothing where a wall is. The position is observed, as a one-hot row followed
-    by a one-hot column. Every episode begins in the corner of the first room; it is terminated in the farthest cell and
-    truncated after ``length`` steps. By default 159 cells can be reached, the last in 64 steps.
+    Actions move up, down, left, right, and do nothing at the border. Row and column are observed, in [-1, 1]. Every episode
+    begins in cell (0, 0); it is terminated in the farthest cell and truncated after ``length`` steps. Random actions hardly
+    leave the first corner.
 
-    :param rooms: rooms per side
-    :param room_size: cells per side of a room, odd
-    :param length: steps of an episode at most
+    :param size: cells per side
+    :param length: steps of an episode at most; the goal is ``2 * (size - 1)`` steps away
     """
 
     moves = ((-1, 0), (1, 0), (0, -1), (0, 1))
 
-    def __init__(self, rooms: int = 4, room_size: int = 3, length: int = 100) -> None:
-        if rooms < 2 or room_size < 1 or room_size % 2 == 0 or length < 1:
-            raise ValueError(f"No grid of {rooms} rooms of {room_size} cells (odd) per side and {length} steps.")
-        pitch, door = room_size + 1, room_size // 2
-        self.size, self.length = rooms * pitch - 1, length
-        self.is_free = np.ones((self.size, self.size), dtype=bool)
-        self.is_free[room_size::pitch] = self.is_free[:, room_size::pitch] = False
-        for row in range(rooms):  # through a row of rooms from one side to the other, then down
-            self.is_free[row * pitch + door, room_size::pitch] = True
-            if row < rooms - 1:
-                self.is_free[row * pitch + room_size, (0 if row % 2 else self.size - room_size) + door] = True
-        self.goal = (self.size - 1, self.size - 1 if rooms % 2 else 0)
-        self.observation_space: Any = spaces.Box(0.0, 1.0, (2 * self.size,), np.float32)
+    def __init__(self, size: int = 25, length: int = 60) -> None:
+        if size < 2 or length < 1:
+            raise ValueError(f"No grid of {size} cells per side and {length} steps.")
+        self.size, self.length, self.goal = size, length, (size - 1, size - 1)
+        self.observation_space: Any = spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.action_space: Any = spaces.Discrete(4)
         self.position, self.steps = (0, 0), 0
 
@@ -184,16 +175,14 @@ class SparseGrid(gym.Env[np.ndarray, np.int64]):
 
     def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         row, column = (old + move for old, move in zip(self.position, self.moves[int(action)], strict=True))
-        if 0 <= min(row, column) and max(row, column) < self.size and self.is_free[row, column]:
+        if 0 <= min(row, column) and max(row, column) < self.size:
             self.position = (row, column)
         self.steps += 1
         arrived = self.position == self.goal
         return self._observe(), float(arrived), arrived, not arrived and self.steps >= self.length, {}
 
     def _observe(self) -> np.ndarray:
-        observation = np.zeros(2 * self.size, dtype=np.float32)
-        observation[[self.position[0], self.size + self.position[1]]] = 1.0
-        return observation
+        return np.array(self.position, np.float32) / (self.size - 1) * 2.0 - 1.0
 
 
 class PerfectCatch:

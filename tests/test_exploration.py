@@ -599,42 +599,28 @@ def test_bad_options_are_named(strategy: Any, options: dict[str, Any], message: 
 # --------------------------------------------------------------------------------------------------------- what it explores
 
 
-def ways(grid: SparseGrid) -> dict[tuple[int, int], list[int]]:
-    """Actions that lead from the start to every cell, as few as possible."""
-    grid.reset()
-    found: dict[tuple[int, int], list[int]] = {grid.position: []}
-    for cell, way in (queue := list(found.items())):
-        for action in range(4):
-            grid.position = cell
-            grid.step(np.int64(action))
-            if grid.position not in found:
-                found[grid.position] = [*way, action]
-                queue.append((grid.position, found[grid.position]))
-    return found
-
-
-@pytest.mark.parametrize("sizes, cells, longest", [((4, 3), 159, 64), ((2, 3), 39, 16), ((3, 1), 17, 16), ((3, 5), 233, 56)])
-def test_grid_is_one_chain_that_ends_far_away(sizes: tuple[int, int], cells: int, longest: int) -> None:
-    grid = SparseGrid(*sizes)
-    found = ways(grid)
-    assert len(found) == cells == grid.is_free.sum()
-    assert len(found[grid.goal]) == max(map(len, found.values())) == longest
+@pytest.mark.parametrize("size, length", [(25, 60), (2, 5)])
+def test_grid_pays_in_the_farthest_corner(size: int, length: int) -> None:
+    grid = SparseGrid(size, length)
     check_env(grid)
 
     def play(actions: list[int]) -> list[tuple[float, bool, bool]]:
-        observation, _ = grid.reset()
-        assert np.flatnonzero(observation).tolist() == [0, grid.size]
-        results = [grid.step(np.int64(action)) for action in actions]
-        row, column = grid.position
-        assert np.flatnonzero(results[-1][0]).tolist() == [row, grid.size + column]
-        return [(reward, terminated, truncated) for _, reward, terminated, truncated, _ in results]
+        assert grid.reset()[0].tolist() == [-1.0, -1.0]
+        return [
+            (reward, terminated, truncated)
+            for _, reward, terminated, truncated, _ in (grid.step(np.int64(action)) for action in actions)
+        ]
 
-    assert play(found[grid.goal]) == [(0.0, False, False)] * (longest - 1) + [(1.0, True, False)]
-    assert play([0] * 100) == [(0.0, False, False)] * 99 + [(0.0, False, True)]
+    way = [1] * (size - 1) + [3] * (size - 1)
+    assert play(way) == [(0.0, False, False)] * (len(way) - 1) + [(1.0, True, False)]
+    assert grid.step(np.int64(0))[0].tolist() == pytest.approx([1 - 2 / (size - 1), 1.0])
+    assert grid.step(np.int64(2))[0].tolist() == pytest.approx([1 - 2 / (size - 1)] * 2)
+    assert play([0, 2] * length)[:length] == [(0.0, False, False)] * (length - 1) + [(0.0, False, True)]
+    assert grid.position == (0, 0)
 
 
-@pytest.mark.parametrize("sizes", [(1, 3), (2, 2), (2, 3, 0)])
-def test_no_grid(sizes: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("sizes", [(1, 3), (2, 0)])
+def test_no_grid(sizes: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="No grid of"):
         SparseGrid(*sizes)
 
@@ -658,4 +644,4 @@ def test_cells_are_counted_from_the_first_to_the_last_step() -> None:
 def test_plan2explore_sees_more_than_random_actions() -> None:
     """Minutes; the agent and the numbers are those of ``benchmarks/exploration.py``."""
     random, plan2explore = (exploration_benchmark.run(method, seed=0)["cells"] for method in ("random", "plan2explore"))
-    assert plan2explore >= 1.5 * random
+    assert plan2explore >= 2 * random
