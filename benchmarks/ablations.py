@@ -189,7 +189,7 @@ def draw(results: list[dict[str, Any]]) -> None:
                 (line,) = axes.plot(steps, found.mean(axis=0), label=label)
                 axes.fill_between(steps, found.min(axis=0), found.max(axis=0), alpha=0.12, color=line.get_color())
         axes.set(title=f"{title} (PixelCatch, mean and range of seeds)", xlabel="environment steps", ylim=(-1.05, 1.05))
-        axes.legend(loc="lower right", fontsize=8)
+        axes.legend(loc="upper left", fontsize=8)
     left.set_ylabel("mean return")
     FIGURE.parent.mkdir(exist_ok=True)
     figure.savefig(FIGURE, dpi=110)
