@@ -10,11 +10,11 @@ PACKAGE = Path(__file__).parents[1] / "sb3_dreamer"
 #: Rooms from the foundation up. A file imports only files before it in its room, and only rooms that the second entry names
 ROOMS: dict[str, tuple[str, str]] = {
     "common": (
-        "type_aliases functional schedules distributions action_distributions layers heads "
+        "one_hot type_aliases functional schedules distributions action_distributions layers heads "
         "preprocessing observations optimization metrics",
         "",
     ),
-    "world_model": ("latents encoders decoders rssm world_model", "common"),
+    "world_model": ("latents convolutions encoders decoders rssm world_model", "common"),
     "behavior": ("actors actor_critic exploration", "common"),
     "replay": ("storage records buffer", "common"),
     "dreamer_v2": ("networks policies reporting update sequence_algorithm dreamer_v2", "common world_model behavior replay"),

@@ -206,7 +206,9 @@ def test_imagination_does_not_see_behind_an_episode_start(kind: str, garbage: fl
         start = start_states(model_loss(model, batch, state).states)
         objective = replace(model.behavior_objective, imagination_horizon=H, reinforce_weight=0.5)
         result = imagine(model.policy, start, flatten_time(batch.continues), objective, imagination_noise(model))
+        assert result.trajectory.one_hot is None  # its parts are states and features
         paths.append({**result.trajectory._asdict(), **result.estimate._asdict()})
+        del paths[-1]["one_hot"]
         for tensor in (*batch.observations.values(), batch.rewards, batch.continues):
             tensor[~keep] = garbage
         batch.actions[~keep | batch.episode_starts] = garbage

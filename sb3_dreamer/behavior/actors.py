@@ -11,6 +11,7 @@ from sb3_dreamer.common.action_distributions import ClippedNormal, TanhNormal, T
 from sb3_dreamer.common.distributions import OneHotBlocks, OneHotCategorical
 from sb3_dreamer.common.functional import check_number
 from sb3_dreamer.common.layers import MLP
+from sb3_dreamer.common.one_hot import OneHotFeatures
 from sb3_dreamer.common.preprocessing import action_blocks, action_size
 
 #: Distributions for continuous actions: V2's code, V1, and the plain normal
@@ -40,7 +41,7 @@ class DiscreteActor(nn.Module):
         self.trunk = MLP(features_size, net_arch, activation_fn, layer_norm)
         self.output = nn.Linear(self.trunk.output_size, actions)
 
-    def forward(self, features: th.Tensor) -> OneHotCategorical:
+    def forward(self, features: th.Tensor | OneHotFeatures) -> OneHotCategorical:
         """
         :param features: (..., F)
         :return: over (..., A)
@@ -72,7 +73,7 @@ class MultiDiscreteActor(nn.Module):
         self.trunk = MLP(features_size, net_arch, activation_fn, layer_norm)
         self.output = nn.Linear(self.trunk.output_size, sum(self.blocks))
 
-    def forward(self, features: th.Tensor) -> OneHotBlocks:
+    def forward(self, features: th.Tensor | OneHotFeatures) -> OneHotBlocks:
         """
         :param features: (..., F)
         :return: over (..., A)
@@ -123,7 +124,7 @@ class ContinuousActor(nn.Module):
         self.output = nn.Linear(self.trunk.output_size, actions)
         self.output_std = nn.Linear(self.trunk.output_size, actions)
 
-    def forward(self, features: th.Tensor) -> TruncatedNormal | TanhNormal | ClippedNormal:
+    def forward(self, features: th.Tensor | OneHotFeatures) -> TruncatedNormal | TanhNormal | ClippedNormal:
         """
         :param features: (..., F)
         :return: over (..., A)

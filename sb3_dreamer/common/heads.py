@@ -7,6 +7,7 @@ from torch import nn
 
 from sb3_dreamer.common.distributions import Distribution
 from sb3_dreamer.common.layers import MLP
+from sb3_dreamer.common.one_hot import OneHotFeatures
 
 
 class ScalarHead(nn.Module):
@@ -33,7 +34,7 @@ class ScalarHead(nn.Module):
         self.trunk = MLP(features_size, net_arch, activation_fn, layer_norm)
         self.output = nn.Linear(self.trunk.output_size, 1)
 
-    def forward(self, features: th.Tensor) -> Distribution:
+    def forward(self, features: th.Tensor | OneHotFeatures) -> Distribution:
         """
         :param features: (..., F)
         :return: distribution over (...)

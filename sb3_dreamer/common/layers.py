@@ -1,9 +1,12 @@
 """Layers that several rooms share, with the original's (Keras) defaults where they differ from PyTorch's."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch as th
 from torch import nn
+
+from sb3_dreamer.common.one_hot import OneHotFeatures
 
 #: Keras' default; PyTorch's 1e-5 gives other numbers where the inputs' variance is small
 LAYER_NORM_EPSILON = 1e-3
@@ -21,6 +24,15 @@ def initialise_weights(module: nn.Module) -> None:
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def in_place(activation_fn: type[nn.Module]) -> Callable[[], nn.Module]:
+    """
+    :param activation_fn: activation class
+    :return: makes activations that overwrite their input where the class can and its gradient needs only the output; for
+        large maps, whose memory costs more than the arithmetic
+    """
+    return partial(activation_fn, inplace=True) if activation_fn in (nn.ELU, nn.ReLU) else activation_fn
 
 
 class MLP(nn.Sequential):
@@ -46,6 +58,21 @@ class MLP(nn.Sequential):
             layers += [nn.Linear(size_in, size_out), *norm, activation_fn()]
         super().__init__(*layers)
         self.output_size = net_arch[-1] if net_arch else input_size
+
+    def forward(self, inputs: th.Tensor | OneHotFeatures) -> th.Tensor:
+        """
+        :param inputs: (..., input_size)
+        :return: (..., output_size)
+        """
+        if isinstance(inputs, th.Tensor):
+            return super().forward(inputs)
+        if len(self) == 0:
+            return inputs.dense()
+        first, *rest = self
+        x = inputs.linear(first)  # type: ignore[arg-type]
+        for layer in rest:
+            x = layer(x)
+        return x
 
 
 class ChannelLayerNorm(nn.LayerNorm):

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch as th
 
+from sb3_dreamer.common.one_hot import OneHotFeatures
+
 
 class LatentState(NamedTuple):
     """Compact state s_t of the world model (V2, section 2.1)."""
@@ -56,3 +58,9 @@ class ImaginedTrajectory(NamedTuple):
     rewards: th.Tensor  # (H + 1, N) predicted on arrival, in units of the (transformed) reward
     discounts: th.Tensor  # (H + 1, N) gamma times the probability that the episode goes on
     weights: th.Tensor  # (H + 1, N) sg(product of the discounts of all earlier rows); row 0 is 1
+    one_hot: OneHotFeatures | None = None  # the same features without their zeros, where that pays and no gradient flows
+
+    @property
+    def inputs(self) -> th.Tensor | OneHotFeatures:
+        """What the networks of actor and critic are given: the features, in the cheapest form there is."""
+        return self.features if self.one_hot is None else self.one_hot

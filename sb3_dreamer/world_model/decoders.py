@@ -7,7 +7,8 @@ from gymnasium import spaces
 from torch import nn
 
 from sb3_dreamer.common.distributions import Distribution, UnitNormal
-from sb3_dreamer.common.layers import MLP, ChannelLayerNorm
+from sb3_dreamer.common.layers import MLP, ChannelLayerNorm, in_place
+from sb3_dreamer.world_model.convolutions import PointTransposedConv, SubPixelTransposedConv, channels_last
 from sb3_dreamer.world_model.encoders import (
     KERNEL,
     STRIDE,
@@ -20,24 +21,6 @@ from sb3_dreamer.world_model.encoders import (
 
 #: The original decodes 64 x 64 images from a 1 x 1 map: 1, 5, 13, 30, 64 pixels
 ORIGINAL_SIZE, ORIGINAL_KERNELS = (64, 64), (5, 5, 6, 6)
-
-
-class PointTransposedConv(nn.ConvTranspose2d):
-    """
-    A transposed convolution over a map of one pixel, computed as the matrix product that it is.
-
-    PyTorch's CPU kernel takes over ten times as long for the same numbers.
-    """
-
-    def forward(self, x: th.Tensor, output_size: list[int] | None = None) -> th.Tensor:
-        """
-        :param x: (n, channels, 1, 1)
-        :param output_size: not used, the size is the kernel's
-        :return: (n, out_channels, kernel, kernel)
-        """
-        assert self.bias is not None
-        y = x.flatten(1) @ self.weight.flatten(1)
-        return y.unflatten(1, self.weight.shape[1:]) + self.bias[:, None, None]
 
 
 class ImageDecoder(nn.Module):
@@ -64,12 +47,13 @@ class ImageDecoder(nn.Module):
     ):
         super().__init__()
         layers: list[nn.Module] = []
-        between = (lambda size: [ChannelLayerNorm(size), activation_fn()]) if layer_norm else (lambda _: [activation_fn()])
+        activation = in_place(activation_fn)
+        between = (lambda size: [ChannelLayerNorm(size), activation()]) if layer_norm else (lambda _: [activation()])
         if shape[1:] == ORIGINAL_SIZE:
             self.start_shape = (32 * cnn_depth, 1, 1)
             channels = [32 * cnn_depth, *reversed(stage_depths(3, cnn_depth)), shape[0]]
             for stage, kernel in enumerate(ORIGINAL_KERNELS):
-                layer = PointTransposedConv if stage == 0 else nn.ConvTranspose2d
+                layer = PointTransposedConv if stage == 0 else SubPixelTransposedConv
                 layers += [layer(channels[stage], channels[stage + 1], kernel, STRIDE), *between(channels[stage + 1])]
         else:
             sizes = stage_sizes(*shape[1:])[::-1]
@@ -78,11 +62,11 @@ class ImageDecoder(nn.Module):
             for stage, channels_in in enumerate(depths):
                 channels_out = depths[stage + 1] if stage + 1 < len(depths) else shape[0]
                 lost = [(size - KERNEL) % STRIDE for size in sizes[stage + 1]]  # pixels that the encoder's stride left out
-                convolution = nn.ConvTranspose2d(channels_in, channels_out, KERNEL, STRIDE, 0, lost)  # type: ignore[arg-type]
+                convolution = SubPixelTransposedConv(channels_in, channels_out, KERNEL, STRIDE, 0, lost)  # type: ignore[arg-type]
                 layers += [convolution, *between(channels_out)]
         self.linear = nn.Linear(features_size, self.start_shape[0] * self.start_shape[1] * self.start_shape[2])
         # After the last convolution there is neither norm nor activation
-        self.cnn = nn.Sequential(*(layers[:-2] if layer_norm else layers[:-1]))
+        self.cnn = channels_last(nn.Sequential(*(layers[:-2] if layer_norm else layers[:-1])))
 
     def forward(self, features: th.Tensor) -> th.Tensor:
         """

@@ -8,8 +8,9 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from sb3_dreamer.common.layers import MLP, ChannelLayerNorm
+from sb3_dreamer.common.layers import MLP, ChannelLayerNorm, in_place
 from sb3_dreamer.common.observations import OBSERVATION_KEY, split_space
+from sb3_dreamer.world_model.convolutions import channels_last
 
 KERNEL, STRIDE = 4, 2
 #: Channels of the stages in units of cnn_depth; further stages of large native images stay at the last value
@@ -99,12 +100,12 @@ class DreamerEncoder(BaseFeaturesExtractor):
             depths = stage_depths(len(sizes) - 1, cnn_depth)
             for channels_in, channels_out in zip([shape[0], *depths], depths, strict=False):
                 norm = [ChannelLayerNorm(channels_out)] if layer_norm else []
-                layers += [nn.Conv2d(channels_in, channels_out, KERNEL, STRIDE), *norm, activation_fn()]
+                layers += [nn.Conv2d(channels_in, channels_out, KERNEL, STRIDE), *norm, in_place(activation_fn)()]
             image_features = int((depths or [shape[0]])[-1] * np.prod(sizes[-1]))
         vector_size = sum(parts[key].shape[0] for key in self.vector_keys)
         vector_features = (net_arch[-1] if net_arch else vector_size) if vector_size else 0
         super().__init__(observation_space, features_dim=image_features + vector_features)
-        self.cnn = nn.Sequential(*layers, nn.Flatten()) if shape is not None else None
+        self.cnn = channels_last(nn.Sequential(*layers, nn.Flatten())) if shape is not None else None
         self.mlp = MLP(vector_size, net_arch, activation_fn, layer_norm) if vector_size else None
 
     def forward(self, observations: th.Tensor | dict[str, th.Tensor]) -> th.Tensor:
@@ -116,7 +117,8 @@ class DreamerEncoder(BaseFeaturesExtractor):
             observations = {OBSERVATION_KEY: observations}
         parts = []
         if self.cnn is not None:
-            parts.append(self.cnn(th.cat([observations[key] for key in self.image_keys], dim=-3)))
+            images = th.cat([observations[key] for key in self.image_keys], dim=-3)
+            parts.append(self.cnn(images.contiguous(memory_format=th.channels_last)))
         if self.mlp is not None:
             parts.append(self.mlp(th.cat([observations[key] for key in self.vector_keys], dim=-1)))
         return th.cat(parts, dim=-1) if len(parts) > 1 else parts[0]

@@ -19,6 +19,8 @@ STD_ACTIVATIONS: dict[str, Callable[[th.Tensor], th.Tensor]] = {
 LATENTS = ("categorical", "gaussian")
 #: V2: classes of every categorical variable
 DEFAULT_CLASSES = 32
+#: Width of a one-hot state from which sums of rows are faster than products
+SPARSE_SIZE = 256
 #: V2's code, for Gaussian latents
 DEFAULT_MIN_STD, DEFAULT_STD_ACTIVATION = 0.1, "sigmoid2"
 
@@ -71,6 +73,15 @@ class Latent(ABC):
         :param parameters: (..., P)
         :return: flat, (..., Z)
         """
+
+    def places(self, sample: th.Tensor) -> th.Tensor | None:
+        """
+        Where the ones of a one-hot sample are, if they are so few that products with them are better written as sums of rows.
+
+        :param sample: flat, (..., Z)
+        :return: positions within 0 ... Z - 1, (..., S), or None if the sample is to be used as it is
+        """
+        return None
 
     @abstractmethod
     def kl(self, lhs: th.Tensor, rhs: th.Tensor) -> th.Tensor:
@@ -127,6 +138,13 @@ class CategoricalLatent(Latent):
 
     def mode(self, parameters: th.Tensor) -> th.Tensor:
         return self.distribution(parameters).mode.flatten(-2)
+
+    def places(self, sample: th.Tensor) -> th.Tensor | None:
+        # A gradient needs the zeros too; a GPU and small products do not gain by it
+        if sample.requires_grad or sample.device.type != "cpu" or self.size < SPARSE_SIZE:
+            return None
+        first = th.arange(0, self.size, self.classes, device=sample.device)
+        return sample.unflatten(-1, (self.variables, self.classes)).argmax(-1).add_(first)
 
     def kl(self, lhs: th.Tensor, rhs: th.Tensor) -> th.Tensor:
         first, second = self.distribution(lhs), self.distribution(rhs)

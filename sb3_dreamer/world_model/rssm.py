@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_dreamer.common.layers import LAYER_NORM_EPSILON, MLP, LayerNormGRUCell
+from sb3_dreamer.common.one_hot import OneHotFeatures, sum_rows
 from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.world_model.latents import Latent
 
@@ -72,16 +73,31 @@ class RSSM(nn.Module):
         like = self.input.weight
         return LatentState(like.new_zeros(batch_size, self.deterministic_size), like.new_zeros(batch_size, self.latent.size))
 
-    def advance(self, state: LatentState, actions: th.Tensor) -> th.Tensor:
+    def one_hot(self, state: LatentState) -> OneHotFeatures | None:
+        """
+        Features of a large one-hot state without its zeros.
+
+        :param state: (..., D), (..., Z)
+        :return: (..., F), or None where the full features are to be used: with a gradient, small, on a GPU
+        """
+        places = None if state.deterministic.requires_grad else self.latent.places(state.stochastic)
+        return None if places is None else OneHotFeatures(places, state.deterministic, self.latent.size)
+
+    def advance(self, state: LatentState, actions: th.Tensor, one_hot: OneHotFeatures | None = None) -> th.Tensor:
         """
         Recurrent model: h_t from s_{t-1} and the action that was taken there.
 
         :param state: (n, ...)
         :param actions: (n, A)
+        :param one_hot: features of this state, if known
         :return: (n, D)
         """
-        hidden = self.activation(self.input_norm(self.input(th.cat([state.stochastic, actions], dim=-1))))
-        return self.cell(hidden, state.deterministic)
+        if one_hot is not None:
+            of_latent, of_action = self.input.weight.split([self.latent.size, self.action_size], dim=1)
+            hidden = F.linear(actions, of_action, self.input.bias).add_(sum_rows(of_latent, one_hot.places))
+        else:
+            hidden = self.input(th.cat([state.stochastic, actions], dim=-1))
+        return self.cell(self.activation(self.input_norm(hidden)), state.deterministic)
 
     def prior(self, deterministic: th.Tensor) -> th.Tensor:
         """
@@ -92,16 +108,23 @@ class RSSM(nn.Module):
         """
         return self.prior_output(self.prior_hidden(deterministic))
 
-    def imagine_step(self, state: LatentState, actions: th.Tensor, noise: th.Tensor | None = None) -> LatentState:
+    def imagine_step(
+        self,
+        state: LatentState,
+        actions: th.Tensor,
+        noise: th.Tensor | None = None,
+        one_hot: OneHotFeatures | None = None,
+    ) -> LatentState:
         """
         One step without an observation.
 
         :param state: (n, ...)
         :param actions: (n, A)
         :param noise: for the latent's sample, (n, noise size), or None to draw it
+        :param one_hot: features of this state, if known
         :return: (n, ...)
         """
-        deterministic = self.advance(state, actions)
+        deterministic = self.advance(state, actions, one_hot)
         return LatentState(deterministic, self.latent.sample(self.prior(deterministic), noise))
 
     def observe_step(

@@ -18,10 +18,11 @@ from sb3_dreamer.common.functional import (
     unflatten_time,
 )
 from sb3_dreamer.common.observations import OBSERVATION_KEY, ObservationFormat
+from sb3_dreamer.common.one_hot import OneHotFeatures
 from sb3_dreamer.common.type_aliases import ImaginedTrajectory, LatentState, SequenceBatch
 from sb3_dreamer.world_model.rssm import RSSM
 
-Actor = Callable[[th.Tensor], Distribution]
+Actor = Callable[[th.Tensor | OneHotFeatures], Distribution]
 
 
 @dataclass(frozen=True)
@@ -224,25 +225,27 @@ class WorldModel(nn.Module):
         state, actions = start, start.stochastic.new_zeros(len(start.stochastic), self.rssm.action_size)
         states, taken = [state], [actions]
         for step in range(horizon):
-            actions = actor(state.features.detach()).sample(None if action_noise is None else action_noise[step])
-            state = self.rssm.imagine_step(state, actions, None if latent_noise is None else latent_noise[step])
+            one_hot = self.rssm.one_hot(state)
+            inputs = state.features.detach() if one_hot is None else one_hot
+            actions = actor(inputs).sample(None if action_noise is None else action_noise[step])
+            state = self.rssm.imagine_step(state, actions, None if latent_noise is None else latent_noise[step], one_hot)
             states.append(state)
             taken.append(actions)
         path = LatentState(th.stack([s.deterministic for s in states]), th.stack([s.stochastic for s in states]))
-        features = path.features
-        discounts = self.predict_discounts(features, start_continues, gamma)
-        return ImaginedTrajectory(
-            path, features, th.stack(taken), self.predict_rewards(features), discounts, trajectory_weights(discounts)
-        )
+        features, one_hot = path.features, self.rssm.one_hot(path)
+        inputs = features if one_hot is None else one_hot
+        discounts = self.predict_discounts(inputs, start_continues, gamma)
+        rewards, weights = self.predict_rewards(inputs), trajectory_weights(discounts)
+        return ImaginedTrajectory(path, features, th.stack(taken), rewards, discounts, weights, one_hot)
 
-    def predict_rewards(self, features: th.Tensor) -> th.Tensor:
+    def predict_rewards(self, features: th.Tensor | OneHotFeatures) -> th.Tensor:
         """
         :param features: (..., F)
         :return: mode of the reward on arrival, in transformed reward units, (...)
         """
         return self.reward_head(features).mode
 
-    def predict_discounts(self, features: th.Tensor, start_continues: th.Tensor, gamma: float) -> th.Tensor:
+    def predict_discounts(self, features: th.Tensor | OneHotFeatures, start_continues: th.Tensor, gamma: float) -> th.Tensor:
         """
         :param features: (H + 1, N, F)
         :param start_continues: known flags of the first states, (N,)
@@ -250,7 +253,7 @@ class WorldModel(nn.Module):
         :return: gamma times the probability of going on (the head's mean has gamma in it already), (H + 1, N)
         """
         if self.discount_head is None:
-            return features.new_full(features.shape[:-1], gamma)
+            return start_continues.new_full(features.shape[:-1], gamma)
         return th.cat([(gamma * start_continues)[None], self.discount_head(features[1:]).mean])
 
     def filter(

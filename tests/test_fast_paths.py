@@ -1,0 +1,189 @@
+"""What is computed in another way than it is written in the paper gives the same numbers and gradients."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from torch import nn
+
+from sb3_dreamer import DreamerV2
+from sb3_dreamer.common.distributions import OneHotCategorical
+from sb3_dreamer.common.layers import MLP
+from sb3_dreamer.common.observations import ObservationFormat
+from sb3_dreamer.common.one_hot import OneHotFeatures, sum_rows
+from sb3_dreamer.dreamer_v2.update import UpdateNoise
+from sb3_dreamer.world_model.convolutions import PointTransposedConv, SubPixelTransposedConv
+from sb3_dreamer.world_model.latents import SPARSE_SIZE, CategoricalLatent, GaussianLatent
+from tests.small import DISCRETE, IMAGE, random_model
+
+S, K, D = 16, 16, 5
+H = 4
+
+
+def one_hot_features(*shape: int) -> OneHotFeatures:
+    places = th.randint(K, (*shape, S)) + th.arange(0, S * K, K)
+    return OneHotFeatures(places, th.randn(*shape, D, dtype=th.float64), S * K)
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 4), (2, 3, 4)])
+def test_sum_of_rows_is_the_product(shape: tuple[int, ...]) -> None:
+    weight, features = th.randn(6, S * K, dtype=th.float64), one_hot_features(*shape)
+    th.testing.assert_close(sum_rows(weight, features.places), features.dense()[..., : S * K] @ weight.t())
+    assert features.shape == (*shape, S * K + D) == features.dense().shape
+    assert features.dense()[..., : S * K].sum(-1).eq(S).all()
+
+
+@pytest.mark.parametrize("net_arch", [[], [6], [6, 4]])
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_network_on_one_hot_features(net_arch: list[int], layer_norm: bool) -> None:
+    network, features = MLP(S * K + D, net_arch, nn.ELU, layer_norm).double(), one_hot_features(3, 4)
+    th.testing.assert_close(network(features), network(features.dense()))
+    th.testing.assert_close(network(features[1:]), network(features.dense()[1:]))
+    assert features.detach() is features
+    if net_arch:
+        by_rows, by_product = (
+            th.autograd.grad(network(x).square().sum(), list(network.parameters())) for x in (features, features.dense())
+        )
+        th.testing.assert_close(by_rows, by_product)
+
+
+def test_places_are_of_large_one_hot_constants_on_cpus() -> None:
+    large, small = CategoricalLatent(S, K), CategoricalLatent(2, 3)
+    assert large.size >= SPARSE_SIZE > small.size
+    sample = large.sample(th.randn(4, S * K))
+    places = large.places(sample)
+    assert places is not None and th.equal(OneHotFeatures(places, th.zeros(4, 0), S * K).dense(), sample)
+    assert large.places(large.sample(th.randn(4, S * K, requires_grad=True))) is None
+    assert small.places(small.sample(th.randn(4, 6))) is None
+    assert large.places(th.empty(4, S * K, device="meta")) is None
+    assert GaussianLatent(SPARSE_SIZE).places(th.randn(4, SPARSE_SIZE)) is None
+
+
+@pytest.mark.parametrize("memory_format", [th.contiguous_format, th.channels_last])
+@pytest.mark.parametrize(
+    "cls, channels, out_channels, kernel, size, output_padding",
+    [
+        (SubPixelTransposedConv, 5, 1, 6, (7, 4), 0),
+        (SubPixelTransposedConv, 3, 4, 4, (2, 5), 0),
+        (SubPixelTransposedConv, 3, 2, 2, (3, 3), 0),
+        (SubPixelTransposedConv, 3, 2, (4, 6), (3, 5), 0),
+        (SubPixelTransposedConv, 3, 2, 5, (3, 3), 0),  # the following are left to PyTorch
+        (SubPixelTransposedConv, 3, 2, 4, (3, 3), 1),
+        (SubPixelTransposedConv, 3, 17, 4, (3, 3), 0),
+        (PointTransposedConv, 6, 4, 5, (1, 1), 0),
+    ],
+)
+def test_transposed_convolutions(
+    cls: type[nn.ConvTranspose2d],
+    channels: int,
+    out_channels: int,
+    kernel: Any,
+    size: tuple[int, int],
+    output_padding: int,
+    memory_format: th.memory_format,
+) -> None:
+    layer = cls(channels, out_channels, kernel, 2, output_padding=output_padding).double()
+    plain = nn.ConvTranspose2d(channels, out_channels, kernel, 2, output_padding=output_padding).double()
+    plain.load_state_dict(layer.state_dict())
+    layer.to(memory_format=memory_format)  # type: ignore[call-overload]
+    x = th.randn(3, channels, *size, dtype=th.float64).contiguous(memory_format=memory_format).requires_grad_()
+    outputs = layer(x), plain(x)
+    th.testing.assert_close(*outputs)
+    weight = th.randn_like(outputs[1])
+    gradients = [
+        th.autograd.grad((y * weight).sum(), [x, *module.parameters()])
+        for y, module in zip(outputs, (layer, plain), strict=True)
+    ]
+    th.testing.assert_close(*gradients)
+
+
+def test_sub_pixel_form_without_gradient_of_its_input() -> None:
+    layer = SubPixelTransposedConv(3, 2, 4, 2)
+    layer(th.randn(2, 3, 5, 5)).sum().backward()
+    assert layer.weight.grad is not None and layer.weight.grad.abs().sum() > 0
+
+
+def test_noise_is_exponential() -> None:
+    th.manual_seed(0)
+    noise = OneHotCategorical.noise_like(th.empty(400_000, dtype=th.float64)).sort().values
+    assert noise[0] > 0
+    distance = (noise.neg().exp() - 1.0 + th.arange(1, 400_001) / 400_000).abs().max()  # Kolmogorov and Smirnov's
+    assert distance < 1.63 / np.sqrt(400_000)
+
+
+# ------------------------------------------------------------------------------------------------- whole updates, both ways
+
+
+def small_pictures(dtype: th.dtype) -> DreamerV2:
+    """With a large one-hot state and data, not yet trained."""
+    sizes = {"stochastic_size": S, "stochastic_classes": K}
+    model = random_model(IMAGE, DISCRETE, policy_kwargs=sizes, seed=3, learning_starts=1000, imagination_horizon=H).learn(40)
+    model.policy.to(dtype=dtype)
+    return model
+
+
+def plain_layers(model: DreamerV2, monkeypatch: pytest.MonkeyPatch) -> DreamerV2:
+    """A copy that computes everything as it is written."""
+    plain = copy.copy(model)
+    plain.policy = copy.deepcopy(model.policy)
+    for module in plain.policy.modules():
+        if isinstance(module, SubPixelTransposedConv | PointTransposedConv):
+            module.__class__ = nn.ConvTranspose2d
+        if isinstance(module, nn.ELU):
+            module.inplace = False
+    monkeypatch.setattr(plain.policy.world_model.rssm, "latent", CategoricalLatent(S, K))
+    monkeypatch.setattr(plain.policy.world_model.rssm.latent, "places", lambda sample: None)
+    return plain
+
+
+def shared_noise(model: DreamerV2, dtype: th.dtype) -> UpdateNoise:
+    starts = model.batch_length * model.batch_size
+    shapes = [(model.batch_length, model.batch_size, S * K), (H, starts, int(DISCRETE.n)), (H, starts, S * K)]
+    return UpdateNoise(*(OneHotCategorical.noise_like(th.empty(shape, dtype=dtype)) for shape in shapes))
+
+
+@pytest.fixture
+def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """New tensors and encoded pictures are float64."""
+    encode = ObservationFormat.encode
+    monkeypatch.setattr(ObservationFormat, "encode", lambda self, x: {key: v.double() for key, v in encode(self, x).items()})
+    th.set_default_dtype(th.float64)
+    yield
+    th.set_default_dtype(th.float32)
+
+
+@pytest.mark.usefixtures("double")
+def test_twenty_updates_are_the_same_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_pictures(th.float64)
+    plain = plain_layers(model, monkeypatch)
+    before = copy.deepcopy(model.policy.state_dict())
+    for _ in range(20):
+        batch, noise = model.replay_buffer.sample(model.batch_size), shared_noise(model, th.float64)
+        batch = batch._replace(
+            actions=batch.actions.double(), rewards=batch.rewards.double(), continues=batch.continues.double()
+        )
+        fast, slow = (agent.update(batch, noise) for agent in (model, plain))
+        assert fast.imagination.trajectory.one_hot is not None and slow.imagination.trajectory.one_hot is None
+    assert len(fast.metrics) > 15
+    for name, value in fast.metrics.items():
+        assert value.item() == pytest.approx(slow.metrics[name].item(), rel=1e-8, abs=1e-10), name
+    for (name, a), b in zip(model.policy.named_parameters(), plain.policy.parameters(), strict=True):
+        moved = (a - before[name]).norm()
+        assert moved > 0 and (a - b).norm() <= 1e-8 * b.norm(), name
+
+
+def test_gradients_of_one_update_are_the_same_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_pictures(th.float32)
+    plain = plain_layers(model, monkeypatch)
+    batch, noise = model.replay_buffer.sample(model.batch_size), shared_noise(model, th.float32)
+    for agent in (model, plain):
+        agent.update(batch, noise)
+    for (name, a), b in zip(model.policy.named_parameters(), plain.policy.parameters(), strict=True):
+        if "critic_target" in name:
+            assert th.equal(a, b) or (a - b).norm() <= 1e-4 * b.norm()
+            continue
+        assert a.grad is not None and b.grad is not None, name
+        assert (a.grad - b.grad).norm() <= 1e-4 * b.grad.norm(), name
