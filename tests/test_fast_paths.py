@@ -131,7 +131,7 @@ def plain_layers(model: DreamerV2, monkeypatch: pytest.MonkeyPatch) -> DreamerV2
     plain.policy = copy.deepcopy(model.policy)
     for module in plain.policy.modules():
         if isinstance(module, SubPixelTransposedConv | PointTransposedConv):
-            module.__class__ = nn.ConvTranspose2d
+            module.__class__ = nn.ConvTranspose2d  # type: ignore[assignment]
         if isinstance(module, nn.ELU):
             module.inplace = False
     monkeypatch.setattr(plain.policy.world_model.rssm, "latent", CategoricalLatent(S, K))

@@ -8,6 +8,7 @@ seam for exact seeds, shared noise in tests, and drawing all noise of an update 
 """
 
 import math
+from functools import cached_property
 from typing import Protocol
 
 import torch as th
@@ -73,7 +74,12 @@ class OneHotCategorical:
     """
 
     def __init__(self, logits: th.Tensor):
-        self.log_probs = F.log_softmax(logits, dim=-1)
+        self.logits = logits
+
+    @cached_property
+    def log_probs(self) -> th.Tensor:
+        """Log-probabilities, (..., K); imagined samples do not need them."""
+        return F.log_softmax(self.logits, dim=-1)
 
     @property
     def probs(self) -> th.Tensor:
@@ -88,7 +94,7 @@ class OneHotCategorical:
     @property
     def mode(self) -> th.Tensor:
         """One-hot of the most likely class, (..., K); no gradient."""
-        return one_hot_like(self.log_probs.detach().argmax(-1, keepdim=True), self.log_probs.detach())
+        return one_hot_like(self.logits.detach().argmax(-1, keepdim=True), self.logits.detach())
 
     @staticmethod
     def noise_like(logits: th.Tensor) -> th.Tensor:
@@ -102,22 +108,21 @@ class OneHotCategorical:
 
     def draw_noise(self) -> th.Tensor:
         """Noise of the logits' shape, see :meth:`noise_like`."""
-        return self.noise_like(self.log_probs)
+        return self.noise_like(self.logits)
 
     def sample(self, noise: th.Tensor | None = None) -> th.Tensor:
         """
         One-hot sample whose gradient is that of the probabilities.
 
         The class with the largest ``probs / noise`` wins, which is an exact categorical sample for Exponential(1) noise;
-        noise of ones gives the mode.
+        noise of ones gives the mode. Logarithms are compared, because they need no normalised probabilities.
 
         :param noise: (..., K), positive
         :return: (..., K)
         """
-        probs = self.probs
-        noise = self.draw_noise() if noise is None else noise
-        index = (probs.detach() / noise).argmax(-1, keepdim=True)
-        return straight_through(one_hot_like(index, probs.detach()), probs)
+        logits, noise = self.logits.detach(), self.draw_noise() if noise is None else noise
+        one_hot = one_hot_like((logits - noise.log()).argmax(-1, keepdim=True), logits)
+        return straight_through(one_hot, self.probs) if self.logits.requires_grad else one_hot
 
     def log_prob(self, value: th.Tensor) -> th.Tensor:
         """
