@@ -15,7 +15,7 @@ from sb3_dreamer.common.layers import MLP
 from sb3_dreamer.common.observations import ObservationFormat
 from sb3_dreamer.common.one_hot import OneHotFeatures, sum_rows
 from sb3_dreamer.dreamer_v2.update import UpdateNoise
-from sb3_dreamer.world_model.convolutions import PointTransposedConv, SubPixelTransposedConv
+from sb3_dreamer.world_model.convolutions import PointTransposedConv, StridedConv, SubPixelTransposedConv
 from sb3_dreamer.world_model.latents import SPARSE_SIZE, CategoricalLatent, GaussianLatent
 from tests.small import DISCRETE, IMAGE, random_model
 
@@ -98,6 +98,16 @@ def test_transposed_convolutions(
         for y, module in zip(outputs, (layer, plain), strict=True)
     ]
     th.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("memory_format", [th.contiguous_format, th.channels_last])
+@pytest.mark.parametrize("size", [(6, 6), (4, 7), (5, 4), (9, 9)])  # the last is left to PyTorch
+def test_convolution_of_few_windows(size: tuple[int, int], memory_format: th.memory_format) -> None:
+    layer = StridedConv(3, 5, 4, 2).double().to(memory_format=memory_format)  # type: ignore[call-overload]
+    x = th.randn(2, 3, *size, dtype=th.float64).contiguous(memory_format=memory_format)
+    with th.no_grad():
+        th.testing.assert_close(layer(x), nn.functional.conv2d(x, layer.weight, layer.bias, 2))
+    assert layer(x).requires_grad and layer(x).shape[1] == 5
 
 
 def test_sub_pixel_form_without_gradient_of_its_input() -> None:

@@ -101,7 +101,7 @@ def measure_loop(configuration: Configuration, device: str, steps: int, n_envs: 
         gradient_steps=max(1, n_envs // per_update),
     )
     watch = Stopwatch(model.device)
-    watch.wrap(envs, "step", "environment")
+    watch.wrap(model.env, "step", "environment")  # with the wrappers that SB3 adds
     watch.wrap(model.policy, "act", "acting")
     watch.wrap(model.replay_buffer, "add", "storing")
     watch.wrap(model.replay_buffer, "sample", "sampling")

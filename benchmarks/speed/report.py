@@ -115,7 +115,8 @@ def draw_roofline(results: Results, path: Path) -> None:
             left += milliseconds
         axes.axhline(r["peak_gflops"], color="black", linestyle="--", label="matrix product 2048")
         axes.set(title=f"{r['config']} ({r['device']}, {r['threads']} thread)", xlabel="ms of an update", ylabel="GFLOP/s")
-    axes.legend(fontsize=7, loc="lower left")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
     figure.savefig(path, dpi=110)
 
 

@@ -1,4 +1,4 @@
-"""Transposed convolutions as PyTorch has them, same parameters and same numbers, computed in ways that suit a CPU."""
+"""(Transposed) convolutions as PyTorch has them, same parameters and same numbers, computed in ways that suit a CPU."""
 
 from typing import Any
 
@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 #: Above this many output channels PyTorch's own kernel is the faster one
 FEW_CHANNELS = 16
+#: Output pixels per image, and of all images together, up to which one matrix product of windows is faster
+FEW_PIXELS, FEW_WINDOWS = 4, 256
 
 
 def channels_last(network: nn.Sequential) -> nn.Sequential:
@@ -19,6 +21,27 @@ def channels_last(network: nn.Sequential) -> nn.Sequential:
     :return: the network
     """
     return network.to(memory_format=th.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+class StridedConv(nn.Conv2d):
+    """
+    A convolution without padding, on CPUs computed as one matrix product of its windows where nothing is learned and the
+    output has few pixels: PyTorch's own kernel brings the weight into its order at every call, which takes longer than that.
+    """
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: (n, channels, h, w)
+        :return: (n, out_channels, ...)
+        """
+        (height, width), (down, right) = self.kernel_size, self.stride
+        rows, columns = (x.shape[-2] - height) // down + 1, (x.shape[-1] - width) // right + 1
+        few = rows * columns <= FEW_PIXELS and len(x) * rows * columns <= FEW_WINDOWS
+        if th.is_grad_enabled() or not few or x.device.type != "cpu":
+            return super().forward(x)
+        windows = x.permute(0, 2, 3, 1).unfold(1, height, down).unfold(2, width, right).permute(0, 1, 2, 4, 5, 3)
+        y = F.linear(windows.reshape(len(x) * rows * columns, -1), self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
+        return y.view(len(x), rows, columns, -1).permute(0, 3, 1, 2)
 
 
 class PointTransposedConv(nn.ConvTranspose2d):

@@ -10,7 +10,7 @@ from torch import nn
 
 from sb3_dreamer.common.layers import MLP, ChannelLayerNorm, in_place
 from sb3_dreamer.common.observations import OBSERVATION_KEY, split_space
-from sb3_dreamer.world_model.convolutions import channels_last
+from sb3_dreamer.world_model.convolutions import StridedConv, channels_last
 
 KERNEL, STRIDE = 4, 2
 #: Channels of the stages in units of cnn_depth; further stages of large native images stay at the last value
@@ -100,7 +100,7 @@ class DreamerEncoder(BaseFeaturesExtractor):
             depths = stage_depths(len(sizes) - 1, cnn_depth)
             for channels_in, channels_out in zip([shape[0], *depths], depths, strict=False):
                 norm = [ChannelLayerNorm(channels_out)] if layer_norm else []
-                layers += [nn.Conv2d(channels_in, channels_out, KERNEL, STRIDE), *norm, in_place(activation_fn)()]
+                layers += [StridedConv(channels_in, channels_out, KERNEL, STRIDE), *norm, in_place(activation_fn)()]
             image_features = int((depths or [shape[0]])[-1] * np.prod(sizes[-1]))
         vector_size = sum(parts[key].shape[0] for key in self.vector_keys)
         vector_features = (net_arch[-1] if net_arch else vector_size) if vector_size else 0
