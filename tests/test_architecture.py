@@ -18,7 +18,7 @@ ROOMS: dict[str, tuple[str, str]] = {
     "behavior": ("actors actor_critic exploration", "common"),
     "replay": ("storage records buffer", "common"),
     "dreamer_v2": ("networks policies reporting update sequence_algorithm dreamer_v2", "common world_model behavior replay"),
-    "envs": ("atari scaling wrappers optional crafter dmc minatar procgen registration", "common"),
+    "envs": ("atari atari_vec_env scaling wrappers optional crafter dmc minatar procgen registration", "common"),
     "presets": ("presets", "common world_model behavior replay dreamer_v2"),
     "zoo": ("hyperparams_opt __init__ report __main__", "common world_model behavior replay dreamer_v2 envs presets"),
     "": ("__init__", "common world_model behavior replay dreamer_v2 presets"),

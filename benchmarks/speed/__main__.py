@@ -5,6 +5,7 @@ How fast everything is. Results go to ``benchmarks/results/speed.json``, from wh
     python -m benchmarks.speed act                                # one acting step, 1, 8 and 64 environments
     python -m benchmarks.speed replay                             # adding and sampling
     python -m benchmarks.speed loop                               # everything together, on real environments
+    python -m benchmarks.speed envs                               # Atari without an agent, in three kinds of VecEnv
     python -m benchmarks.speed size                               # an update's cost against its size
     python -m benchmarks.speed report                             # tables and figures
 
@@ -69,6 +70,8 @@ def measure(kind: str, config: str, options: argparse.Namespace) -> list[dict[st
         return [{"kind": kind, **acting.measure_replay(configuration, options.device, rounds)}]
     if kind == "loop":
         return [{"kind": kind, **acting.measure_loop(configuration, options.device, LOOP_STEPS[config], options.envs)}]
+    if kind == "envs":
+        return [{"kind": kind, "rates": acting.measure_envs()}]
     return [{"kind": kind, "sizes": update.measure_sizes(options.device, options.rounds or 5)}]
 
 
@@ -85,6 +88,7 @@ def show(result: dict[str, Any]) -> None:
         "replay": report.replay_table,
         "loop": report.loop_table,
         "sb3": report.loop_table,
+        "envs": report.envs_table,
     }
     if result["kind"] in tables:
         print(tables[result["kind"]]([result]), flush=True)
@@ -93,7 +97,7 @@ def show(result: dict[str, Any]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["update", "act", "replay", "loop", "size", "report"])
+    parser.add_argument("kind", choices=["update", "act", "replay", "loop", "envs", "size", "report"])
     parser.add_argument("--config", nargs="+", choices=list(CONFIGURATIONS), default=["cartpole", "pixel-small", "atari"])
     parser.add_argument("--peers", action="store_true", help="update: also sheeprl's, in turn (installs it once, 1.5 GB)")
     parser.add_argument("--device", default="cpu")
@@ -104,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     th.set_num_threads(options.threads)
     if options.kind == "report":
         return report.write(load())
-    configs = ["pixel-small"] if options.kind == "size" else options.config
+    configs = {"size": ["pixel-small"], "envs": ["atari"]}.get(options.kind, options.config)
     found = [(config, result) for config in configs for result in measure(options.kind, config, options)]
     if options.kind == "loop":
         found.append(("cartpole", {"kind": "sb3", **acting.sb3_for_orientation()}))

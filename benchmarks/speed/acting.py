@@ -7,11 +7,11 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from stable_baselines3 import DQN, PPO
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor
 
 from benchmarks.speed.configurations import Configuration, fill, make_model
 from benchmarks.speed.stopwatch import Stopwatch, timed
-from sb3_dreamer.envs import make_dreamer_atari_env
+from sb3_dreamer.envs import AtariVecEnv, make_dreamer_atari_env
 from tests.tasks import PixelCatch
 
 BATCHES = (1, 8, 64)
@@ -120,6 +120,35 @@ def measure_loop(configuration: Configuration, device: str, steps: int, n_envs: 
         "cpu_ms_per_step": 1e3 * cpu / done,
         "shares": {**shares, "rest": max(0.0, 1.0 - sum(shares.values()))},
     }
+
+
+def measure_envs(numbers: tuple[int, ...] = (1, 4, 8), steps: int = 500) -> dict[str, Any]:
+    """
+    Pong without an agent.
+
+    :param numbers: of environments
+    :param steps: of each environment
+    :return: steps of all environments per second, by kind of VecEnv and number
+    """
+    results: dict[str, Any] = {}
+    for n_envs in numbers:
+        made: dict[str, VecEnv] = {
+            cls.__name__: make_dreamer_atari_env("ALE/Pong-v5", n_envs, seed=0, vec_env_cls=cls)
+            for cls in (DummyVecEnv, SubprocVecEnv)
+        }
+        made["AtariVecEnv"] = VecMonitor(AtariVecEnv("ALE/Pong-v5", n_envs, seed=0))
+        for kind, env in made.items():
+            actions = np.random.default_rng(0).integers(6, size=(steps, n_envs))
+            env.reset()
+
+            def play(env: VecEnv = env, actions: np.ndarray = actions) -> None:
+                for row in actions:
+                    env.step(row)
+
+            wall, _ = timed(play, th.device("cpu"))
+            results.setdefault(kind, {})[str(n_envs)] = steps * n_envs / wall
+            env.close()
+    return results
 
 
 def sb3_for_orientation(steps: int = 4_000) -> dict[str, float]:

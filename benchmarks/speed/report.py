@@ -97,6 +97,18 @@ def loop_table(results: Results) -> str:
     return "\n".join(rows)
 
 
+def envs_table(results: Results) -> str:
+    """
+    :param results: all
+    :return: Markdown
+    """
+    rows = ["| Pong in a | 1 | 4 | 8 |", "|---" * 4 + "|"]
+    for r in of_kind(results, "envs"):
+        for kind, rates in r["rates"].items():
+            rows.append(f"| {kind} | {' | '.join(f'{rate:,.0f}' for rate in rates.values())} |")
+    return "\n".join(rows)
+
+
 def draw_roofline(results: Results, path: Path) -> None:
     """
     Rate of every phase against its share of the update's time; the line is the machine's matrix product.
@@ -168,6 +180,7 @@ def write(results: Results) -> None:
         "acting": acting_table(results),
         "replay": replay_table(results),
         "loop": loop_table(results),
+        "envs": envs_table(results),
         "size": draw_sizes(results, IMAGES / "cost_against_size.png"),
     }
     text = PAGE.read_text()

@@ -1,6 +1,7 @@
 """Environments as the papers set them up, ids of gymnasium for them, and wrappers that help a world model."""
 
 from sb3_dreamer.envs.atari import DreamerAtariWrapper, make_dreamer_atari_env
+from sb3_dreamer.envs.atari_vec_env import AtariVecEnv
 from sb3_dreamer.envs.crafter import CrafterEnv
 from sb3_dreamer.envs.dmc import DMCPixels, make_dmc_env
 from sb3_dreamer.envs.minatar import make_minatar_env
@@ -10,6 +11,7 @@ from sb3_dreamer.envs.scaling import ScaleObservation
 from sb3_dreamer.envs.wrappers import BinaryPlanes, FirstEntries, ScaleReward
 
 __all__ = [
+    "AtariVecEnv",
     "BinaryPlanes",
     "CrafterEnv",
     "DMCPixels",

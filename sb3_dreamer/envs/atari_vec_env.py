@@ -1,0 +1,191 @@
+"""Many Atari games at once in ale-py's own C++ threads, as a ``VecEnv`` with the protocol of :mod:`sb3_dreamer.envs.atari`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+from sb3_dreamer.envs.atari import MAX_FRAMES
+
+
+class AtariVecEnv(VecEnv):
+    """
+    Games of one kind, stepped by C++ threads: no Python per game, no processes.
+
+    The protocol is that of :class:`~sb3_dreamer.envs.atari.DreamerAtariWrapper`, and so are the numbers, to the byte, with
+    two exceptions. The observation with which an episode ends lacks the frames since the last full step. And the random
+    numbers of stickiness and no-ops are others at the same seed. There are no Python environments inside, hence nothing
+    to wrap, to call or to draw: count episodes with SB3's ``VecMonitor``, and use
+    :func:`~sb3_dreamer.envs.make_dreamer_atari_env` for videos.
+
+    :param env_id: such as ``"ALE/Pong-v5"`` or ``"PongNoFrameskip-v4"``; only the game is taken from it
+    :param n_envs: number of games
+    :param seed: of the first game; the others count on from it. None: of the system
+    :param action_repeat: emulator frames per step. Paper and code: 4
+    :param repeat_action_probability: stickiness per emulator frame, in [0, 1). Paper and code: 0.25
+    :param noop_max: upper bound of the number of no-ops after a reset; 0 for none. Code: 30
+    :param max_frames: emulator frames until an episode is cut off (truncation). Paper and code: 108,000
+    :param image_size: height and width of the observation in pixels. Paper and code: 64
+    :param full_action_space: all 18 actions of the console instead of those that the game knows
+    :param num_threads: C++ threads; 0: one for each game, at most one for each core
+    :raises ValueError: for an id that is no Atari game, and for numbers out of range
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        n_envs: int = 1,
+        seed: int | None = None,
+        action_repeat: int = 4,
+        repeat_action_probability: float = 0.25,
+        noop_max: int = 30,
+        max_frames: int = MAX_FRAMES,
+        image_size: int = 64,
+        full_action_space: bool = False,
+        num_threads: int = 0,
+    ) -> None:
+        for name, value, minimum in (
+            ("n_envs", n_envs, 1),
+            ("action_repeat", action_repeat, 1),
+            ("noop_max", noop_max, 0),
+            ("max_frames", max_frames, 1),
+            ("image_size", image_size, 1),
+            ("num_threads", num_threads, 0),
+        ):
+            if not isinstance(value, int) or value < minimum:
+                raise ValueError(f"{name} should be an integer of at least {minimum}, but {value!r} was given.")
+        if not 0 <= repeat_action_probability < 1:
+            raise ValueError(f"repeat_action_probability should be in [0, 1), but {repeat_action_probability!r} was given.")
+        from ale_py.vector_env import AtariVectorEnv
+
+        self.games: Any = AtariVectorEnv(
+            rom_name(env_id),
+            n_envs,
+            num_threads=num_threads,
+            max_num_frames_per_episode=max_frames,
+            repeat_action_probability=repeat_action_probability,
+            full_action_space=full_action_space,
+            autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,
+            img_height=image_size,
+            img_width=image_size,
+            frameskip=action_repeat,
+            noop_max=noop_max,
+            stack_num=1,
+            maxpool=action_repeat > 1,
+            reward_clipping=False,
+            use_fire_reset=False,
+        )
+        self.env_id, self.render_mode = env_id, None
+        self._actions = np.zeros(n_envs, dtype=np.int32)
+        observation_space = spaces.Box(0, 255, (image_size, image_size, 1), np.uint8)
+        single: Any = self.games.single_action_space
+        self._n_actions = int(single.n)
+        super().__init__(n_envs, observation_space, spaces.Discrete(self._n_actions))
+        if seed is not None:
+            self.seed(seed)
+
+    def reset(self) -> VecEnvObs:
+        """
+        Start all games anew.
+
+        :return: (n_envs, size, size, 1) uint8
+        """
+        seeds = None if self._seeds[0] is None else np.array(self._seeds, dtype=np.int32)
+        observations, infos = self.games.reset(seed=seeds)
+        self.reset_infos = [self._info(infos, index) for index in range(self.num_envs)]
+        self._reset_seeds()
+        self._reset_options()
+        return _channel_last(observations)
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """
+        Let the threads begin a step.
+
+        :param actions: indices into the action set, (n_envs,)
+        :raises ValueError: for another number of actions, or one that does not exist
+        """
+        chosen = np.asarray(actions)
+        if chosen.shape != (self.num_envs,) or chosen.min() < 0 or chosen.max() >= self._n_actions:
+            raise ValueError(
+                f"{self.env_id} needs {self.num_envs} actions from 0 to {self._n_actions - 1}, but was given {actions}."
+            )
+        self._actions = chosen.astype(np.int32)
+        self.games.send(self._actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """
+        Wait for the threads.
+
+        :return: observations (n_envs, size, size, 1), the first of the next episode where one has ended; scores; whether an
+            episode has ended; infos, there with ``terminal_observation`` and ``TimeLimit.truncated``
+        """
+        observations, rewards, terminated, truncated, infos = self.games.recv()
+        dones = terminated | truncated
+        each = [self._info(infos, index) for index in range(self.num_envs)]
+        for index in np.flatnonzero(dones).tolist():
+            each[index]["terminal_observation"] = _channel_last(infos["final_obs"][index : index + 1])[0].copy()
+            each[index]["TimeLimit.truncated"] = bool(truncated[index] and not terminated[index])
+            self.reset_infos[index] = self._info(infos, index)
+        return _channel_last(observations), rewards.astype(np.float32), dones, each
+
+    @staticmethod
+    def _info(infos: dict[str, np.ndarray], index: int) -> dict[str, Any]:
+        return {name: int(infos[name][index]) for name in ("lives", "frame_number", "episode_frame_number")}
+
+    def close(self) -> None:
+        """End the threads."""
+        self.games.close()
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """
+        :param attr_name: of this object, which all games share
+        :param indices: of games
+        :return: one value per game
+        """
+        return [getattr(self, attr_name)] * len(self._get_indices_of(indices))
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """There are no Python environments to change."""
+        raise NotImplementedError(f"The games of AtariVecEnv have no attribute {attr_name!r}: give it to the constructor.")
+
+    def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
+        """There are no Python environments to call."""
+        raise NotImplementedError(f"The games of AtariVecEnv have no method {method_name!r}: use make_dreamer_atari_env.")
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """
+        :param wrapper_class: any
+        :param indices: of games
+        :return: False for each
+        """
+        return [False] * len(self._get_indices_of(indices))
+
+    def _get_indices_of(self, indices: VecEnvIndices) -> Sequence[int]:
+        return list(self._get_indices(indices))
+
+
+def _channel_last(observations: np.ndarray) -> np.ndarray:
+    """(n, 1, size, size) to (n, size, size, 1)."""
+    return observations[:, 0, :, :, None]
+
+
+def rom_name(env_id: str) -> str:
+    """
+    :param env_id: of an Atari game in gymnasium
+    :return: the game's name in ale-py, such as ``"ms_pacman"``
+    :raises ValueError: if it is none
+    """
+    import ale_py
+
+    gym.register_envs(ale_py)
+    try:
+        game = gym.spec(env_id).kwargs.get("game")
+    except (gym.error.Error, TypeError, AttributeError):
+        game = None
+    if not isinstance(game, str):
+        raise ValueError(f"AtariVecEnv needs the id of an Atari game, such as 'ALE/Pong-v5', but was given {env_id!r}.")
+    return game
