@@ -1,7 +1,6 @@
 """Where the time and the arithmetic of a running agent go, measured from outside: methods are wrapped, nothing is changed."""
 
 import resource
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -49,8 +48,7 @@ class Stopwatch:
             self.calls[name] += 1
             return result
 
-        # Modules refuse attributes that are no modules only for registered names; a function is fine
-        object.__setattr__(owner, method, timed) if not isinstance(owner, type(sys)) else setattr(owner, method, timed)
+        owner.__dict__[method] = timed
 
     def now(self) -> tuple[float, float, int]:
         """

@@ -32,7 +32,7 @@ def watched(model: DreamerV2) -> tuple[Stopwatch, Callable[[], None]]:
     watch.wrap(update_module, "imagine", "imagination")
 
     watch.wrap(model, "update", "update")
-    return watch, lambda: setattr(update_module, "imagine", inner)
+    return watch, lambda: setattr(update_module, "imagine", inner)  # for others in this process
 
 
 def one_update(model: DreamerV2) -> Callable[[], Any]:
