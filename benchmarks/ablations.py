@@ -9,7 +9,6 @@ Every variant changes one argument of the same agent. A run takes two to three m
 """
 
 import argparse
-import json
 import re
 import time
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
-from benchmarks.end_to_end import provenance
+from benchmarks.records import known, load, record
 from sb3_dreamer import DreamerV2
 from tests.tasks import PixelCatch
 
@@ -121,31 +120,12 @@ def train(variant: str, seed: int) -> dict[str, Any]:
         "episodes": EPISODES,
         "evaluations": evaluations.returns,
         "cpu_seconds": round(time.process_time() - cpu, 1),
-        **provenance(),
     }
-
-
-def load_results() -> list[dict[str, Any]]:
-    """Everything measured so far."""
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-
-
-def record(result: dict[str, Any]) -> None:
-    """
-    Add a result to the file, in place of an older one of the same variant and seed.
-
-    :param result: of :func:`train`
-    """
-    others = [old for old in load_results() if (old["variant"], old["seed"]) != (result["variant"], result["seed"])]
-    order = list(VARIANTS)
-    others = sorted([*others, result], key=lambda r: (order.index(r["variant"]), r["seed"]))
-    lines = ",\n".join(json.dumps(entry) for entry in others)
-    RESULTS.write_text(f"[\n{lines}\n]\n")
 
 
 def curves(results: list[dict[str, Any]], variant: str) -> np.ndarray:
     """
-    :param results: of :func:`load_results`
+    :param results: of all variants
     :param variant: key of ``VARIANTS``
     :return: evaluations, (seeds, times)
     """
@@ -154,7 +134,7 @@ def curves(results: list[dict[str, Any]], variant: str) -> np.ndarray:
 
 def table(results: list[dict[str, Any]]) -> str:
     """
-    :param results: of :func:`load_results`
+    :param results: of all variants
     :return: Markdown
     """
     rows = ["| variant | seeds | mean return over training | at the end, by seed | paper, median of 55 games |"]
@@ -173,7 +153,7 @@ def draw(results: list[dict[str, Any]]) -> None:
     """
     Two panels: learning curves of the ablations, and of the horizons.
 
-    :param results: of :func:`load_results`
+    :param results: of all variants
     """
     from matplotlib.figure import Figure
 
@@ -197,7 +177,7 @@ def draw(results: list[dict[str, Any]]) -> None:
 
 def report() -> None:
     """Bring the table of the docs page and the figure up to date."""
-    results = load_results()
+    results = load(RESULTS)
     text = PAGE.read_text()
     assert BEGIN in text and END in text, f"{PAGE} has lost its markers"
     PAGE.write_text(re.sub(f"{BEGIN}.*?{END}", f"{BEGIN}\n{table(results)}\n{END}", text, flags=re.DOTALL))
@@ -217,11 +197,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     th.set_num_threads(options.threads)
     for seed in [] if options.report else options.seeds:
         for variant in options.variants:
-            known = any((result["variant"], result["seed"]) == (variant, seed) for result in load_results())
-            if known and not options.again:
+            if known(RESULTS, variant=variant, seed=seed) and not options.again:
                 continue
             result = train(variant, seed)
-            record(result)
+            record(result, RESULTS, ("variant", "seed"), lambda r: (list(VARIANTS).index(r["variant"]), r["seed"]))
             print(variant, seed, [round(value, 2) for value in result["evaluations"]], result["cpu_seconds"], flush=True)
     if options.report:
         report()

@@ -9,7 +9,6 @@ Results go to ``benchmarks/results/continuous.json``, one entry per task and see
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch as th
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
-from benchmarks.end_to_end import provenance
+from benchmarks.records import known, record
 from sb3_dreamer import DreamerV2, preset
 from sb3_dreamer.envs import ScaleObservation
 from tests.envs import PixelReacher, ScriptedReacher
@@ -174,21 +173,7 @@ def train(name: str, seed: int) -> dict[str, Any]:
         "threshold": task.threshold,
         "wall_seconds": round(wall, 1),
         "cpu_seconds": round(cpu, 1),
-        **provenance(),
     }
-
-
-def record(result: dict[str, Any], path: Path = RESULTS) -> None:
-    """
-    Add a result to the file, in place of an older one of the same task and seed.
-
-    :param result: of :func:`train`
-    :param path: JSON file
-    """
-    results = json.loads(path.read_text()) if path.exists() else []
-    results = [old for old in results if (old["task"], old["seed"]) != (result["task"], result["seed"])]
-    results = sorted([*results, result], key=lambda r: (r["task"], r["seed"]))
-    path.write_text("[\n" + ",\n".join(json.dumps(entry) for entry in results) + "\n]\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -202,11 +187,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     th.set_num_threads(options.threads)
     for seed in options.seeds:
         for name in options.tasks:
-            known = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-            if any((old["task"], old["seed"]) == (name, seed) for old in known) and not options.again:
+            if known(RESULTS, task=name, seed=seed) and not options.again:
                 continue
             result = train(name, seed)
-            record(result)
+            record(result, RESULTS, ("task", "seed"))
             print({key: result[key] for key in ("task", "seed", "mean_return", "std_return", "wall_seconds")}, flush=True)
 
 

@@ -6,8 +6,6 @@ Every run is evaluated with 50 fresh episodes, deterministic actions, on an envi
 """
 
 import argparse
-import json
-import platform
 import re
 import subprocess
 import sys
@@ -24,7 +22,7 @@ import yaml
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
-import sb3_dreamer
+from benchmarks.records import record
 from sb3_dreamer import DreamerV2
 from sb3_dreamer.presets import default_config
 from tests.tasks import HoldCue, PixelCatch
@@ -150,32 +148,6 @@ def preset_steps(env_id: str) -> float:
     return float(yaml.safe_load(default_config().read_text())[env_id]["n_timesteps"])
 
 
-def provenance() -> dict[str, str]:
-    """Versions, machine and commit of a result."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "sb3_dreamer": sb3_dreamer.__version__,
-        "commit": commit.stdout.strip(),
-        "torch": th.__version__,
-        "python": platform.python_version(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def record(result: dict[str, Any], path: Path = RESULTS) -> None:
-    """
-    Add a result to the file, in place of an older one of the same task and seed.
-
-    :param result: of :func:`train`
-    :param path: JSON file
-    """
-    results = json.loads(path.read_text()) if path.exists() else []
-    results = [old for old in results if (old["task"], old["seed"]) != (result["task"], result["seed"])]
-    results.append({**result, **provenance()})
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(sorted(results, key=lambda r: (r["task"], r["seed"])), indent=1) + "\n")
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -189,7 +161,7 @@ def main() -> None:
     for seed in arguments.seeds:
         in_zoo = arguments.task in ZOO_TASKS
         result = train_in_zoo(arguments.task, seed) if in_zoo else train(arguments.task, seed, verbose=arguments.verbose)
-        record(result)
+        record(result, RESULTS, ("task", "seed"))
         print(
             f"{result['task']} seed {seed}: mean return {result['mean_return']:.2f} ± {result['std_return']:.2f} over "
             f"{result['episodes']} episodes after {result['steps']} steps (wanted {result['threshold']}), "

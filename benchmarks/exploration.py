@@ -7,7 +7,6 @@ figure of all of them to ``docs/images/exploration.png``.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 import torch as th
 from matplotlib.figure import Figure
 
-from benchmarks.end_to_end import provenance
+from benchmarks.records import record
 from sb3_dreamer import DreamerV2
 from tests.tasks import SparseGrid
 
@@ -124,22 +123,6 @@ def run(method: str, seed: int, steps: int = STEPS, verbose: int = 0) -> dict[st
     }
 
 
-def record(result: dict[str, Any], path: Path = RESULTS) -> list[dict[str, Any]]:
-    """
-    Add a result to the file, in place of an older one of the same method and seed.
-
-    :param result: of :func:`run`
-    :param path: JSON file
-    :return: all results in the file
-    """
-    results = json.loads(path.read_text()) if path.exists() else []
-    results = [old for old in results if (old["method"], old["seed"]) != (result["method"], result["seed"])]
-    results = sorted([*results, {**result, **provenance()}], key=lambda r: (r["method"], r["seed"]))
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("[\n" + ",\n".join(json.dumps(r) for r in results) + "\n]\n")
-    return results
-
-
 def draw(results: list[dict[str, Any]], path: Path = FIGURE) -> None:
     """
     Distinct cells against steps: the mean over the seeds, and a band from the worst to the best of them.
@@ -176,7 +159,7 @@ def main() -> None:
     for method in arguments.methods:
         for seed in arguments.seeds:
             result = run(method, seed, arguments.steps, arguments.verbose)
-            results = record(result)
+            results = record(result, RESULTS, ("method", "seed"))
             print(
                 f"{method} seed {seed}: {result['cells']} of {result['reachable_cells']} cells after {result['steps']} steps, "
                 f"{result['goals']} times at the goal, {result['wall_seconds']:.0f} s"

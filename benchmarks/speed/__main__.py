@@ -13,14 +13,13 @@ Without ``--config`` the three sizes for CPUs are measured in turn. Compare rati
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch as th
 
-from benchmarks.end_to_end import provenance
+from benchmarks.records import load, record
 from benchmarks.speed import acting, report, update
 from benchmarks.speed.configurations import CONFIGURATIONS
 
@@ -28,26 +27,6 @@ RESULTS = Path(__file__).parents[1] / "results" / "speed.json"
 ROUNDS = {"cartpole": 20, "pixel-small": 15, "atari": 6, "atari-gpu": 10}
 LOOP_STEPS = {"cartpole": 400, "pixel-small": 400, "atari": 160, "atari-gpu": 1600}
 IDENTITY = ("kind", "config", "device", "threads", "environments")
-
-
-def load() -> list[dict[str, Any]]:
-    """
-    :return: everything measured so far
-    """
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-
-
-def record(result: dict[str, Any]) -> None:
-    """
-    Add a result to the file, in place of an older one of the same kind, size, device, threads and environments.
-
-    :param result: any measurement
-    """
-    same = [result.get(key) for key in IDENTITY]
-    results = [old for old in load() if [old.get(key) for key in IDENTITY] != same]
-    order = list(CONFIGURATIONS)
-    results = sorted([*results, {**result, **provenance()}], key=lambda r: (r["kind"], order.index(r["config"]), r["threads"]))
-    RESULTS.write_text("[\n" + ",\n".join(json.dumps(r) for r in results) + "\n]\n")
 
 
 def measure(kind: str, config: str, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -107,14 +86,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     th.set_num_threads(options.threads)
     if options.kind == "report":
-        return report.write(load())
+        return report.write(load(RESULTS))
     configs = {"size": ["pixel-small"], "envs": ["atari"]}.get(options.kind, options.config)
     found = [(config, result) for config in configs for result in measure(options.kind, config, options)]
     if options.kind == "loop":
         found.append(("cartpole", {"kind": "sb3", **acting.sb3_for_orientation()}))
     for config, result in found:
         result = {**result, "config": config, "device": options.device, "threads": options.threads}
-        record(result)
+        record(result, RESULTS, IDENTITY, lambda r: (r["kind"], list(CONFIGURATIONS).index(r["config"]), r["threads"]))
         show(result)
 
 
