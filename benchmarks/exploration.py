@@ -140,7 +140,7 @@ def draw(results: list[dict[str, Any]], path: Path = FIGURE) -> None:
         axes.plot(steps, curves.mean(0), color=color, label=label)
     axes.axhline(results[0]["reachable_cells"], color="black", linestyle=":", linewidth=1, label="all cells")
     axes.set(xlabel="environment steps", ylabel="distinct cells visited", xlim=(0, None), ylim=(0, None))
-    axes.legend(loc="upper left", bbox_to_anchor=(0.0, 0.94), frameon=False)
+    axes.legend(loc="center right", frameon=False)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150)
 
