@@ -1,6 +1,5 @@
 """Many Atari games at once in ale-py's own C++ threads, as a ``VecEnv`` with the protocol of :mod:`sb3_dreamer.envs.atari`."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -113,7 +112,7 @@ class AtariVecEnv(VecEnv):
             raise ValueError(
                 f"{self.env_id} needs {self.num_envs} actions from 0 to {self._n_actions - 1}, but was given {actions}."
             )
-        self._actions = chosen.astype(np.int32)
+        self._actions = chosen.astype(np.int32)  # kept, as the threads may still read it
         self.games.send(self._actions)
 
     def step_wait(self) -> VecEnvStepReturn:
@@ -146,7 +145,7 @@ class AtariVecEnv(VecEnv):
         :param indices: of games
         :return: one value per game
         """
-        return [getattr(self, attr_name)] * len(self._get_indices_of(indices))
+        return [getattr(self, attr_name)] * len(list(self._get_indices(indices)))
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """There are no Python environments to change."""
@@ -162,10 +161,7 @@ class AtariVecEnv(VecEnv):
         :param indices: of games
         :return: False for each
         """
-        return [False] * len(self._get_indices_of(indices))
-
-    def _get_indices_of(self, indices: VecEnvIndices) -> Sequence[int]:
-        return list(self._get_indices(indices))
+        return [False] * len(list(self._get_indices(indices)))
 
 
 def _channel_last(observations: np.ndarray) -> np.ndarray:
