@@ -5,8 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
 from torch import nn
 
+from sb3_dreamer.common.observations import split_space
 from sb3_dreamer.common.schedules import parse_schedule
 from sb3_dreamer.dreamer_v2.dreamer_v2 import SCHEDULED
 
@@ -42,21 +45,41 @@ def default_config() -> Path:
     raise FileNotFoundError(f"sb3_dreamer is installed incompletely, no dreamer.yml at: {', '.join(map(str, places))}")
 
 
+def sections() -> dict[str, dict[str, Any]]:
+    """
+    :return: everything in ``dreamer.yml``, as rl_zoo3 would read it
+    """
+    import yaml  # comes with rl_zoo3; only needed here
+
+    return yaml.safe_load(default_config().read_text())
+
+
+def default_section(space: spaces.Space) -> tuple[str, str]:
+    """
+    What fits an environment that has no section of its own.
+
+    :param space: of its observations
+    :return: ``"default"`` or, if there is a picture in it, ``"default_pixels"``, and the name of the policy
+    """
+    has_picture = any(is_image_space(part) for part in split_space(space).values())
+    is_dict = isinstance(space, spaces.Dict)
+    policy = "MultiInputPolicy" if is_dict else "CnnPolicy" if has_picture else "MlpPolicy"
+    return "default_pixels" if has_picture else "default", policy
+
+
 def preset(name: str) -> dict[str, Any]:
     """
     Hyperparameters that rl_zoo3 would use, for one's own script: ``DreamerV2("CnnPolicy", env, **preset("atari"))``.
 
-    :param name: a section of ``dreamer.yml``: an env id, ``"atari"``, ``"dreamer_v1"`` or ``"default"``
+    :param name: a section of ``dreamer.yml``: an env id, ``"default"``, ``"default_pixels"``, ``"atari"`` or ``"dreamer_v1"``
     :return: constructor arguments of ``DreamerV2``, a new dict at each call; those that concern the env (wrapper,
         number of envs, ...) and the number of steps are left out
     :raises ValueError: if there is no such section
     """
-    import yaml  # comes with rl_zoo3; only needed here
-
-    sections = yaml.safe_load(default_config().read_text())
-    if name not in sections:
-        raise ValueError(f"Unknown preset {name!r}, known are: {', '.join(sorted(sections))}")
-    arguments = {key: value for key, value in sections[name].items() if key not in ZOO_ONLY_KEYS}
+    known = sections()
+    if name not in known:
+        raise ValueError(f"Unknown preset {name!r}, known are: {', '.join(sorted(known))}")
+    arguments = {key: value for key, value in known[name].items() if key not in ZOO_ONLY_KEYS}
     for key, value in arguments.items():
         if key in SCHEDULED:
             arguments[key] = parse_schedule(key, value, "auto")

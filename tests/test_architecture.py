@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "sb3_dreamer"
 ROOMS: dict[str, tuple[str, str]] = {
     "common": (
         "one_hot type_aliases functional schedules distributions action_distributions layers heads "
-        "preprocessing observations optimization metrics",
+        "preprocessing observations normalization optimization metrics",
         "",
     ),
     "world_model": ("latents convolutions encoders decoders rssm world_model", "common"),

@@ -123,8 +123,9 @@ def test_reward_transforms() -> None:
     rewards = th.tensor([-3.0, 0.0, 0.5])
     assert REWARD_TRANSFORMS["tanh"](rewards).tolist() == pytest.approx([math.tanh(-3), 0.0, math.tanh(0.5)])
     assert REWARD_TRANSFORMS["sign"](rewards).tolist() == [-1.0, 0.0, 1.0]
+    assert REWARD_TRANSFORMS["symlog"](rewards).tolist() == pytest.approx([-math.log(4), 0.0, math.log(1.5)])
     assert REWARD_TRANSFORMS["identity"](rewards) is rewards
-    assert set(REWARD_TRANSFORMS) == {"tanh", "sign", "identity"}
+    assert set(REWARD_TRANSFORMS) == {"tanh", "sign", "symlog", "identity"}
 
 
 # -------------------------------------------------------------------------------------------------------------- balanced KL

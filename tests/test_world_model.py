@@ -196,7 +196,7 @@ def test_reward_transform_is_what_the_head_learns(transform: str) -> None:
 @pytest.mark.parametrize(
     "option, value, message",
     [
-        ("reward_transform", "cube", r"Unknown reward_transform 'cube'; known are \['identity', 'sign', 'tanh'\]"),
+        ("reward_transform", "cube", r"Unknown reward_transform 'cube'; known are \['identity', 'sign', 'symlog', 'tanh'\]"),
         ("kl_balance", 1.5, "kl_balance must be a number between 0 and 1"),
         ("kl_scale", -0.1, "kl_scale must be a number of at least 0, but is -0.1"),
         ("reward_scale", -1.0, "reward_scale must be a number of at least 0"),

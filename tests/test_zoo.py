@@ -249,6 +249,23 @@ for env, section in {"CartPole-v1": "CartPole-v1", "ALE/Pong-v5": "atari", "Froz
     assert hyperparams == expected, (hyperparams, expected)
     assert m.eval_env_kwargs == m.env_kwargs
     assert bool(m.env_wrapper) == (section != "default")
+
+# an id without a section gets the default that fits what it shows; what the user says comes first
+import gymnasium as gym
+class Shows(gym.Env):
+    def __init__(self, observation_space):
+        self.observation_space, self.action_space = observation_space, gym.spaces.Discrete(2)
+IMAGE, VECTOR = gym.spaces.Box(0, 255, (40, 36, 1), "uint8"), gym.spaces.Box(-1.0, 1.0, (3,))
+pictures_and_numbers = gym.spaces.Dict({"camera": IMAGE, "arm": VECTOR})
+for env, space, section, policy in (
+    ("Pictures-v0", IMAGE, "default_pixels", "CnnPolicy"),
+    ("Numbers-v0", VECTOR, "default", "MlpPolicy"),
+    ("Both-v0", pictures_and_numbers, "default_pixels", "MultiInputPolicy"),
+):
+    gym.register(env, entry_point=Shows, kwargs={"observation_space": space})
+    _, hyperparams = processed(env, hyperparams={"gamma": 0.5})
+    assert hyperparams["policy"] == policy and hyperparams["gamma"] == 0.5, (env, hyperparams)
+    assert hyperparams["policy_kwargs"] == sb3_dreamer.preset(section)["policy_kwargs"], (env, hyperparams)
 m, _ = processed("ALE/Pong-v5")
 assert m.eval_env_kwargs["max_num_frames_per_episode"] == 108_000 and m.n_timesteps == 50_000_000
 m, _ = processed("ALE/Pong-v5", eval_env_kwargs={"mode": 0})

@@ -9,8 +9,25 @@ import torch as th
 
 RewardTransform = Callable[[th.Tensor], th.Tensor]
 
-#: What the reward head learns to predict. The original's Atari setting is tanh, which keeps the games' scales together.
-REWARD_TRANSFORMS: dict[str, RewardTransform] = {"tanh": th.tanh, "sign": th.sign, "identity": lambda rewards: rewards}
+
+def symlog(x: th.Tensor) -> th.Tensor:
+    """
+    Logarithm with a sign: linear around zero, so that small numbers keep their size and large ones stay within reach.
+
+    :param x: any tensor
+    :return: sign(x) ln(1 + abs(x))
+    """
+    return th.sign(x) * th.log1p(x.abs())
+
+
+#: What the reward head learns to predict. The original's Atari setting is tanh, which keeps the games' scales together;
+#: symlog does so without making all large rewards one.
+REWARD_TRANSFORMS: dict[str, RewardTransform] = {
+    "tanh": th.tanh,
+    "sign": th.sign,
+    "symlog": symlog,
+    "identity": lambda rewards: rewards,
+}
 
 
 def check_shapes(**tensors: th.Tensor) -> None:

@@ -32,6 +32,8 @@ class ObservationPart:
     """
 
     is_image = False
+    #: Whether the values are plain numbers, which have a mean and a spread
+    is_numeric = True
 
     def __init__(self, space: spaces.Space) -> None:
         assert space.shape is not None
@@ -108,7 +110,7 @@ class ImagePart(ObservationPart):
     :param image_size: (h, w), or None for the native size
     """
 
-    is_image = True
+    is_image, is_numeric = True, False
 
     def __init__(self, space: spaces.Box, image_size: ImageSize) -> None:
         super().__init__(space)
@@ -138,7 +140,7 @@ class FloatImagePart(ObservationPart):
     :param image_size: (h, w), or None for the native size
     """
 
-    is_image = True
+    is_image, is_numeric = True, False
 
     def __init__(self, space: spaces.Box, image_size: ImageSize) -> None:
         super().__init__(space)
@@ -158,6 +160,8 @@ class ClassPart(ObservationPart):
 
     :param space: Discrete or MultiDiscrete
     """
+
+    is_numeric = False
 
     def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete) -> None:
         super().__init__(space)
@@ -195,6 +199,8 @@ class BinaryPart(ObservationPart):
 
     :param space: MultiBinary
     """
+
+    is_numeric = False
 
     def __init__(self, space: spaces.MultiBinary) -> None:
         super().__init__(space)

@@ -71,7 +71,7 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
     :param observation_scale: factor of the reconstruction loss, or a dict with those of some observation keys (code: 1)
     :param reward_scale: factor of the reward loss (code: 1)
     :param discount_scale: factor of the discount loss (code: 5; the paper's table does not list it)
-    :param reward_transform: ``"tanh"`` (code and paper, Atari), ``"sign"`` or ``"identity"``, applied inside the learner
+    :param reward_transform: ``"tanh"`` (code and paper, Atari), ``"symlog"``, ``"sign"`` or ``"identity"``, inside the learner
     :param reward_norm_momentum: normalise imagined rewards by a running mean of their size (code, Atari: off)
     :param reward_norm_scale: size that normalised rewards are given (code: 1)
     :param observation_gradients: let the reconstruction train the representation (False: ablation of V2, table 2)

@@ -13,6 +13,7 @@ from sb3_dreamer.behavior.exploration import Exploration, LatentSizes, make_expl
 from sb3_dreamer.common.distributions import Bernoulli, UnitNormal
 from sb3_dreamer.common.functional import check_number
 from sb3_dreamer.common.heads import ScalarHead
+from sb3_dreamer.common.normalization import ObservationNormalizer
 from sb3_dreamer.common.observations import OBSERVATION_KEY, ObservationFormat
 from sb3_dreamer.common.preprocessing import ImageSize, action_size
 from sb3_dreamer.world_model.decoders import DreamerDecoder
@@ -129,6 +130,7 @@ class NetworkBuilder:
         encoder_keys: list[str] | None,
         decoder_keys: list[str] | None,
         use_discount_head: bool,
+        normalize_observations: bool,
     ) -> WorldModel:
         """
         :param encoder: of :meth:`encoder`
@@ -138,6 +140,7 @@ class NetworkBuilder:
         :param encoder_keys: what the encoder sees
         :param decoder_keys: what is reconstructed
         :param use_discount_head: whether to learn when episodes end
+        :param normalize_observations: whether vectors are seen in units of their spread
         :return: the world model
         """
         options, sizes = self.options, (deterministic_size, hidden_size)
@@ -155,7 +158,9 @@ class NetworkBuilder:
         )
         reward = self.scalar_head("reward", rssm.features_size, UnitNormal)
         discount = self.scalar_head("discount", rssm.features_size, Bernoulli) if use_discount_head else None
-        return WorldModel(encoder, rssm, decoder, reward, discount, self.observations, encoder_keys)
+        has_numbers = any(part.is_numeric for part in self.observations.parts.values())
+        normalizer = ObservationNormalizer(self.observations) if normalize_observations and has_numbers else None
+        return WorldModel(encoder, rssm, decoder, reward, discount, self.observations, encoder_keys, normalizer)
 
     def scalar_head(self, part: str, features_size: int, distribution: Any) -> ScalarHead:
         """

@@ -61,6 +61,8 @@ class DreamerPolicy(BasePolicy):
     :param image_size: (height, width) to which images are resized on entry; None keeps the native size
     :param encoder_keys: keys of a Dict space that the encoder sees; None for all
     :param decoder_keys: keys that are reconstructed; None for all
+    :param normalize_observations: numbers in units of their running standard deviation, which is saved with the networks;
+        images, classes and bits are left alone (V2's code: no)
     :param use_discount_head: learn when episodes end (V2's code: yes for Atari); otherwise the discount is constant
     :param actor_distribution: for Box actions: ``"truncated_normal"`` (V2), ``"tanh_normal"`` (V1) or ``"normal"``
     :param actor_min_std: smallest scale of a continuous actor (V2's code: 0.1)
@@ -102,6 +104,7 @@ class DreamerPolicy(BasePolicy):
         image_size: ImageSize = (64, 64),
         encoder_keys: list[str] | None = None,
         decoder_keys: list[str] | None = None,
+        normalize_observations: bool = False,
         use_discount_head: bool = True,
         actor_distribution: str = "truncated_normal",
         actor_min_std: float = 0.1,
@@ -186,7 +189,8 @@ class DreamerPolicy(BasePolicy):
         encoder = build.encoder(encoder_keys, self.features_extractor_class, dict(self.features_extractor_kwargs))
         state = make_latent(latent, stochastic_size, stochastic_classes, latent_min_std, latent_std_activation)
         keys = encoder_keys, decoder_keys
-        self.world_model = build.world_model(encoder, state, deterministic_size, hidden_size, *keys, use_discount_head)
+        flags = use_discount_head, options["normalize_observations"]
+        self.world_model = build.world_model(encoder, state, deterministic_size, hidden_size, *keys, *flags)
         names = ("distribution", "min_std", "init_std", "exact_gradient")
         actor_kwargs = {name: options[f"actor_{name}"] for name in names}
         self.behavior = build.behavior(self.world_model.rssm.features_size, actor_kwargs)

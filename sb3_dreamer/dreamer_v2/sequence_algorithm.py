@@ -242,6 +242,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 target[i] = np.rint(value) if off else value  # type: ignore[arg-type]
         rewards = reward if normalize is None else normalize.get_original_reward()
         replay_buffer.add(self._last_original_obs, next_obs, buffer_action, rewards, dones, infos)  # type: ignore[arg-type]
+        if self.policy.world_model.normalizer is not None:
+            self.policy.world_model.normalizer.update(self.policy.stored_tensors(next_obs))
         self._last_obs, self._last_original_obs = new_obs, originals  # type: ignore[assignment]
         self._last_episode_starts = np.array(dones, dtype=bool)
         self._step_in_flight = False

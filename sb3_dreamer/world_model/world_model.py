@@ -17,6 +17,7 @@ from sb3_dreamer.common.functional import (
     trajectory_weights,
     unflatten_time,
 )
+from sb3_dreamer.common.normalization import ObservationNormalizer
 from sb3_dreamer.common.observations import OBSERVATION_KEY, ObservationFormat
 from sb3_dreamer.common.one_hot import OneHotFeatures
 from sb3_dreamer.common.type_aliases import ImaginedTrajectory, LatentState, SequenceBatch
@@ -109,6 +110,7 @@ class WorldModel(nn.Module):
         nothing from terminal steps
     :param observations: how stored observations become the networks' inputs
     :param encoder_keys: what the encoder sees of a Dict space; None for everything
+    :param normalizer: of vectors; None leaves them in their own units
     """
 
     def __init__(
@@ -120,8 +122,10 @@ class WorldModel(nn.Module):
         discount_head: nn.Module | None,
         observations: ObservationFormat,
         encoder_keys: list[str] | None = None,
+        normalizer: ObservationNormalizer | None = None,
     ):
         super().__init__()
+        self.normalizer = normalizer
         self.observations = observations
         self.encoder_keys = observations.chosen(encoder_keys, "encoder_keys")
         self.encoder = encoder
@@ -134,6 +138,14 @@ class WorldModel(nn.Module):
     def decoder_keys(self) -> list[str]:
         """Observation keys that are reconstructed."""
         return [*self.decoder.image_keys, *self.decoder.vector_keys]  # type: ignore[misc, operator]
+
+    def encode(self, stored: Mapping[str, th.Tensor]) -> dict[str, th.Tensor]:
+        """
+        :param stored: observations from the buffer, per key (..., *stored shape)
+        :return: network inputs and reconstruction targets, per key (..., *encoded shape)
+        """
+        encoded = self.observations.encode(stored)
+        return encoded if self.normalizer is None else self.normalizer(encoded)
 
     def embed(self, observations: dict[str, th.Tensor]) -> th.Tensor:
         """
@@ -166,7 +178,7 @@ class WorldModel(nn.Module):
         :param state: before the first step, (B, ...); None is the initial state
         :return: the terms and the posterior states
         """
-        observations = self.observations.encode(batch.observations)
+        observations = self.encode(batch.observations)
         embeddings = self.embed({key: flatten_time(x) for key, x in observations.items()})
         embeddings = unflatten_time(embeddings, len(batch.rewards))
         states, posterior, prior = self.rssm.observe(embeddings, batch.actions, batch.episode_starts, state, noise)
@@ -276,5 +288,5 @@ class WorldModel(nn.Module):
         :param noise: for the sample, (n, P), or None to draw it
         :return: (n, ...)
         """
-        embeddings = self.embed(self.observations.encode(observations))
+        embeddings = self.embed(self.encode(observations))
         return self.rssm.observe_step(state, actions, embeddings, episode_starts, noise, sample)

@@ -6,6 +6,7 @@ rl_zoo3 is imported. ``python -m sb3_dreamer.zoo train ...`` and, in one's own s
 An entry that rl_zoo3 has already is never replaced: should it ship its own ``dreamer`` one day, that one wins.
 """
 
+import contextlib
 import functools
 import importlib
 import inspect
@@ -13,6 +14,8 @@ import os
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
+
+import gymnasium as gym
 
 from sb3_dreamer import presets
 
@@ -91,6 +94,7 @@ def _extend_manager(module: ModuleType) -> None:
     manager._knows_dreamer = True
     manager.__init__ = _with_default_config(manager.__init__)
     manager._preprocess_hyperparams = _with_our_conventions(manager._preprocess_hyperparams)
+    manager.read_hyperparameters = _with_default_for_pixels(manager.read_hyperparameters)
 
 
 def _with_default_config(init: Callable[..., None]) -> Callable[..., None]:
@@ -129,6 +133,29 @@ def _with_our_conventions(preprocess: Callable[..., Any]) -> Callable[..., Any]:
         if self.algo == ALGO and self._dreamer_shares_env_kwargs:
             self.eval_env_kwargs = self.env_kwargs
         return processed
+
+    return wrapper
+
+
+def _with_default_for_pixels(read: Callable[..., Any]) -> Callable[..., Any]:
+    """
+    rl_zoo3 gives every environment without a section of its own the section ``default``, which cannot fit vectors and pictures
+    at once.
+
+    :param read: ``ExperimentManager.read_hyperparameters``
+    :return: the same, but from our own file environments that show pictures (or a Dict) get ``default_pixels``
+    """
+
+    @functools.wraps(read)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.algo == ALGO and self.config == default_config():
+            known = presets.sections()
+            if self.env_name.gym_id not in known and not self._is_atari:
+                with contextlib.closing(gym.make(self.env_name.gym_id, **self.env_kwargs)) as env:
+                    section, policy = presets.default_section(env.observation_space)
+                print(f"Using the section '{section}' with {policy}")
+                self.custom_hyperparams = {**known[section], "policy": policy, **(self.custom_hyperparams or {})}
+        return read(self, *args, **kwargs)
 
     return wrapper
 

@@ -1,0 +1,78 @@
+"""Picture tasks of the suite as registered ids: importing this module registers them (``--gym-packages`` of rl_zoo3)."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import rl_zoo3.import_envs  # noqa: F401  versions without velocities
+from gymnasium import spaces
+
+import sb3_dreamer.envs  # noqa: F401  MinAtar
+from tests.envs import PixelReacher
+from tests.tasks import PixelCatch
+
+#: Side of a cell of MinAtar, whose fields have 10 x 10 cells: 40 pixels are enough for SB3's CNN too
+CELL = 4
+
+
+class DrawnPlanes(gym.ObservationWrapper[np.ndarray, int, np.ndarray]):
+    """
+    MinAtar as a colour picture: every plane has a colour of its own, later planes cover earlier ones.
+
+    :param env: with an observation (height, width, planes) of bools
+    """
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        height, width, planes = env.observation_space.shape  # type: ignore[misc]
+        corners = np.array([[r, g, b] for r in (0, 1) for g in (0, 1) for b in (0, 1)][1:]) * 255
+        colours = [*corners, *(corners // 2)][:planes]
+        self.palette = np.array([[0, 0, 0], *colours], dtype=np.uint8)
+        self.observation_space = spaces.Box(0, 255, (height * CELL, width * CELL, 3), dtype=np.uint8)
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        """
+        :param observation: (height, width, planes)
+        :return: (CELL * height, CELL * width, 3) uint8
+        """
+        last = np.where(observation, np.arange(1, observation.shape[-1] + 1), 0).max(axis=-1)
+        return self.palette[last].repeat(CELL, axis=0).repeat(CELL, axis=1)
+
+
+def make_minatar(game: str, **kwargs: Any) -> gym.Env:
+    """
+    :param game: as in the id of ``sb3_dreamer.envs``
+    :param kwargs: of MinAtar
+    :return: the game in colours
+    """
+    return DrawnPlanes(gym.make(f"MinAtar/{game}-v1", **kwargs).unwrapped)
+
+
+def make_minigrid(env_id: str, **kwargs: Any) -> gym.Env:
+    """
+    :param env_id: of MiniGrid
+    :param kwargs: of the environment
+    :return: what the agent sees in front of it, 7 x 7 cells as a picture of 56 x 56
+    """
+    import minigrid.wrappers as wrappers
+
+    env = gym.make(env_id, **kwargs)
+    return wrappers.ImgObsWrapper(wrappers.RGBImgPartialObsWrapper(env, tile_size=8))
+
+
+def register() -> None:
+    """Register the ids; again does nothing."""
+    entries: dict[str, tuple[Any, dict[str, Any]]] = {
+        "suite/PixelCatch-v0": (PixelCatch, {}),
+        "suite/PixelReacher-v0": (PixelReacher, {}),
+        "suite/MiniGridMemory-v0": (make_minigrid, {"env_id": "MiniGrid-MemoryS7-v0"}),
+        "suite/MiniGridDoorKey-v0": (make_minigrid, {"env_id": "MiniGrid-DoorKey-5x5-v0"}),
+    }
+    for game in ("Breakout", "Freeway", "SpaceInvaders"):
+        entries[f"suite/MinAtar{game}-v0"] = (make_minatar, {"game": game})
+    for name, (entry, kwargs) in entries.items():
+        if name not in gym.registry:
+            gym.register(name, entry_point=entry, kwargs=kwargs)
+
+
+register()
