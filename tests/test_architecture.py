@@ -10,14 +10,17 @@ PACKAGE = Path(__file__).parents[1] / "sb3_dreamer"
 #: Rooms from the foundation up. A file imports only files before it in its room, and only rooms that the second entry names
 ROOMS: dict[str, tuple[str, str]] = {
     "common": (
-        "one_hot type_aliases functional schedules distributions action_distributions layers heads "
+        "precision one_hot type_aliases functional schedules distributions action_distributions layers heads "
         "preprocessing observations normalization optimization metrics",
         "",
     ),
     "world_model": ("latents convolutions encoders decoders rssm world_model", "common"),
     "behavior": ("actors actor_critic exploration", "common"),
     "replay": ("storage records buffer", "common"),
-    "dreamer_v2": ("networks policies reporting update sequence_algorithm dreamer_v2", "common world_model behavior replay"),
+    "dreamer_v2": (
+        "networks policies reporting update graphs engine sequence_algorithm dreamer_v2",
+        "common world_model behavior replay",
+    ),
     "envs": ("atari atari_vec_env scaling wrappers optional crafter dmc minatar procgen registration", "common"),
     "presets": ("presets", "common world_model behavior replay dreamer_v2"),
     "zoo": ("hyperparams_opt __init__ report __main__", "common world_model behavior replay dreamer_v2 envs presets"),

@@ -152,3 +152,32 @@ def test_other_optimizers(optimizer_class: type[th.optim.Optimizer]) -> None:
         losses.append(loss.item())
         optimizer.step(loss, 100.0)
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_graph_safe_steps_are_steps() -> None:
+    """With rates that change, weight decay, an unused parameter; the state fits both ways."""
+    random = th.Generator().manual_seed(0)
+    start = [th.randn(*shape, generator=random, dtype=th.float64) for shape in SHAPES] + [th.ones(2, dtype=th.float64)]
+    sets = [[x.clone().requires_grad_() for x in start] for _ in range(2)]
+    plain, safe = (DreamerAdam(parameters, weight_decay=1e-3) for parameters in sets)
+    safe.make_graph_safe()
+    assert safe.graph_safe and not plain.graph_safe
+    for step in range(12):
+        if step == 6:  # as if saved and loaded into the other kind
+            states = plain.state_dict(), safe.state_dict()
+            plain, safe = (DreamerAdam(parameters, weight_decay=1e-3) for parameters in sets)
+            plain.load_state_dict(states[1])
+            safe.load_state_dict(states[0])
+            safe.make_graph_safe()
+        gradients = [th.randn(*shape, generator=random, dtype=th.float64) for shape in SHAPES]
+        for optimizer, parameters in zip((plain, safe), sets, strict=True):
+            optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
+            for parameter, gradient in zip(parameters, gradients, strict=False):
+                parameter.grad = gradient.clone()
+        safe.advance()
+        plain.step()
+        safe.step()
+        for a, b in zip(*sets, strict=True):
+            assert th.allclose(a, b, rtol=1e-12, atol=1e-14)
+    assert sets[1][2].tolist() == [1.0, 1.0]
+    assert plain.param_groups[0]["steps_done"] == safe.param_groups[0]["steps_done"] == 12

@@ -79,6 +79,9 @@ OTHER_OPTIONS = {
     "tensorboard_log",  # tests/test_logger.py
     "verbose",  # tests/test_logger.py
     "device",
+    "precision",  # tests/test_engine.py, like the next two
+    "cuda_graphs",
+    "overlap",
     "_init_setup_model",
 }
 

@@ -22,11 +22,12 @@ import torch as th
 from benchmarks.records import load, record
 from benchmarks.speed import acting, report, update
 from benchmarks.speed.configurations import CONFIGURATIONS
+from sb3_dreamer.common.precision import PRECISIONS
 
 RESULTS = Path(__file__).parents[1] / "results" / "speed.json"
 ROUNDS = {"cartpole": 20, "pixel-small": 15, "atari": 6, "atari-gpu": 10}
 LOOP_STEPS = {"cartpole": 400, "pixel-small": 400, "atari": 160, "atari-gpu": 1600}
-IDENTITY = ("kind", "config", "device", "threads", "environments")
+IDENTITY = ("kind", "config", "device", "threads", "environments", "engine")
 
 
 def measure(kind: str, config: str, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -37,18 +38,25 @@ def measure(kind: str, config: str, options: argparse.Namespace) -> list[dict[st
     :return: results
     """
     configuration, rounds = CONFIGURATIONS[config], options.rounds or ROUNDS[config]
+    engine = {name: getattr(options, name) for name in ("precision", "cuda_graphs")} if options.engine else {}
+    if kind == "loop" and options.engine:
+        engine["overlap"] = options.overlap
+    if kind == "update" and options.compile:
+        engine["compiled"] = True
     if kind == "update":
+        if options.cuda_graphs:
+            return [{"kind": "whole", **update.measure_whole(configuration, options.device, rounds, engine)}]
         clock = "cpu" if options.device == "cpu" and th.get_num_threads() == 1 else "wall"
-        results = [{"kind": kind, "clock": clock, **update.measure_update(configuration, options.device, rounds)}]
+        results = [{"kind": kind, "clock": clock, **update.measure_update(configuration, options.device, rounds, engine)}]
         if options.peers:
             results.append({"kind": "peers", **update.against_peer(configuration, th.get_num_threads(), rounds)})
         return results
     if kind == "act":
-        return [{"kind": kind, **acting.measure_acting(configuration, options.device, 20 * rounds)}]
+        return [{"kind": kind, **acting.measure_acting(configuration, options.device, 20 * rounds, engine)}]
     if kind == "replay":
         return [{"kind": kind, **acting.measure_replay(configuration, options.device, rounds)}]
     if kind == "loop":
-        return [{"kind": kind, **acting.measure_loop(configuration, options.device, LOOP_STEPS[config], options.envs)}]
+        return [{"kind": kind, **acting.measure_loop(configuration, options.device, LOOP_STEPS[config], options.envs, engine)}]
     if kind == "envs":
         return [{"kind": kind, "rates": acting.measure_envs()}]
     return [{"kind": kind, "sizes": update.measure_sizes(options.device, options.rounds or 5)}]
@@ -63,6 +71,7 @@ def show(result: dict[str, Any]) -> None:
     tables = {
         "update": report.phases_table,
         "peers": report.peers_table,
+        "whole": report.whole_table,
         "act": report.acting_table,
         "replay": report.replay_table,
         "loop": report.loop_table,
@@ -83,7 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="PyTorch threads")
     parser.add_argument("--rounds", type=int, help="how often; default: by configuration")
     parser.add_argument("--envs", type=int, default=1, help="loop: number of environments")
+    parser.add_argument("--precision", choices=list(PRECISIONS), default="float32")
+    parser.add_argument("--cuda-graphs", action="store_true", help="updates and acting steps from recordings")
+    parser.add_argument("--overlap", action="store_true", help="loop: act while an update is running")
+    parser.add_argument("--compile", action="store_true", help="update: torch.compile for heads and imagined steps")
     options = parser.parse_args(arguments)
+    flags = [name.replace("_", " ") for name in ("cuda_graphs", "overlap", "compile") if getattr(options, name)]
+    #: None for the plain one, as results of older versions have it
+    options.engine = ", ".join([*([options.precision] if options.precision != "float32" else []), *flags]) or None
     th.set_num_threads(options.threads)
     if options.kind == "report":
         return report.write(load(RESULTS))
@@ -93,6 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found.append(("cartpole", {"kind": "sb3", **acting.sb3_for_orientation()}))
     for config, result in found:
         result = {**result, "config": config, "device": options.device, "threads": options.threads}
+        result |= {"engine": options.engine} if options.engine else {}
+        result |= {"gpu": th.cuda.get_device_name()} if options.device != "cpu" else {}
         record(result, RESULTS, IDENTITY, lambda r: (r["kind"], list(CONFIGURATIONS).index(r["config"]), r["threads"]))
         show(result)
 

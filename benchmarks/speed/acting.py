@@ -19,22 +19,23 @@ BATCHES = (1, 8, 64)
 TRAIN_FREQ = {"cartpole": 4, "pixel-small": 4, "atari": 16, "atari-gpu": 16}
 
 
-def measure_acting(configuration: Configuration, device: str, steps: int) -> dict[str, Any]:
+def measure_acting(configuration: Configuration, device: str, steps: int, engine: dict[str, Any]) -> dict[str, Any]:
     """
     :param configuration: sizes
     :param device: as in SB3
     :param steps: acting steps that are timed, for each batch
+    :param engine: precision, graphs
     :return: wall and CPU milliseconds of one step by batch, from observations in NumPy to actions in NumPy
     """
     results: dict[str, Any] = {}
     for n_envs in BATCHES:
-        model = make_model(configuration, n_envs, device)
+        model = make_model(configuration, n_envs, device, **engine)
         shape = model.env.observation_space.shape  # type: ignore[union-attr]
         observations = np.zeros((n_envs, *shape), model.env.observation_space.dtype)  # type: ignore[union-attr, misc]
         state, starts = model.policy.initial_state(n_envs), th.zeros(n_envs, dtype=th.bool, device=model.device)
 
         def step(model: Any = model, observations: Any = observations, state: Any = state, starts: Any = starts) -> None:
-            model.policy.act(model.policy.stored_tensors(observations), state, starts).actions.cpu().numpy()
+            model.engine.act(model.policy.stored_tensors(observations), state, starts).actions.cpu().numpy()
 
         with th.no_grad():
             times = [timed(step, model.device) for _ in range(steps + 10)][10:]
@@ -75,12 +76,14 @@ def make_envs(configuration: Configuration, n_envs: int) -> VecEnv:
     :return: real environments of its kind
     """
     if configuration.name.startswith("atari"):
+        if n_envs > 1:
+            return VecMonitor(AtariVecEnv("ALE/Pong-v5", n_envs, seed=0))
         return make_dreamer_atari_env("ALE/Pong-v5", n_envs, seed=0)
     make = (lambda: gym.make("CartPole-v1")) if configuration.name == "cartpole" else PixelCatch
     return DummyVecEnv([make] * n_envs)  # type: ignore[list-item]
 
 
-def measure_loop(configuration: Configuration, device: str, steps: int, n_envs: int = 1) -> dict[str, Any]:
+def measure_loop(configuration: Configuration, device: str, steps: int, n_envs: int, engine: dict[str, Any]) -> dict[str, Any]:
     """
     Training end to end at the usual train ratio, after the first batch of data.
 
@@ -88,6 +91,7 @@ def measure_loop(configuration: Configuration, device: str, steps: int, n_envs: 
     :param device: as in SB3
     :param steps: environment steps that are timed
     :param n_envs: number of environments; the train ratio stays
+    :param engine: precision, graphs, overlap; with one of these only the whole is timed, since nothing else waits
     :return: environment steps per second, and the share of each part
     """
     learning_starts, per_update = 300, TRAIN_FREQ[configuration.name]
@@ -99,23 +103,25 @@ def measure_loop(configuration: Configuration, device: str, steps: int, n_envs: 
         learning_starts=learning_starts,
         train_freq=max(1, per_update // n_envs),
         gradient_steps=max(1, n_envs // per_update),
+        **engine,
     )
     watch = Stopwatch(model.device)
-    watch.wrap(model.env, "step", "environment")  # with the wrappers that SB3 adds
-    watch.wrap(model.policy, "act", "acting")
-    watch.wrap(model.replay_buffer, "add", "storing")
-    watch.wrap(model.replay_buffer, "sample", "sampling")
-    watch.wrap(model, "update", "updating")
+    if not engine:
+        watch.wrap(model.env, "step", "environment")  # with the wrappers that SB3 adds
+        watch.wrap(model.engine, "act", "acting")
+        watch.wrap(model.replay_buffer, "add", "storing")
+        watch.wrap(model.replay_buffer, "sample", "sampling")
+        watch.wrap(model, "update", "updating")
     model.learn(learning_starts + 2 * per_update, log_interval=10**9)
     watch.clear()
-    before = model.num_timesteps
+    before, updates = model.num_timesteps, model._n_updates
     wall, cpu = timed(lambda: model.learn(steps, log_interval=10**9, reset_num_timesteps=False), model.device)
     shares = {name: seconds / wall for name, seconds in watch.wall.items()}
     done = model.num_timesteps - before
     return {
         "environments": n_envs,
         "steps": done,
-        "updates": watch.calls["updating"],
+        "updates": model._n_updates - updates,
         "steps_per_second": done / wall,
         "cpu_ms_per_step": 1e3 * cpu / done,
         "shares": {**shares, "rest": max(0.0, 1.0 - sum(shares.values()))},

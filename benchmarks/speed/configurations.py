@@ -71,13 +71,19 @@ class FakeEnv(gym.Env[np.ndarray, np.int64]):
 
 
 def make_model(
-    configuration: Configuration, n_envs: int = 1, device: str = "cpu", env: VecEnv | None = None, **options: Any
+    configuration: Configuration,
+    n_envs: int = 1,
+    device: str = "cpu",
+    env: VecEnv | None = None,
+    compiled: bool = False,
+    **options: Any,
 ) -> DreamerV2:
     """
     :param configuration: sizes
     :param n_envs: number of environments
     :param device: as in SB3
     :param env: in place of fake ones
+    :param compiled: heads and imagined steps through ``torch.compile``
     :param options: more constructor arguments
     :return: an agent with V2's losses
     """
@@ -102,7 +108,13 @@ def make_model(
         seed=0,
     )
     policy = "CnnPolicy" if c.image_channels else "MlpPolicy"
-    return DreamerV2(policy, env, device=device, policy_kwargs=policy_kwargs, **(arguments | options))
+    model = DreamerV2(policy, env, device=device, policy_kwargs=policy_kwargs, **(arguments | options))
+    if compiled:
+        world_model, behavior = model.policy.world_model, model.policy.behavior
+        world_model.rssm.imagine_step = th.compile(world_model.rssm.imagine_step)  # type: ignore[method-assign]
+        for head in (world_model.reward_head, behavior.actor, behavior.critic, behavior.critic_target):
+            head.trunk = th.compile(head.trunk)  # type: ignore[assignment]
+    return model
 
 
 def fill(model: DreamerV2, steps: int = 1_500) -> None:

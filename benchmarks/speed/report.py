@@ -56,6 +56,21 @@ def phases_table(results: Results) -> str:
     return "\n".join(rows)
 
 
+def whole_table(results: Results) -> str:
+    """
+    :param results: all
+    :return: Markdown: updates on GPUs
+    """
+    rows = [
+        "| configuration | device | engine | ms | eager float32, ms | times faster | first update after, s | memory, GB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in of_kind(results, "whole"):
+        times = f"{1e3 * r['wall']:.1f} | {1e3 * r['eager']:.1f} | {r['ratio']:.1f} | {r['warm_up']:.1f}"
+        rows.append(f"| {r['config']} | {r.get('gpu', r['device'])} | {r['engine']} | {times} | {r['memory_mb'] / 1024:.1f} |")
+    return "\n".join(rows) if len(rows) > 2 else "Not measured yet: no GPU has been at hand."
+
+
 def acting_table(results: Results) -> str:
     """
     :param results: all
@@ -88,6 +103,11 @@ def loop_table(results: Results) -> str:
     parts = ("environment", "acting", "storing", "sampling", "updating", "rest")
     rows = [f"| configuration | envs | steps/s | CPU ms per step | {' | '.join(parts)} |", "|---" * 10 + "|"]
     for r in of_kind(results, "loop"):
+        if r.get("engine"):
+            title = f"{r['config']}, {r['gpu']}, {r['engine']}"
+            numbers = f"{r['environments']} | {r['steps_per_second']:.1f} | {r['cpu_ms_per_step']:.1f}"
+            rows.append(f"| {title} | {numbers}" + " |" * 7)
+            continue
         shares = " | ".join(f"{r['shares'].get(part, 0.0):.1%}" for part in parts)
         numbers = f"{r['environments']} | {r['steps_per_second']:.1f} | {r['cpu_ms_per_step']:.1f}"
         rows.append(f"| {r['config']} | {numbers} | {shares} |")
@@ -177,6 +197,7 @@ def write(results: Results) -> None:
     tables = {
         "peers": peers_table(results),
         "phases": phases_table(results),
+        "whole": whole_table(results),
         "acting": acting_table(results),
         "replay": replay_table(results),
         "loop": loop_table(results),

@@ -11,6 +11,7 @@ from benchmarks.speed.configurations import CONFIGURATIONS, Configuration, fill,
 from benchmarks.speed.peers import compare
 from benchmarks.speed.stopwatch import Stopwatch, peak_memory, peak_rate, timed
 from sb3_dreamer import DreamerV2
+from sb3_dreamer.dreamer_v2.graphs import WARM_UP
 
 #: In the order of an update; what is between them is "rest": metrics, target critic
 PHASES = ("sampling", "world model forward", "world model backward and step", "imagination", "actor", "critic")
@@ -43,14 +44,15 @@ def one_update(model: DreamerV2) -> Callable[[], Any]:
     return lambda: model.update(model.replay_buffer.sample(model.batch_size, batch_length=model.batch_length))
 
 
-def measure_update(configuration: Configuration, device: str, rounds: int) -> dict[str, Any]:
+def measure_update(configuration: Configuration, device: str, rounds: int, engine: dict[str, Any]) -> dict[str, Any]:
     """
     :param configuration: sizes
     :param device: as in SB3
     :param rounds: updates that are timed, after two others
+    :param engine: precision; a graph has no phases
     :return: per phase seconds and GFLOP; GFLOP/s of all and of the machine; peak memory
     """
-    model = make_model(configuration, device=device)
+    model = make_model(configuration, device=device, **engine)
     fill(model)
     watch, restore = watched(model)
     update = one_update(model)
@@ -78,6 +80,28 @@ def measure_update(configuration: Configuration, device: str, rounds: int) -> di
         "peak_gflops": peak_rate(model.device),
         "memory_mb": peak_memory(model.device),
     }
+
+
+def measure_whole(configuration: Configuration, device: str, rounds: int, engine: dict[str, Any]) -> dict[str, Any]:
+    """
+    Updates from a recording, and eager ones in float32, in turn.
+
+    :param configuration: sizes
+    :param device: as in SB3
+    :param rounds: updates of each that are timed
+    :param engine: options of the recorded one
+    :return: medians of seconds, their ratio, seconds until the first repeated update, memory
+    """
+    models = [make_model(configuration, device=device, **options) for options in (engine, {})]
+    for model in models:
+        fill(model)
+    update, eager = (one_update(model) for model in models)
+    warm_up = sum(timed(update, models[0].device)[0] for _ in range(WARM_UP + 2))
+    memory = peak_memory(models[0].device)
+    eager()
+    seconds = [(timed(update, models[0].device)[0], timed(eager, models[0].device)[0]) for _ in range(rounds)]
+    ours, plain = (median(column) for column in zip(*seconds, strict=True))
+    return {"wall": ours, "eager": plain, "ratio": plain / ours, "warm_up": warm_up, "memory_mb": memory}
 
 
 def trained(model: DreamerV2) -> tuple[Any, ...]:

@@ -1,5 +1,6 @@
 """Actor, critic and target critic, and how they learn from imagined trajectories."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,8 +22,9 @@ class BehaviorObjective:
     :param imagination_horizon: H
     :param gamma: discount factor, where no discount head has learned it
     :param return_lambda: λ of the returns
-    :param reinforce_weight: ρ of V2, eq. 6: 1 is REINFORCE alone, 0 is the gradient through the dynamics alone
-    :param ent_coef: η of V2, eq. 6, the weight of the actor's entropy
+    :param reinforce_weight: ρ of V2, eq. 6: 1 is REINFORCE alone, 0 is the gradient through the dynamics alone; where
+        updates are recorded, a scalar tensor that may have any value, also later
+    :param ent_coef: η of V2, eq. 6, the weight of the actor's entropy; likewise
     :param reward_norm_momentum: see :class:`RewardNormalizer`; None does not normalise
     :param reward_norm_scale: see :class:`RewardNormalizer`
     """
@@ -37,12 +39,22 @@ class BehaviorObjective:
 
     def __post_init__(self) -> None:
         check_number("imagination_horizon", self.imagination_horizon, 2)  # the actor learns from all steps but the last two
-        check_number("ent_coef", self.ent_coef, 0.0)
-        for name in ("gamma", "return_lambda", "reinforce_weight"):
-            check_number(name, getattr(self, name), 0.0, 1.0)
+        for name, highest in (("ent_coef", math.inf), ("gamma", 1.0), ("return_lambda", 1.0), ("reinforce_weight", 1.0)):
+            if not isinstance(getattr(self, name), th.Tensor):
+                check_number(name, getattr(self, name), 0.0, highest)
         if self.reward_norm_momentum is not None:
             check_number("reward_norm_momentum", self.reward_norm_momentum, 0.0, 1.0)
         check_number("reward_norm_scale", self.reward_norm_scale, 0.0)
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether both terms of eq. 6 are computed; what a tensor holds is not asked for, which would wait for the device."""
+        return isinstance(self.reinforce_weight, th.Tensor) or 0.0 < self.reinforce_weight < 1.0
+
+    @property
+    def needs_dynamics(self) -> bool:
+        """Whether a gradient flows through imagined states."""
+        return self.is_mixture or self.reinforce_weight == 0.0
 
 
 class ReturnEstimate(NamedTuple):
@@ -162,14 +174,14 @@ class ActorCritic(nn.Module):
         """
         policy: Distribution = self.actor(trajectory.inputs[:-2].detach())
         target, weight = estimate.returns[1:], objective.reinforce_weight
-        if weight == 0.0:
+        if not objective.is_mixture and objective.needs_dynamics:
             gain = target
         else:
             advantage = (target - estimate.values[:-2]).detach()
             # With weight 1 the actions are constants; in the mixture the original lets the gradient into them
-            actions = trajectory.actions[1:-1].detach() if weight == 1.0 else trajectory.actions[1:-1]
+            actions = trajectory.actions[1:-1] if objective.is_mixture else trajectory.actions[1:-1].detach()
             gain = policy.log_prob(actions) * advantage
-            gain = gain if weight == 1.0 else weight * gain + (1.0 - weight) * target
+            gain = weight * gain + (1.0 - weight) * target if objective.is_mixture else gain
         entropy = policy.entropy()
         loss = -(trajectory.weights[:-2] * (gain + objective.ent_coef * entropy)).mean()
         return ActorLoss(loss, entropy.detach().mean())

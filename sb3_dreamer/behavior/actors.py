@@ -12,6 +12,7 @@ from sb3_dreamer.common.distributions import OneHotBlocks, OneHotCategorical
 from sb3_dreamer.common.functional import check_number
 from sb3_dreamer.common.layers import MLP
 from sb3_dreamer.common.one_hot import OneHotFeatures
+from sb3_dreamer.common.precision import full
 from sb3_dreamer.common.preprocessing import action_blocks, action_size
 
 #: Distributions for continuous actions: V2's code, V1, and the plain normal
@@ -46,7 +47,7 @@ class DiscreteActor(nn.Module):
         :param features: (..., F)
         :return: over (..., A)
         """
-        return OneHotCategorical(self.output(self.trunk(features)))
+        return OneHotCategorical(full(self.output(self.trunk(features))))
 
 
 class MultiDiscreteActor(nn.Module):
@@ -78,7 +79,7 @@ class MultiDiscreteActor(nn.Module):
         :param features: (..., F)
         :return: over (..., A)
         """
-        return OneHotBlocks(self.output(self.trunk(features)), self.blocks)
+        return OneHotBlocks(full(self.output(self.trunk(features))), self.blocks)
 
 
 class ContinuousActor(nn.Module):
@@ -130,7 +131,7 @@ class ContinuousActor(nn.Module):
         :return: over (..., A)
         """
         hidden = self.trunk(features)
-        return self.distribution(self.output(hidden), self.output_std(hidden))
+        return self.distribution(full(self.output(hidden)), full(self.output_std(hidden)))
 
     def distribution(self, loc: th.Tensor, std: th.Tensor) -> TruncatedNormal | TanhNormal | ClippedNormal:
         """

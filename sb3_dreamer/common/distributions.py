@@ -8,7 +8,7 @@ seam for exact seeds, shared noise in tests, and drawing all noise of an update 
 """
 
 import math
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import torch as th
@@ -138,6 +138,21 @@ class OneHotCategorical:
         return -(self.log_probs * self.probs).sum(-1)
 
 
+@lru_cache(maxsize=64)
+def padded_places(sizes: tuple[int, ...], device: th.device) -> th.Tensor:
+    """
+    Where each of the joined classes is in rows that are padded to the largest block. Kept, since a CUDA graph cannot copy it
+    to the device.
+
+    :param sizes: of the blocks
+    :param device: of the result
+    :return: (A,) int64; shared, do not change it
+    """
+    starts = [block * max(sizes) for block in range(len(sizes))]
+    places = [start + index for start, size in zip(starts, sizes, strict=True) for index in range(size)]
+    return th.tensor(places, device=device)
+
+
 class OneHotBlocks:
     """
     Independent categoricals whose one-hot vectors are joined to one: actions and observations of several choices.
@@ -153,9 +168,7 @@ class OneHotBlocks:
         if sum(sizes) != logits.shape[-1]:
             raise ValueError(f"Blocks of {sizes} have {sum(sizes)} logits together, but {logits.shape[-1]} were given.")
         self._shape = (len(sizes), max(sizes))
-        starts = [block * max(sizes) for block in range(len(sizes))]
-        places = [start + index for start, size in zip(starts, sizes, strict=True) for index in range(size)]
-        self._places = th.tensor(places, device=logits.device)
+        self._places = padded_places(tuple(sizes), logits.device)
         self.log_probs = self._joined(F.log_softmax(self._padded(logits, -math.inf), dim=-1))
 
     def _padded(self, joined: th.Tensor, fill: float) -> th.Tensor:

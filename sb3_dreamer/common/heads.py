@@ -8,6 +8,7 @@ from torch import nn
 from sb3_dreamer.common.distributions import Distribution
 from sb3_dreamer.common.layers import MLP
 from sb3_dreamer.common.one_hot import OneHotFeatures
+from sb3_dreamer.common.precision import full
 
 
 class ScalarHead(nn.Module):
@@ -39,4 +40,4 @@ class ScalarHead(nn.Module):
         :param features: (..., F)
         :return: distribution over (...)
         """
-        return self.distribution(self.output(self.trunk(features)).squeeze(-1))
+        return self.distribution(full(self.output(self.trunk(features))).squeeze(-1))

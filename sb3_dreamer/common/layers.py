@@ -7,6 +7,7 @@ import torch as th
 from torch import nn
 
 from sb3_dreamer.common.one_hot import OneHotFeatures
+from sb3_dreamer.common.precision import full
 
 #: Keras' default; PyTorch's 1e-5 gives other numbers where the inputs' variance is small
 LAYER_NORM_EPSILON = 1e-3
@@ -116,7 +117,7 @@ class LayerNormGRUCell(nn.Module):
         :param state: h_{t-1}, (n, D)
         :return: h_t, (n, D)
         """
-        gates = self.norm(self.linear(th.cat([inputs, state], dim=-1)))
+        gates = self.norm(full(self.linear(th.cat([inputs, state], dim=-1))))
         reset, candidate, update = gates.chunk(3, dim=-1)
         candidate = th.tanh(th.sigmoid(reset) * candidate)
         update = th.sigmoid(update - 1.0)

@@ -20,7 +20,8 @@ class MetricAverager:
         """
         for name, value in metrics.items():
             value = value.detach()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            # A graph writes its next values into the same place
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def pop(self) -> dict[str, float]:

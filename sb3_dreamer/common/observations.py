@@ -7,14 +7,13 @@ distinguishes the two cases. Policy and buffer use the same :class:`ObservationF
 
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
-from torch.nn import functional as F
 
 from sb3_dreamer.common.distributions import Bernoulli, Distribution, OneHotBlocks, UnitNormal
 from sb3_dreamer.common.preprocessing import ImageSize, NumpyObs, resize_images, resize_tensor
@@ -187,10 +186,22 @@ class ClassPart(ObservationPart):
         return values.astype(self.stored_dtype)
 
     def encode(self, stored: th.Tensor) -> th.Tensor:
-        classes = stored.long() - th.as_tensor(self.start, device=stored.device)
+        classes = stored.long() - first_classes(self.start.tobytes(), self.start.shape, stored.device)
         flat = classes.reshape(*self._leading(stored), -1)
-        hot = [F.one_hot(flat[..., index], count) for index, count in enumerate(self.blocks)]
+        # PyTorch's one_hot would look at the values, for which a GPU is waited for
+        hot = [flat[..., index, None] == th.arange(count, device=flat.device) for index, count in enumerate(self.blocks)]
         return th.cat(hot, dim=-1).float()
+
+
+@lru_cache(maxsize=64)
+def first_classes(start: bytes, shape: tuple[int, ...], device: th.device) -> th.Tensor:
+    """
+    :param start: int64 numbers of the first classes
+    :param shape: of the space
+    :param device: of the result
+    :return: the same as a tensor that is kept: a graph on a GPU cannot copy it there
+    """
+    return th.as_tensor(np.frombuffer(start, np.int64).reshape(shape).copy(), device=device)
 
 
 class BinaryPart(ObservationPart):

@@ -1,10 +1,12 @@
 """The paper's optimizer: clip by global norm, decay every weight, Adam as TensorFlow computes it."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch as th
+
+from sb3_dreamer.common.precision import outside_autocast
 
 
 class DreamerAdam(th.optim.Adam):
@@ -16,12 +18,19 @@ class DreamerAdam(th.optim.Adam):
     * Weight decay multiplies every parameter by ``1 - weight_decay`` before Adam's step. Unlike AdamW's it is *not*
       scaled by the learning rate, and it covers biases and norms too.
 
+    After :meth:`make_graph_safe` what changes from step to step, learning rate and bias correction, is read from the device,
+    so that a step can be a part of a CUDA graph, which freezes Python numbers: call :meth:`advance` before every replay.
+    TensorFlow's epsilon makes this one number: ``lr sqrt(1 - beta2 ** step) / (1 - beta1 ** step)``.
+
     :param params: parameters or parameter groups
     :param lr: learning rate
     :param betas: decay rates of the first and second moment
     :param eps: epsilon in TensorFlow's place (V2, table D.1: 1e-5)
     :param weight_decay: fraction of every parameter that a step removes (V2, table D.1: 1e-6)
     """
+
+    #: On the device, one for each group; none before :meth:`make_graph_safe`
+    _step_sizes: Sequence[th.Tensor] = ()
 
     def __init__(
         self,
@@ -44,21 +53,65 @@ class DreamerAdam(th.optim.Adam):
         # PyTorch's Adam would add its own weight decay to the gradients
         group.update(uncorrected_eps=group["eps"], decoupled_decay=group["weight_decay"], weight_decay=0.0, steps_done=0)
 
+    @property
+    def graph_safe(self) -> bool:
+        """Whether steps read what changes from the device."""
+        return bool(self._step_sizes)
+
+    def make_graph_safe(self) -> None:
+        """Keep step sizes on the device from now on; the state stays what it is, so that files fit both ways."""
+        self._step_sizes = [group["params"][0].new_zeros(()) for group in self.param_groups]
+
+    @th.no_grad()
+    def advance(self) -> None:
+        """Count a step, and compute what depends on the count and on the learning rate."""
+        for index, group in enumerate(self.param_groups):
+            group["steps_done"] += 1
+            beta1, beta2 = group["betas"]
+            correction = math.sqrt(1.0 - beta2 ** group["steps_done"])
+            group["eps"] = group["uncorrected_eps"] / correction
+            if self.graph_safe:
+                self._step_sizes[index].fill_(group["lr"] * correction / (1.0 - beta1 ** group["steps_done"]))
+
     @th.no_grad()
     def step(self, closure: Any = None) -> Any:
         """
-        Decay, then one step of Adam.
+        Decay, then one step of Adam. A graph-safe optimizer must be told to :meth:`advance` before.
 
         :param closure: as in PyTorch
         :return: the closure's loss, if any
         """
-        for group in self.param_groups:
-            group["steps_done"] += 1
-            group["eps"] = group["uncorrected_eps"] / math.sqrt(1.0 - group["betas"][1] ** group["steps_done"])
+        if not self.graph_safe:
+            self.advance()
+        for index, group in enumerate(self.param_groups):
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters and group["decoupled_decay"]:
                 th._foreach_mul_(parameters, 1.0 - group["decoupled_decay"])
-        return super().step(closure)
+            if parameters and self.graph_safe:
+                self._adam(parameters, group, self._step_sizes[index])
+        return None if self.graph_safe else super().step(closure)
+
+    def _adam(self, parameters: list[th.Tensor], group: dict[str, Any], step_size: th.Tensor) -> None:
+        """Adam with its correction in the step size; the state has the names and types of PyTorch's fused Adam."""
+        for p in parameters:
+            if not self.state[p]:
+                self.state[p] = {
+                    "step": th.zeros((), dtype=th.float32, device=p.device),
+                    "exp_avg": th.zeros_like(p, memory_format=th.preserve_format),
+                    "exp_avg_sq": th.zeros_like(p, memory_format=th.preserve_format),
+                }
+        names = ("step", "exp_avg", "exp_avg_sq")
+        steps, first, second = ([self.state[p][name] for p in parameters] for name in names)
+        gradients, (beta1, beta2) = [p.grad for p in parameters], group["betas"]
+        th._foreach_add_(steps, 1.0)
+        th._foreach_lerp_(first, gradients, 1.0 - beta1)  # type: ignore[arg-type]
+        th._foreach_mul_(second, beta2)
+        th._foreach_addcmul_(second, gradients, gradients, 1.0 - beta2)  # type: ignore[arg-type]
+        denominators = th._foreach_sqrt(second)
+        th._foreach_add_(denominators, group["uncorrected_eps"])
+        changes = th._foreach_div(first, denominators)
+        th._foreach_mul_(changes, step_size)
+        th._foreach_sub_(parameters, changes)
 
 
 class ParameterOptimizer:
@@ -114,8 +167,9 @@ class ParameterOptimizer:
         :param max_grad_norm: largest norm of all gradients together; None does not clip
         :return: the norm before clipping, scalar
         """
-        self.backward(loss)
-        return self.apply(max_grad_norm)
+        with outside_autocast(loss.device):
+            self.backward(loss)
+            return self.apply(max_grad_norm)
 
 
 def global_norm(tensors: list[th.Tensor]) -> th.Tensor:

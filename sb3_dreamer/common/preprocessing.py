@@ -55,6 +55,18 @@ def resize_images(images: np.ndarray, image_size: ImageSize) -> np.ndarray:
     return np.rint(resized).astype(np.uint8)
 
 
+@lru_cache(maxsize=64)
+def area_tensors(size_in: int, size_out: int, device: th.device) -> tuple[th.Tensor, th.Tensor]:
+    """
+    :param size_in: pixels before
+    :param size_out: pixels after
+    :param device: of the result
+    :return: :func:`area_taps` as tensors; shared, do not change them
+    """
+    indices, weights = area_taps(size_in, size_out)
+    return th.as_tensor(indices, device=device), th.as_tensor(weights, device=device)
+
+
 def resize_tensor(images: th.Tensor, image_size: tuple[int, ...]) -> th.Tensor:
     """
     The same interpolation for floats, without rounding.
@@ -66,12 +78,10 @@ def resize_tensor(images: th.Tensor, image_size: tuple[int, ...]) -> th.Tensor:
     for dim, size in ((-2, image_size[0]), (-1, image_size[1])):
         if images.shape[dim] == size:
             continue
-        indices, weights = area_taps(images.shape[dim], size)
+        indices, weights = area_tensors(images.shape[dim], size, images.device)
         shape = (size, 1) if dim == -2 else (size,)
         taps = [
-            images.index_select(dim, th.as_tensor(index, device=images.device))
-            * th.as_tensor(weight, device=images.device).reshape(shape)
-            for index, weight in zip(indices, weights, strict=True)
+            images.index_select(dim, index) * weight.reshape(shape) for index, weight in zip(indices, weights, strict=True)
         ]
         images = th.stack(taps).sum(0)
     return images

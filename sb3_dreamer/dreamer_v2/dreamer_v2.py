@@ -14,9 +14,10 @@ from sb3_dreamer.behavior.actor_critic import BehaviorObjective
 from sb3_dreamer.common.functional import check_number
 from sb3_dreamer.common.schedules import parse_schedule, schedule_value
 from sb3_dreamer.common.type_aliases import LatentState, SequenceBatch
+from sb3_dreamer.dreamer_v2.engine import Engine, EngineOptions
 from sb3_dreamer.dreamer_v2.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
 from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
-from sb3_dreamer.dreamer_v2.update import UpdateNoise, UpdateResult, training_update
+from sb3_dreamer.dreamer_v2.update import UpdateNoise, UpdateResult
 from sb3_dreamer.world_model.world_model import WorldModelObjective
 
 #: Arguments that may be schedules
@@ -78,6 +79,10 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
     :param reward_gradients: let the reward head train the representation (False: ablation of V2, table 2)
     :param discount_gradients: let the discount head train the representation (code: True)
     :param max_grad_norm: global norm to which each optimizer's gradients are clipped (code and table D.1: 100)
+    :param precision: of the matrix products and convolutions in updates: ``"float32"``, or ``"bfloat16"`` for GPUs (losses,
+        states, optimizers and acting stay in float32; the code's 16-bit mode was float16)
+    :param cuda_graphs: record updates and acting steps once and let the GPU repeat them (CUDA only)
+    :param overlap: act while the last update is still running on the GPU, with the weights before it (CUDA only)
     :param replay_buffer_class: :class:`~sb3_dreamer.replay.buffer.SequenceReplayBuffer` or a subclass
     :param replay_buffer_kwargs: its storage options, e.g. ``dict(prioritize_ends=False)``
     :param policy_kwargs: sizes of the networks, see :class:`~sb3_dreamer.dreamer_v2.policies.DreamerPolicy`
@@ -132,6 +137,9 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
         reward_gradients: bool = True,
         discount_gradients: bool = True,
         max_grad_norm: float | None = 100.0,
+        precision: str = "float32",
+        cuda_graphs: bool = False,
+        overlap: bool = False,
         replay_buffer_class: type[ReplayBuffer] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -190,7 +198,11 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
         self.reward_gradients = reward_gradients
         self.discount_gradients = discount_gradients
         self.max_grad_norm = max_grad_norm
+        self.precision = precision
+        self.cuda_graphs = cuda_graphs
+        self.overlap = overlap
         if _init_setup_model:
+            self._engine_options.check(self.device)
             self._setup_model()
 
     # ------------------------------------------------------------------------------------------------------ setting up
@@ -249,6 +261,16 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
         return WorldModelObjective(**{name: getattr(self, name) for name in names})
 
     @property
+    def _engine_options(self) -> EngineOptions:
+        return EngineOptions(self.precision, self.cuda_graphs, self.overlap)
+
+    def _make_engine(self) -> Engine:
+        """Checked here too: a model that was saved on a GPU may be loaded anywhere, as long as it is not trained."""
+        self._engine_options.check(self.device)
+        scheduled = [name for name in ("ent_coef", "reinforce_weight") if callable(getattr(self, name))]
+        return Engine(self.policy, self._engine_options, scheduled, callable(self.exploration_noise))
+
+    @property
     def behavior_objective(self) -> BehaviorObjective:
         """What actor and critic learn from, from the current options; schedules at the current progress."""
         options = {name: getattr(self, name) for name in signature(BehaviorObjective).parameters}
@@ -273,6 +295,7 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
         self.policy.set_training_mode(True)
         self._update_learning_rates()
         self.clock.first_update(self.num_timesteps, self._n_updates)
+        self.engine.before_updates()
         for _ in range(gradient_steps):
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env, batch_length=self.batch_length)
             self._metrics.add(self.update(batch).metrics)
@@ -288,7 +311,7 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
         :return: losses, imagined trajectories and metrics
         """
         objectives = self.model_objective, self.behavior_objective
-        result = training_update(self.policy, batch, *objectives, self.max_grad_norm, noise, state)
+        result = self.engine.update(batch, *objectives, self.max_grad_norm, noise, state)
         # After updates 1, 101, ...: the first copy is a full one whatever tau, as in the original
         if self._n_updates % self.target_update_interval == 0:
             for behavior in self.policy.behaviors:

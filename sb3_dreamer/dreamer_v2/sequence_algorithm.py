@@ -23,6 +23,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_dreamer.common.metrics import MetricAverager
 from sb3_dreamer.common.observations import check_observation_space
 from sb3_dreamer.common.preprocessing import NumpyObs, action_blocks, decode_actions, encode_actions, scale_actions
+from sb3_dreamer.dreamer_v2.engine import Engine, EngineOptions
 from sb3_dreamer.dreamer_v2.policies import ActingState, DreamerPolicy
 from sb3_dreamer.dreamer_v2.reporting import (
     DreamerProgressBar,
@@ -84,6 +85,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 **layout,
                 **given,
             )
+        self._engine: Engine | None = None
         self._metrics = MetricAverager()
         self.clock = TrainingClock()
         self._acting_state: ActingState | None = None
@@ -99,6 +101,23 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     def _check_options(self) -> None:
         """Refuse impossible options, before anything is built; for subclasses."""
+
+    @property
+    def engine(self) -> Engine:
+        """Carries out acting steps and updates; made when it is first needed."""
+        if self._engine is None or self._engine.policy is not self.policy:
+            self._engine = self._make_engine()
+        return self._engine
+
+    def _make_engine(self) -> Engine:
+        """For subclasses that have options for it."""
+        return Engine(self.policy, EngineOptions())
+
+    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
+        """As in SB3."""
+        super().set_parameters(load_path_or_dict, exact_match, device)
+        if self._engine is not None:
+            self._engine.forget()
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """
@@ -186,11 +205,16 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         One acting step. The posterior is followed during the random warm-up too, and the executed action goes into it, so
         that acting sees the same history as training.
         """
-        assert self._last_obs is not None and self._last_episode_starts is not None and self._acting_state is not None
         self._step_in_flight = True  # until it is stored
+        with self.engine.acting:
+            return self._step_of_policy(learning_starts, n_envs)
+
+    def _step_of_policy(self, learning_starts: int, n_envs: int) -> tuple[np.ndarray, np.ndarray]:
+        """Actions for the environment and for the buffer; the acting state moves on."""
+        assert self._last_obs is not None and self._acting_state is not None
         starts = th.as_tensor(np.asarray(self._last_episode_starts, dtype=bool), device=self.device)
         exploring = self._explores()
-        chosen = self.policy.act(
+        chosen = self.engine.act(
             self.policy.stored_tensors(self._last_obs),
             self._acting_state,
             starts,
@@ -242,8 +266,10 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 target[i] = np.rint(value) if off else value  # type: ignore[arg-type]
         rewards = reward if normalize is None else normalize.get_original_reward()
         replay_buffer.add(self._last_original_obs, next_obs, buffer_action, rewards, dones, infos)  # type: ignore[arg-type]
-        if self.policy.world_model.normalizer is not None:
-            self.policy.world_model.normalizer.update(self.policy.stored_tensors(next_obs))
+        normalizer = self.engine.collector.world_model.normalizer
+        if normalizer is not None:
+            with self.engine.acting:
+                normalizer.update(self.policy.stored_tensors(next_obs))
         self._last_obs, self._last_original_obs = new_obs, originals  # type: ignore[assignment]
         self._last_episode_starts = np.array(dones, dtype=bool)
         self._step_in_flight = False
@@ -270,7 +296,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     # ------------------------------------------------------------------------------------------------- saving and loading
 
     def _excluded_save_params(self) -> list[str]:
-        derived = ["_acting_state", "_metrics", "clock", "_step_in_flight", "_learning_rate_schedules"]
+        derived = ["_engine", "_acting_state", "_metrics", "clock", "_step_in_flight", "_learning_rate_schedules"]
         return [*super()._excluded_save_params(), *derived]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

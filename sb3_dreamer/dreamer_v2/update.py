@@ -195,7 +195,7 @@ def imagine(
     :return: trajectories and returns
     """
     noise, behavior = noise or UpdateNoise(), policy.behavior
-    with th.set_grad_enabled(objective.reinforce_weight < 1.0):
+    with th.set_grad_enabled(objective.needs_dynamics):
         predicted = policy.world_model.imagine(
             behavior.actor, start, continues, objective.imagination_horizon, objective.gamma, noise.actions, noise.latents
         )
@@ -227,7 +227,7 @@ def imagine_exploration(
     """
     noise = noise or UpdateNoise()
     draws = noise.exploration_actions, noise.exploration_latents
-    with th.set_grad_enabled(objective.reinforce_weight < 1.0):
+    with th.set_grad_enabled(objective.needs_dynamics):
         predicted = world_model.imagine(
             exploration.behavior.actor, start, continues, objective.imagination_horizon, objective.gamma, *draws
         )

@@ -316,7 +316,10 @@ class SequenceReplayBuffer(ReplayBuffer):
         return self._storage.view(name).swapaxes(0, 1)
 
     def _to_device(self, array: np.ndarray) -> th.Tensor:
-        return th.from_numpy(array).to(self.device)
+        values = th.from_numpy(array)
+        if self.device.type != "cuda":
+            return values.to(self.device)
+        return values.pin_memory().to(self.device, non_blocking=True)  # nobody waits for an update that is still running
 
     def _append(self, envs: np.ndarray, records: dict[str, np.ndarray]) -> None:
         self._storage.write(envs, self._written[envs] % self.buffer_size, records)

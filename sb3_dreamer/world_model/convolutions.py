@@ -80,7 +80,8 @@ class SubPixelTransposedConv(nn.ConvTranspose2d):
         """
         even = all(size % 2 == 0 for size in self.kernel_size)
         plain = self.stride == (2, 2) and not any(map(int, self.output_padding)) and not any(map(int, self.padding))
-        if even and plain and self.out_channels <= FEW_CHANNELS and x.device.type == "cpu" and output_size is None:
+        here = x.device.type == "cpu" and not th.is_autocast_enabled("cpu")
+        if even and plain and self.out_channels <= FEW_CHANNELS and here and output_size is None:
             return _SubPixel.apply(x, self.weight, self.bias)
         return super().forward(x, output_size)
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from sb3_dreamer.common.distributions import Distribution, UnitNormal
 from sb3_dreamer.common.layers import MLP, ChannelLayerNorm, in_place
+from sb3_dreamer.common.precision import full
 from sb3_dreamer.world_model.convolutions import PointTransposedConv, SubPixelTransposedConv, channels_last
 from sb3_dreamer.world_model.encoders import (
     KERNEL,
@@ -121,11 +122,11 @@ class DreamerDecoder(nn.Module):
         leading = features.shape[:-1]
         if self.images is not None:
             means = self.images(features.reshape(-1, features.shape[-1])).unflatten(0, leading)
-            for key, mean in zip(self.image_keys, means.split(self.image_channels, dim=-3), strict=True):
+            for key, mean in zip(self.image_keys, full(means).split(self.image_channels, dim=-3), strict=True):
                 predictions[key] = UnitNormal(mean, event_dims=3)
         if self.trunk is not None:
             hidden = self.trunk(features)
             for index, key in enumerate(self.vector_keys):
-                outputs = self.outputs[str(index)](hidden)
+                outputs = full(self.outputs[str(index)](hidden))
                 predictions[key] = self.likelihoods[key](outputs) if key in self.likelihoods else UnitNormal(outputs, 1)
         return predictions

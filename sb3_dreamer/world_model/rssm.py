@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from sb3_dreamer.common.layers import LAYER_NORM_EPSILON, MLP, LayerNormGRUCell
 from sb3_dreamer.common.one_hot import OneHotFeatures, sum_rows
+from sb3_dreamer.common.precision import cast_once, full
 from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.world_model.latents import Latent
 
@@ -106,7 +107,7 @@ class RSSM(nn.Module):
         :param deterministic: (..., D)
         :return: parameters of p(z_t | h_t), (..., P)
         """
-        return self.prior_output(self.prior_hidden(deterministic))
+        return full(self.prior_output(self.prior_hidden(deterministic)))
 
     def imagine_step(
         self,
@@ -150,7 +151,7 @@ class RSSM(nn.Module):
         state, actions = reset(state, episode_starts), actions.masked_fill(episode_starts[:, None], 0.0)
         deterministic = self.advance(state, actions)
         hidden = self.posterior_hidden(th.cat([deterministic, embeddings], dim=-1))
-        parameters = self.posterior_output(self.activation(self.posterior_norm(hidden)))
+        parameters = full(self.posterior_output(self.activation(self.posterior_norm(hidden))))
         return LatentState(deterministic, self.latent.sample(parameters, noise) if sample else self.latent.mode(parameters))
 
     def observe(
@@ -182,6 +183,7 @@ class RSSM(nn.Module):
         state_weight, embedding_weight = self.posterior_hidden.weight.split(
             [self.deterministic_size, embeddings.shape[-1]], dim=1
         )
+        latent_weight, state_weight = cast_once(latent_weight), cast_once(state_weight)
         from_actions = F.linear(actions.masked_fill(episode_starts[..., None], 0.0), action_weight, self.input.bias)
         from_embeddings = F.linear(embeddings, embedding_weight, self.posterior_hidden.bias)
         if noise is None:
@@ -193,7 +195,7 @@ class RSSM(nn.Module):
             hidden = self.input_norm(F.linear(state.stochastic, latent_weight) + from_actions[step])
             deterministic = self.cell(self.activation(hidden), state.deterministic)  # h_t
             hidden = self.posterior_norm(F.linear(deterministic, state_weight) + from_embeddings[step])
-            posterior = self.posterior_output(self.activation(hidden))
+            posterior = full(self.posterior_output(self.activation(hidden)))
             state = LatentState(deterministic, self.latent.sample(posterior, noise[step]))  # z_t ~ q
             deterministics.append(state.deterministic)
             stochastics.append(state.stochastic)

@@ -1,0 +1,170 @@
+"""How updates and acting steps are carried out on the device: at once, from CUDA graphs, one beside the other."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import copy, deepcopy
+from typing import NamedTuple
+
+import torch as th
+
+from sb3_dreamer.behavior.actor_critic import BehaviorObjective
+from sb3_dreamer.common.precision import autocast, check_precision
+from sb3_dreamer.common.type_aliases import LatentState, SequenceBatch
+from sb3_dreamer.dreamer_v2.graphs import CudaRecorder, GraphedActing, GraphedUpdate, Recorder
+from sb3_dreamer.dreamer_v2.policies import ActingState, DreamerPolicy
+from sb3_dreamer.dreamer_v2.update import UpdateNoise, UpdateResult, training_update
+from sb3_dreamer.world_model.world_model import WorldModelObjective
+
+
+class EngineOptions(NamedTuple):
+    """
+    The constructor's arguments of the same names.
+
+    :param precision: of matrix products in updates
+    :param cuda_graphs: repeat updates and acting steps from recordings
+    :param overlap: act with the weights before the running update
+    """
+
+    precision: str = "float32"
+    cuda_graphs: bool = False
+    overlap: bool = False
+
+    def check(self, device: th.device) -> None:
+        """
+        :param device: of the policy
+        :raises ValueError: naming the option that is impossible there
+        """
+        check_precision(self.precision)
+        for name in ("cuda_graphs", "overlap"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} must be True or False, but is {value!r}.")
+            if value and device.type != "cuda":
+                raise ValueError(f"{name}=True needs a CUDA device, but the policy is on '{device}': leave it out there.")
+
+
+class Engine:
+    """
+    Carries out updates and acting steps.
+
+    With ``overlap`` two streams share the GPU::
+
+        updates   [ update k ........ ]      [ update k + 1 .... ]
+        acting     act  act  act  act   copy  act  act  act  act       with the weights of update k - 1, then of update k
+
+    Between two updates the acting stream takes the new weights; neither stream ever reads what the other one is writing.
+
+    :param policy: the networks and their optimizers
+    :param options: checked against the policy's device
+    :param scheduled: options of :class:`BehaviorObjective` that change in the course of training
+    :param changing_noise: whether the amount of action noise does, so that acting cannot be recorded
+    :param make_recorder: of graphs
+    """
+
+    def __init__(
+        self,
+        policy: DreamerPolicy,
+        options: EngineOptions,
+        scheduled: Sequence[str] = (),
+        changing_noise: bool = False,
+        make_recorder: Callable[[], Recorder] = CudaRecorder,
+    ):
+        self.policy, self.options = policy, options
+        self._stream = th.cuda.Stream(priority=-1) if options.overlap and policy.device.type == "cuda" else None
+        #: The policy that collects: the trained one itself, or with ``overlap`` one that is a little older
+        self.collector = acting_copy(policy) if options.overlap else policy
+        self._acting_tensors = self.collector.state_dict()
+        records_acting = options.cuda_graphs and not changing_noise
+        self._update = GraphedUpdate(policy, scheduled, make_recorder) if options.cuda_graphs else None
+        self._acting = GraphedActing(self.collector, make_recorder) if records_acting else None
+
+    def forget(self) -> None:
+        """The policy's tensors have been replaced, or its weights loaded: record anew, and collect with the new weights."""
+        for graphed in (self._update, self._acting):
+            if graphed is not None:
+                graphed.forget()
+        if self.collector is not self.policy:
+            self.collector.load_state_dict(self.policy.state_dict())
+
+    @property
+    def acting(self) -> AbstractContextManager[object]:
+        """Surroundings of everything that belongs to an acting step, the reading of its actions included."""
+        return nullcontext() if self._stream is None else th.cuda.stream(self._stream)
+
+    def act(
+        self,
+        observations: dict[str, th.Tensor],
+        state: ActingState,
+        episode_starts: th.Tensor,
+        explore: bool = False,
+        noise_amount: float = 0.0,
+    ) -> ActingState:
+        """
+        See :meth:`DreamerPolicy.act`.
+
+        :param observations: per key (n, *shape)
+        :param state: after the previous step
+        :param episode_starts: bool, (n,)
+        :param explore: let the exploration's actor choose
+        :param noise_amount: disturbs the chosen action
+        :return: latent state and chosen action vectors; valid until the next call
+        """
+        act = self.collector.act if self._acting is None else self._acting
+        return act(observations, state, episode_starts, explore=explore, noise_amount=noise_amount)
+
+    @th.no_grad()
+    def before_updates(self) -> None:
+        """With ``overlap``: collect with the weights of the last update from now on."""
+        if self.collector is self.policy:
+            return
+        if self._stream is not None:
+            self._stream.wait_stream(th.cuda.current_stream())
+        with self.acting:
+            for name, trained in self.policy.state_dict().items():
+                acting = self._acting_tensors[name]
+                target, source = (trained, acting) if ".normalizer." in name else (acting, trained)
+                target.copy_(source)  # statistics of observations are taken while acting
+        if self._stream is not None:
+            th.cuda.current_stream().wait_stream(self._stream)
+
+    def update(
+        self,
+        batch: SequenceBatch,
+        model_objective: WorldModelObjective,
+        behavior_objective: BehaviorObjective,
+        max_grad_norm: float | None,
+        noise: UpdateNoise | None = None,
+        state: LatentState | None = None,
+    ) -> UpdateResult:
+        """
+        See :func:`~sb3_dreamer.dreamer_v2.update.training_update`; given noise and states are not recorded.
+
+        :param batch: sequences from the replay buffer
+        :param model_objective: what the world model minimises
+        :param behavior_objective: what actor and critic maximise and regress
+        :param max_grad_norm: each optimizer's gradients are clipped to this global norm
+        :param noise: random numbers to use instead of drawing them
+        :param state: latent state before the first step, (B, ...); None is the initial state
+        :return: losses, trajectory and metrics; from a graph valid until the next call
+        """
+        arguments = batch, model_objective, behavior_objective, max_grad_norm
+        if self._update is not None and noise is None and state is None:
+            return self._update(*arguments, self.options.precision)
+        if self._update is not None:
+            self._update.advance()
+        with autocast(self.options.precision, self.policy.device):
+            return training_update(self.policy, *arguments, noise, state)
+
+
+def acting_copy(policy: DreamerPolicy) -> DreamerPolicy:
+    """
+    A policy that acts with weights of its own and shares everything else.
+
+    :param policy: the trained one
+    :return: its copy
+    """
+    twin = copy(policy)
+    twin._modules = dict(policy._modules)
+    for name, module in policy._modules.items():
+        twin._modules[name] = deepcopy(module)
+    return twin

@@ -1,0 +1,241 @@
+"""
+Work that is recorded once and repeated by the GPU alone: CUDA graphs of the training update and of acting.
+
+An update launches some ten thousand small kernels, which Python does more slowly than the GPU computes them. A graph repeats
+them with the same addresses and the same Python numbers; hence everything that changes is copied into tensors that stay.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
+
+import torch as th
+
+from sb3_dreamer.behavior.actor_critic import BehaviorObjective
+from sb3_dreamer.common.optimization import DreamerAdam
+from sb3_dreamer.common.precision import autocast
+from sb3_dreamer.common.type_aliases import SequenceBatch
+from sb3_dreamer.dreamer_v2.policies import ActingState, DreamerPolicy
+from sb3_dreamer.dreamer_v2.update import UpdateResult, training_update
+from sb3_dreamer.world_model.world_model import WorldModelObjective
+
+Tree = TypeVar("Tree")
+#: Calls before the recording: libraries choose their kernels in these
+WARM_UP = 3
+
+
+class Recorder(Protocol):
+    """Records what a function does to tensors, so that it can be repeated without calling it; :class:`CudaRecorder`."""
+
+    def warm_up(self, function: Callable[[], Any]) -> Any:
+        """Call the function in the surroundings in which it will be recorded."""
+
+    def record(self, function: Callable[[], Any]) -> Any:
+        """Record it; what it returns is valid after the next :meth:`replay`."""
+
+    def replay(self) -> None:
+        """Repeat what was recorded."""
+
+
+class CudaRecorder:
+    """A CUDA graph."""
+
+    def __init__(self) -> None:
+        self._graph, self._side = th.cuda.CUDAGraph(), th.cuda.Stream()
+
+    def warm_up(self, function: Callable[[], Any]) -> Any:
+        """
+        :param function: that launches work on the current stream
+        :return: what it returns
+        """
+        self._side.wait_stream(th.cuda.current_stream())
+        with th.cuda.stream(self._side):
+            result = function()
+        th.cuda.current_stream().wait_stream(self._side)
+        return result
+
+    def record(self, function: Callable[[], Any]) -> Any:
+        """
+        :param function: that launches work on the current stream; nothing is computed yet
+        :return: what it returns, tensors whose values every :meth:`replay` makes anew
+        """
+        with th.cuda.graph(self._graph):
+            return function()
+
+    def replay(self) -> None:
+        """Launch the graph on the current stream."""
+        self._graph.replay()
+
+
+def tensors_of(tree: Any) -> list[th.Tensor]:
+    """
+    :param tree: tensors in (named) tuples and dicts
+    :return: the tensors, in a fixed order
+    """
+    if isinstance(tree, th.Tensor):
+        return [tree]
+    parts = list(tree.values()) if isinstance(tree, dict) else tree if isinstance(tree, tuple) else []
+    return [tensor for part in parts for tensor in tensors_of(part)]
+
+
+def map_tensors(function: Callable[[th.Tensor], th.Tensor], tree: Tree) -> Tree:
+    """
+    :param function: of a tensor
+    :param tree: tensors in (named) tuples and dicts
+    :return: the same tree of the function's results
+    """
+    if isinstance(tree, th.Tensor):
+        return function(tree)  # type: ignore[return-value]
+    if isinstance(tree, dict):
+        return {key: map_tensors(function, part) for key, part in tree.items()}  # type: ignore[return-value]
+    if isinstance(tree, tuple):
+        parts = [map_tensors(function, part) for part in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)  # type: ignore[return-value]
+    return tree
+
+
+class RecordedFunction:
+    """
+    A function of tensors whose calls are repeated from a recording.
+
+    It is called as it is a few times, then recorded, and recorded anew whenever the constants or the shapes of the inputs
+    differ from those of the recording. What a repeated call returns is overwritten by the next one.
+
+    :param make_recorder: makes a recorder for each recording
+    """
+
+    def __init__(self, make_recorder: Callable[[], Recorder] = CudaRecorder):
+        self._make_recorder = make_recorder
+        self.forget()
+
+    def forget(self) -> None:
+        """Record anew: something that the function uses has been replaced."""
+        self._recorder: Recorder | None = None
+        self._key: Any = None
+        self._calls, self._inputs, self._result = 0, None, None  # type: ignore[var-annotated]
+
+    def __call__(self, function: Callable[[Any], Any], inputs: Any, constants: Any) -> Any:
+        """
+        :param function: of the inputs alone; everything else that it uses stays in its place
+        :param inputs: tree of tensors
+        :param constants: Python values that the function uses, compared with ``==``
+        :return: what the function returns
+        """
+        key = (constants, [(tensor.shape, tensor.dtype) for tensor in tensors_of(inputs)])
+        if key != self._key:
+            self.forget()
+            self._key, self._inputs = key, map_tensors(th.clone, inputs)
+            self._recorder = self._make_recorder()
+        assert self._recorder is not None
+        th._foreach_copy_(tensors_of(self._inputs), tensors_of(inputs), non_blocking=True)
+        self._calls += 1
+        if self._calls <= WARM_UP:
+            return self._recorder.warm_up(lambda: function(self._inputs))
+        if self._calls == WARM_UP + 1:
+            self._result = self._recorder.record(lambda: function(self._inputs))
+        self._recorder.replay()
+        return self._result
+
+
+class GraphedUpdate:
+    """
+    :func:`~sb3_dreamer.dreamer_v2.update.training_update`, repeated from a recording.
+
+    :param policy: the networks and their optimizers, which become graph-safe
+    :param scheduled: options of :class:`BehaviorObjective` that change in the course of training
+    :param make_recorder: see :class:`RecordedFunction`
+    :raises ValueError: if an optimizer of the policy cannot be recorded
+    """
+
+    def __init__(self, policy: DreamerPolicy, scheduled: Sequence[str], make_recorder: Callable[[], Recorder] = CudaRecorder):
+        self.policy = policy
+        self._update = RecordedFunction(make_recorder)
+        self.optimizers: list[DreamerAdam] = []
+        for optimizer in (part.optimizer for group in policy.optimizers_by_rate for part in group):
+            if not isinstance(optimizer, DreamerAdam):
+                name = type(optimizer).__name__
+                raise ValueError(f"cuda_graphs=True needs the optimizer DreamerAdam, but optimizer_class is {name}.")
+            optimizer.make_graph_safe()
+            self.optimizers.append(optimizer)
+        self._scheduled: dict[str, Any] = {name: next(policy.parameters()).new_zeros(()) for name in scheduled}
+
+    def forget(self) -> None:
+        """Record anew: tensors of the policy or its optimizers have been replaced."""
+        self._update.forget()
+
+    def advance(self) -> None:
+        """Before an update that is not repeated from a recording; the others do it by themselves."""
+        for optimizer in self.optimizers:
+            optimizer.advance()
+
+    def __call__(
+        self,
+        batch: SequenceBatch,
+        model_objective: WorldModelObjective,
+        behavior_objective: BehaviorObjective,
+        max_grad_norm: float | None,
+        precision: str,
+    ) -> UpdateResult:
+        """
+        :param batch: sequences from the replay buffer
+        :param model_objective: what the world model minimises
+        :param behavior_objective: what actor and critic maximise and regress
+        :param max_grad_norm: each optimizer's gradients are clipped to this global norm
+        :param precision: of matrix products
+        :return: losses, trajectory and metrics; valid until the next call
+        """
+        self.advance()
+        placeholders: dict[str, Any] = dict.fromkeys(self._scheduled, 0.0)
+        frozen = replace(behavior_objective, **placeholders)
+        constants = (model_objective, frozen, max_grad_norm, precision)
+        for name, tensor in self._scheduled.items():
+            tensor.fill_(getattr(behavior_objective, name))
+        objective = replace(behavior_objective, **self._scheduled)
+
+        def update(inputs: SequenceBatch) -> UpdateResult:
+            with autocast(precision, self.policy.device):
+                return training_update(self.policy, inputs, model_objective, objective, max_grad_norm)
+
+        return self._update(update, batch, constants)
+
+
+class GraphedActing:
+    """
+    :meth:`~sb3_dreamer.dreamer_v2.policies.DreamerPolicy.act` while collecting, repeated from a recording.
+
+    :param policy: that acts
+    :param make_recorder: see :class:`RecordedFunction`
+    """
+
+    def __init__(self, policy: DreamerPolicy, make_recorder: Callable[[], Recorder] = CudaRecorder):
+        self.policy = policy
+        self._act = RecordedFunction(make_recorder)
+
+    def forget(self) -> None:
+        """Record anew: tensors of the policy have been replaced."""
+        self._act.forget()
+
+    def __call__(
+        self,
+        observations: dict[str, th.Tensor],
+        state: ActingState,
+        episode_starts: th.Tensor,
+        explore: bool = False,
+        noise_amount: float = 0.0,
+    ) -> ActingState:
+        """
+        Arguments of :meth:`DreamerPolicy.act`.
+
+        :param observations: per key (n, *shape)
+        :param state: after the previous step
+        :param episode_starts: bool, (n,)
+        :param explore: let the exploration's actor choose
+        :param noise_amount: disturbs the chosen action; while it changes at every step nothing can be recorded
+        :return: latent state and chosen action vectors; valid until the next call
+        """
+
+        def act(inputs: Any) -> ActingState:
+            seen, before, starts = inputs
+            return self.policy.act(seen, before, starts, explore=explore, noise_amount=noise_amount)
+
+        return self._act(act, (observations, state, episode_starts), (explore, noise_amount))
