@@ -92,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="PyTorch threads")
     parser.add_argument("--rounds", type=int, help="how often; default: by configuration")
     parser.add_argument("--envs", type=int, default=1, help="loop: number of environments")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--precision", choices=list(PRECISIONS), default="float32")
     parser.add_argument("--cuda-graphs", action="store_true", help="updates and acting steps from recordings")
     parser.add_argument("--overlap", action="store_true", help="loop: act while an update is running")
@@ -111,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         result = {**result, "config": config, "device": options.device, "threads": options.threads}
         result |= {"engine": options.engine} if options.engine else {}
         result |= {"gpu": th.cuda.get_device_name()} if options.device != "cpu" else {}
-        record(result, RESULTS, IDENTITY, lambda r: (r["kind"], list(CONFIGURATIONS).index(r["config"]), r["threads"]))
+        record(result, options.results, IDENTITY, lambda r: (r["kind"], list(CONFIGURATIONS).index(r["config"]), r["threads"]))
         show(result)
 
 
