@@ -18,7 +18,7 @@ ROOMS: dict[str, tuple[str, str]] = {
     "behavior": ("actors actor_critic exploration", "common"),
     "replay": ("storage records buffer", "common"),
     "dreamer_v2": (
-        "networks policies reporting update graphs engine sequence_algorithm dreamer_v2",
+        "networks policies reporting diagnostics update graphs engine sequence_algorithm dreamer_v2",
         "common world_model behavior replay",
     ),
     "envs": ("atari atari_vec_env scaling wrappers optional crafter dmc minatar procgen registration", "common"),

@@ -23,6 +23,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_dreamer.common.metrics import MetricAverager
 from sb3_dreamer.common.observations import check_observation_space
 from sb3_dreamer.common.preprocessing import NumpyObs, action_blocks, decode_actions, encode_actions, scale_actions
+from sb3_dreamer.dreamer_v2.diagnostics import LearningCheck
 from sb3_dreamer.dreamer_v2.engine import Engine, EngineOptions
 from sb3_dreamer.dreamer_v2.policies import ActingState, DreamerPolicy
 from sb3_dreamer.dreamer_v2.reporting import (
@@ -87,6 +88,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             )
         self._engine: Engine | None = None
         self._metrics = MetricAverager()
+        self._check_learning = LearningCheck(self.action_space)
         self.clock = TrainingClock()
         self._acting_state: ActingState | None = None
         self._step_in_flight = False
@@ -286,8 +288,10 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     def dump_logs(self) -> None:
         """Write the means of all updates since the last time to the logger, beside what SB3 logs."""
-        for name, value in self._metrics.pop().items():
+        means = self._metrics.pop()
+        for name, value in means.items():
             self.logger.record(f"train/{name}", value)
+        self._check_learning(means, self._n_updates, 1.0 - self._current_progress_remaining)
         rate = self.clock.updates_per_second(self._n_updates)
         if rate is not None:
             self.logger.record("time/updates_per_second", rate)
@@ -296,7 +300,15 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     # ------------------------------------------------------------------------------------------------- saving and loading
 
     def _excluded_save_params(self) -> list[str]:
-        derived = ["_engine", "_acting_state", "_metrics", "clock", "_step_in_flight", "_learning_rate_schedules"]
+        derived = [
+            "_engine",
+            "_acting_state",
+            "_metrics",
+            "_check_learning",
+            "clock",
+            "_step_in_flight",
+            "_learning_rate_schedules",
+        ]
         return [*super()._excluded_save_params(), *derived]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

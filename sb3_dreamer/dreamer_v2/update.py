@@ -248,6 +248,7 @@ def model_metrics(policy: DreamerPolicy, loss: WorldModelLoss) -> dict[str, th.T
     metrics = {"model_loss": loss.total.detach()}
     metrics.update({policy.loss_names[key]: value.detach() for key, value in loss.observations.items()})
     metrics["reward_loss"] = loss.reward.detach()
+    metrics["reward_variance"] = loss.reward_variance
     if loss.discount is not None:
         metrics["discount_loss"] = loss.discount.detach()
     metrics["kl_loss"] = loss.kl.detach()

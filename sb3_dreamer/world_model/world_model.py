@@ -96,6 +96,7 @@ class WorldModelLoss(NamedTuple):
     posterior: th.Tensor  # parameters, (T, B, P)
     prior: th.Tensor  # parameters, (T, B, P)
     embeddings: th.Tensor  # of the observations, (T, B, E)
+    reward_variance: th.Tensor  # of the batch's transformed rewards
 
 
 class WorldModel(nn.Module):
@@ -206,7 +207,17 @@ class WorldModel(nn.Module):
             discount_loss = -prediction.log_prob(objective.gamma * batch.continues).mean()
             total = total + objective.discount_scale * discount_loss
         return WorldModelLoss(
-            total, observation_losses, reward_loss, discount_loss, kl_loss, kl_value, states, posterior, prior, embeddings
+            total,
+            observation_losses,
+            reward_loss,
+            discount_loss,
+            kl_loss,
+            kl_value,
+            states,
+            posterior,
+            prior,
+            embeddings,
+            rewards.var(correction=0),
         )
 
     def imagine(

@@ -1,0 +1,78 @@
+"""Early warnings: logged numbers that show that nothing is being learned, with what to do about it."""
+
+import math
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+from gymnasium import spaces
+
+from sb3_dreamer.common.distributions import LOG_SQRT_2PI
+from sb3_dreamer.common.preprocessing import action_blocks, action_dim
+
+#: Updates before the first warning: every young model looks broken
+PATIENCE = 500
+#: Share of a run in which a policy without entropy is a fault; later it may just know what to do
+EARLY = 0.3
+#: Nats of KL that hold no information, and share of the rewards' variance that is no prediction
+NO_KL, NO_REWARD = 0.01, 0.02
+#: Entropy that is gone: a share of the largest for choices; nats per dimension of a Box (uniform actions have 0.69)
+NO_CHOICE, NO_SPREAD = 0.02, -2.0
+NO_GRADIENT = 1e-8
+PAGE = "See docs/troubleshooting.md."
+
+
+class LearningCheck:
+    """
+    Warns once of each sign that an agent does not learn.
+
+    :param action_space: of the agent
+    """
+
+    def __init__(self, action_space: spaces.Space) -> None:
+        blocks = action_blocks(action_space)
+        self._lowest_entropy = (
+            NO_SPREAD * action_dim(action_space) if blocks is None else NO_CHOICE * float(np.log(blocks).sum())
+        )
+        self._can_choose = blocks is None or max(blocks) > 1
+        self._warned: set[str] = set()
+
+    def __call__(self, means: Mapping[str, float], n_updates: int, progress: float) -> None:
+        """
+        :param means: of the metrics since the last time, by logged name
+        :param n_updates: so far
+        :param progress: share of the run that is over, in [0, 1]
+        """
+        if n_updates < PATIENCE:
+            return
+        for name, text in self._findings(means, progress).items():
+            if name not in self._warned:
+                self._warned.add(name)
+                warnings.warn(f"After {n_updates} updates {text} {PAGE}", stacklevel=2)
+
+    def _findings(self, means: Mapping[str, float], progress: float) -> dict[str, str]:
+        found: dict[str, str] = {}
+        if means.get("kl", math.inf) < NO_KL:
+            found["kl"] = (
+                f"the KL of posterior and prior is {means['kl']:.2g} nats: the latent state says nothing about the "
+                "observation. Lower kl_scale, or raise observation_scale (or normalize_observations for small numbers)."
+            )
+        variance = means.get("reward_variance", 0.0)
+        error = 2.0 * (means.get("reward_loss", 0.0) - LOG_SQRT_2PI)
+        if variance > 1e-8 and error > (1.0 - NO_REWARD) * variance:
+            found["reward"] = (
+                f"the reward head predicts a constant (error {error:.2g}, variance of the rewards {variance:.2g}): the "
+                "actor has nothing to seek. Raise reward_scale if rewards are small or rare, lower kl_scale if the latent "
+                "state is poor."
+            )
+        if self._can_choose and progress < EARLY and means.get("actor_entropy", math.inf) < self._lowest_entropy:
+            found["entropy"] = (
+                f"the actor's entropy is {means['actor_entropy']:.2g} nats with {1.0 - progress:.0%} of the run to go: it has "
+                "stopped to explore. Raise ent_coef, or lower actor_learning_rate."
+            )
+        if means.get("actor_grad_norm", math.inf) < NO_GRADIENT:
+            found["gradient"] = (
+                f"the actor's gradient is {means['actor_grad_norm']:.2g}: all imagined returns are the same. Look at "
+                "train/imagined_reward_std and train/imagined_discount_mean."
+            )
+        return found
