@@ -13,7 +13,8 @@ has the zero action. Environments end their episodes at different times, hence o
 
 from bisect import bisect_left
 from importlib.resources import files
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -26,17 +27,12 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_dreamer.common.observations import OBSERVATION_KEY
 from sb3_dreamer.common.preprocessing import ImageSize, NumpyObs, action_dim, encode_actions
 from sb3_dreamer.common.type_aliases import SequenceBatch
+from sb3_dreamer.replay.disk_storage import DiskStorage
 from sb3_dreamer.replay.records import OBSERVATION_PREFIX, RecordFormat
 from sb3_dreamer.replay.storage import RamStorage
+from sb3_dreamer.replay.windows import RecordRange, draw_windows
 
-PICKLE_FORMAT = 1
-
-
-class _Range(NamedTuple):
-    """Records that may be sampled, per environment, counted since the first one ever written."""
-
-    first: np.ndarray  # (n_envs,)
-    end: np.ndarray  # (n_envs,) exclusive; not larger than ``first`` where there is nothing
+PICKLE_FORMAT = 2
 
 
 class SequenceReplayBuffer(ReplayBuffer):
@@ -60,6 +56,8 @@ class SequenceReplayBuffer(ReplayBuffer):
     :param prioritize_ends: every sub-sequence has the same probability mass 1, and one whose last record ends an episode
         has ``batch_length`` more, as in the released code (True there); uniform if False. An episode cut off by a reset
         of the environment has no end in this sense, since nothing happened there
+    :param storage_path: folder in which the records are kept on the disk instead of in memory; see docs/reliability.md
+    :param storage_resume: go on with what this folder holds; otherwise it must be empty
     :param sample_running: whether records of episodes that have not ended may be sampled; if not, as in the released code,
         they wait until the episode ends or is cut off by a reset
     :raises ValueError: if an option or a space is not supported
@@ -79,6 +77,8 @@ class SequenceReplayBuffer(ReplayBuffer):
         float_images: bool = False,
         prioritize_ends: bool = True,
         sample_running: bool = True,
+        storage_path: str | None = None,
+        storage_resume: bool = False,
     ) -> None:
         # ReplayBuffer.__init__ is not called: it allocates every frame twice
         if optimize_memory_usage:
@@ -102,16 +102,31 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.prioritize_ends = prioritize_ends
         self.sample_running = sample_running
 
-        self._make_storage()  # refuses unsupported spaces
+        self.storage_path = None if storage_path is None else str(Path(storage_path).absolute())
+        self._make_storage(storage_resume)  # refuses unsupported spaces
         self.action_dim = action_dim(action_space)
         self.obs_shape = get_obs_shape(observation_space)  # type: ignore[assignment]  # SB3 annotates the Box case only
         self.seed(None)
-        self.reset()
+        self._start_counting()
+        self._take_over_counts()
 
-    def _make_storage(self) -> None:
+    def _make_storage(self, resume: bool) -> None:
         spaces_, layout = (self.observation_space, self.action_space), (self.image_size, self.float_images)
         self._format = RecordFormat(*spaces_, self.n_envs, *layout)
-        self._storage = RamStorage(self._format.fields(), self.n_envs, self.buffer_size)
+        size = self._format.fields(), self.n_envs, self.buffer_size
+        self._storage: RamStorage | DiskStorage = RamStorage(*size)
+        if self.storage_path is not None:
+            self._storage = DiskStorage(*size, self.storage_path, self._format.description, resume)
+
+    def _take_over_counts(self) -> None:
+        """Go on with what a folder holds already."""
+        if not isinstance(self._storage, DiskStorage) or not self._storage.written.any():
+            return
+        self._written, self._first = self._storage.written.copy(), self._storage.first.copy()
+        for env in range(self.n_envs):
+            done, _, starts = self._storage.flags(env).T
+            self._ends[env] = (self._first[env] + np.flatnonzero(done)).tolist()
+            self._episode_first[env] = self._first[env] + (np.flatnonzero(starts)[-1] if starts.any() else 0)
 
     def seed(self, seed: int | None) -> None:
         """
@@ -122,9 +137,15 @@ class SequenceReplayBuffer(ReplayBuffer):
         self._rng = np.random.default_rng(np.random.randint(2**31 - 1) if seed is None else seed)
 
     def reset(self) -> None:
-        """Forget everything; memory once allocated is kept for what comes."""
+        """Forget everything; memory once allocated, and files, are kept for what comes."""
+        if isinstance(self._storage, DiskStorage):
+            self._storage.clear()
+        self._start_counting()
+
+    def _start_counting(self) -> None:
         # Records are counted without end, a ring's row is the count modulo its capacity: no special case after wrapping
         self._written = np.zeros(self.n_envs, dtype=np.int64)
+        self._first = np.zeros(self.n_envs, dtype=np.int64)  # oldest record that is still there
         self._episode_first = np.zeros(self.n_envs, dtype=np.int64)  # first record of the latest episode
         self._starting = np.ones(self.n_envs, dtype=bool)  # whether the next add begins an episode
         self._ends: list[list[int]] = [[] for _ in range(self.n_envs)]  # records that end an episode, ascending
@@ -245,7 +266,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         :raises ValueError: if there is nothing to sample (see :attr:`num_sampleable`), or the ring is too small for T
         """
         length = self._usable_length(self.batch_length if batch_length is None else batch_length)
-        envs, starts = self._draw(batch_size, length)
+        envs, starts = draw_windows(self._rng, batch_size, length, self._sampleable(), self._ends, self.prioritize_ends)
         records = self._storage.read(envs, starts % self.buffer_size, length)
 
         resets = records["episode_start"]
@@ -256,7 +277,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         actions = encode_actions(self._to_device(records["action"]), self.action_space)
         observations = {key: records[OBSERVATION_PREFIX + key] for key in self._format.observation_keys}
         return SequenceBatch(
-            observations={key: self._to_device(value) for key, value in self._normalised(observations, env).items()},
+            observations={key: self._to_device(value) for key, value in self._format.normalised(observations, env).items()},
             actions=actions.masked_fill(episode_starts.unsqueeze(-1), 0.0),
             rewards=self._to_device(rewards),
             continues=self._to_device(1.0 - terminals.astype(np.float32)),
@@ -287,14 +308,19 @@ class SequenceReplayBuffer(ReplayBuffer):
             raise ValueError("The replay buffer does not fit the algorithm: " + "; ".join(differences) + ".")
 
     def __getstate__(self) -> dict[str, Any]:
-        # Format and storage are made anew: the rows in use are all that has to be written
+        # Format and storage are made anew: the rows in use are all that has to be written, or where they are
+        if isinstance(self._storage, DiskStorage):
+            self._storage.flush()
+            records: Any = {"written": self._written.tolist()}
+        else:
+            records = self._storage.pack(self._rows().tolist())
         attributes = {name: value for name, value in self.__dict__.items() if name not in ("_format", "_storage")}
         attributes["device"] = str(self.device)
         return {
             "format": PICKLE_FORMAT,
             "package_version": files("sb3_dreamer").joinpath("version.txt").read_text().strip(),
             "attributes": attributes,
-            "records": self._storage.pack(self._rows().tolist()),
+            "records": records,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -306,11 +332,25 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.__dict__.update(state["attributes"])
         self.device = get_device(self.device)  # the CPU, if it was saved on a GPU that is not here
         self._starting = np.ones(self.n_envs, dtype=bool)  # whoever goes on with it has reset the environments
-        self._make_storage()
-        self._storage.unpack(state["records"])
+        if self.storage_path is not None and not Path(self.storage_path, "format.json").exists():
+            raise ValueError(f"The records of this replay buffer are in {self.storage_path}, but there is no such buffer.")
+        self._make_storage(resume=True)
+        if isinstance(self._storage, RamStorage):
+            self._storage.unpack(state["records"])
+        else:
+            self._storage.truncate(state["records"]["written"])
+            self._start_counting()
+            self._take_over_counts()
+
+    def reopen(self) -> None:
+        """Take back the folder that another buffer of this process has opened in the meantime."""
+        if isinstance(self._storage, DiskStorage) and self._storage.closed:
+            self._make_storage(resume=True)
+            self._start_counting()
+            self._take_over_counts()
 
     def _rows(self) -> np.ndarray:
-        return np.minimum(self._written, self.buffer_size)
+        return self._written - np.maximum(self._first, self._written - self.buffer_size)
 
     def _time_first(self, name: str) -> np.ndarray:
         return self._storage.view(name).swapaxes(0, 1)
@@ -331,9 +371,9 @@ class SequenceReplayBuffer(ReplayBuffer):
                 del ends[:overwritten]
         self._written[envs] += 1
 
-    def _sampleable(self) -> _Range:
+    def _sampleable(self) -> RecordRange:
         running = ~self._starting & (not self.sample_running)
-        return _Range(self._written - self._rows(), np.where(running, self._episode_first, self._written))
+        return RecordRange(self._written - self._rows(), np.where(running, self._episode_first, self._written))
 
     def _usable_length(self, batch_length: int) -> int:
         """The wanted length, or the longest that is there so far."""
@@ -349,45 +389,3 @@ class SequenceReplayBuffer(ReplayBuffer):
             waiting = "" if self.num_records == 0 else " (with sample_running=False it waits for the end of an episode)"
             raise ValueError(f"The replay buffer has {self.num_records} records, none of which can be sampled yet{waiting}.")
         return min(batch_length, longest)
-
-    def _draw(self, batch_size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """
-        Choose ring and first record of every sub-sequence, both (B,).
-
-        All of a ring's masses lie on one line: one unit for each window, then ``length`` units for each window that ends
-        with an episode. Integers throughout, so every window has exactly its mass.
-        """
-        first, end = self._sampleable()
-        windows = np.maximum(end - first - length + 1, 0)
-        earliest = [bisect_left(ends, start + length - 1) for ends, start in zip(self._ends, first.tolist(), strict=True)]
-        ended = np.array([len(ends) - index for ends, index in zip(self._ends, earliest, strict=True)])
-        mass = windows + (length * ended if self.prioritize_ends else 0)
-        edges = np.cumsum(mass)
-
-        units = self._rng.integers(edges[-1], size=batch_size)
-        envs = np.searchsorted(edges, units, side="right")
-        units -= (edges - mass)[envs]
-        starts = first[envs] + units
-        for b in np.flatnonzero(units >= windows[envs]):
-            env = envs[b]
-            index = earliest[env] + (units[b] - windows[env]) // length
-            starts[b] = self._ends[env][index] - length + 1
-        return envs, starts
-
-    def _normalised(self, observations: dict[str, np.ndarray], env: VecNormalize | None) -> dict[str, np.ndarray]:
-        """Vectors as ``VecNormalize`` gives them to the policy. Frames of bytes differ in size from its statistics."""
-        if env is None or not env.norm_obs:
-            return observations
-        keys = list(observations) if env.norm_obs_keys is None else env.norm_obs_keys
-        images = [key for key in keys if self._format.is_image(key)]
-        if images:
-            raise ValueError(
-                f"VecNormalize normalises the images {images}, which the world model takes as uint8. Use norm_obs=False, "
-                "or name the vectors in norm_obs_keys."
-            )
-        if isinstance(self.observation_space, spaces.Dict):
-            normalised = env.normalize_obs({key: observations[key] for key in keys})
-        else:
-            normalised = env.normalize_obs(observations[OBSERVATION_KEY])
-        parts = normalised if isinstance(normalised, dict) else {OBSERVATION_KEY: normalised}
-        return observations | {key: value.astype(np.float32) for key, value in parts.items()}

@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_dreamer.common.observations import ObservationFormat, refuse
+from sb3_dreamer.common.observations import OBSERVATION_KEY, ObservationFormat, refuse
 from sb3_dreamer.common.preprocessing import ImageSize, NumpyObs, action_blocks, action_dim
 from sb3_dreamer.replay.storage import Field
 
@@ -115,18 +116,47 @@ class RecordFormat:
         :param other: the format that is expected
         :return: one phrase per difference, naming both sides
         """
-
-        def layout(record_format: RecordFormat, stored: bool) -> dict[str, str]:
-            parts = record_format.observations.parts.items()
-            return {k: f"{p.stored_dtype} {p.stored_shape if stored else p.native_shape} -> {p.layout}" for k, p in parts}
-
         pairs = {
-            "observations": (layout(self, False), layout(other, False)),
-            "observations resized to image_size": (layout(self, True), layout(other, True)),
+            "observations": (self._layout(False), other._layout(False)),
+            "observations resized to image_size": (self._layout(True), other._layout(True)),
             "action space": (self._action_space, other._action_space),
             "n_envs": (self._n_envs, other._n_envs),
         }
         return [f"{name}: buffer has {ours}, expected {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
+
+    @property
+    def description(self) -> str:
+        """Everything that records must have in common, as text."""
+        return f"observations {self._layout(True)}, actions {self._action_space}"
+
+    def _layout(self, stored: bool) -> dict[str, str]:
+        parts = self.observations.parts.items()
+        return {k: f"{p.stored_dtype} {p.stored_shape if stored else p.native_shape} -> {p.layout}" for k, p in parts}
+
+    def normalised(self, observations: dict[str, np.ndarray], env: VecNormalize | None) -> dict[str, np.ndarray]:
+        """
+        Vectors as ``VecNormalize`` gives them to the policy. Frames of bytes differ in size from its statistics.
+
+        :param observations: one array (..., *shape) per key
+        :param env: the wrapper, if there is one
+        :return: the same keys
+        :raises ValueError: if it normalises frames
+        """
+        if env is None or not env.norm_obs:
+            return observations
+        keys = list(observations) if env.norm_obs_keys is None else env.norm_obs_keys
+        images = [key for key in keys if self.is_image(key)]
+        if images:
+            raise ValueError(
+                f"VecNormalize normalises the images {images}, which the world model takes as uint8. Use norm_obs=False, "
+                "or name the vectors in norm_obs_keys."
+            )
+        if self.observations.is_dict:
+            normalised = env.normalize_obs({key: observations[key] for key in keys})
+        else:
+            normalised = env.normalize_obs(observations[OBSERVATION_KEY])
+        parts = normalised if isinstance(normalised, dict) else {OBSERVATION_KEY: normalised}
+        return observations | {key: value.astype(np.float32) for key, value in parts.items()}
 
     def _observations(self, obs: NumpyObs, envs: np.ndarray, name: str) -> dict[str, np.ndarray]:
         """Checked and stored form of some environments' observations, under the names of their fields."""

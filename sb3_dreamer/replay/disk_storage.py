@@ -1,0 +1,367 @@
+"""
+The replay buffer's records on disk: a folder that outlives the process that writes it.
+
+    format.json   version, package version, layout
+    records.bin   n_envs rings of capacity rows, each row one record
+    index.bin     for every row: number of the record, checksum, flags; written after the record, which makes it count
+    flushed.bin   records of each ring that are known to be on the disk, with a checksum
+    lock          held by the process that writes
+
+Records are written and read with plain file operations: a full disk is an exception, not a signal, and nothing is mapped into
+memory. After a kill at any moment every record counts whose index entry fits its content. After a power cut the same is
+checked for whatever was written since the last flush.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from sb3_dreamer.replay.files import atomic_file
+from sb3_dreamer.replay.storage import Field
+
+FORMAT = 1
+INDEX = np.dtype([("number", "<i8"), ("checksum", "<u4"), ("flags", "u1"), ("unused", "u1", (3,))])
+FLAGS = ("done", "timeout", "episode_start")
+NAMES = ("records.bin", "index.bin")
+
+
+#: Folders that this process has open: whoever opens one again takes it over
+_OPEN: WeakValueDictionary[Path, "DiskStorage"] = WeakValueDictionary()
+
+
+class DiskStorage:
+    """
+    Records in a folder, one ring per environment; the interface of :class:`~sb3_dreamer.replay.storage.RamStorage`.
+
+    :param fields: shape and dtype of a record, per name
+    :param n_envs: number of rings
+    :param capacity: records per ring
+    :param folder: made if it is not there
+    :param layout: what else must agree when the folder is opened again
+    :param resume: go on with what the folder holds; otherwise it must hold nothing
+    :param flush_interval: records (of all rings) after which everything is brought to the disk
+    :raises ValueError: if the folder holds something else, another layout, or damaged files
+    """
+
+    def __init__(
+        self,
+        fields: Mapping[str, Field],
+        n_envs: int,
+        capacity: int,
+        folder: str | Path,
+        layout: str = "",
+        resume: bool = False,
+        flush_interval: int = 1000,
+    ) -> None:
+        self.folder = Path(folder).absolute()
+        self.flush_interval = min(flush_interval, capacity)  # what was not flushed has not been overwritten
+        self._n_envs, self._capacity = n_envs, capacity
+        self._row = np.dtype([(name, field.dtype.newbyteorder("<"), field.shape) for name, field in fields.items()])
+        self._format = {
+            "format": FORMAT,
+            "n_envs": n_envs,
+            "capacity": capacity,
+            "row": str(self._row.descr),
+            "layout": layout,
+        }
+        self.written = np.zeros(n_envs, dtype=np.int64)  # records of each ring so far
+        self.first = np.zeros(n_envs, dtype=np.int64)  # the oldest that is whole
+        self._unflushed = 0
+        self._files: dict[str, int] = {}
+        self._lock: int | None = None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        exists = (self.folder / "format.json").exists()
+        if exists and not resume:
+            raise ValueError(
+                f"{self.folder} holds a replay buffer already. Set storage_resume=True to go on with it, or name another "
+                "folder."
+            )
+        before = _OPEN.get(self.folder)
+        if before is not None:
+            before.close()
+        self._lock = _lock(self.folder)
+        _OPEN[self.folder] = self
+        try:
+            if not exists:
+                self._create()
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def closed(self) -> bool:
+        """Whether the folder is no longer this one's to write."""
+        return not self._files
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all records when every ring is full, on the disk."""
+        return (self._row.itemsize + INDEX.itemsize) * self._n_envs * self._capacity
+
+    def view(self, name: str) -> np.ndarray:
+        """
+        A field of all rows, to read; mapped, not copied.
+
+        :param name: name of a field
+        :return: (n_envs, capacity, *shape)
+        """
+        rows = np.memmap(self.folder / "records.bin", self._row, "r", shape=(self._n_envs, self._capacity))
+        return rows[name]
+
+    def write(self, envs: np.ndarray, positions: np.ndarray, records: Mapping[str, np.ndarray]) -> None:
+        """
+        Append one record to each of some rings.
+
+        :param envs: the rings, (n,)
+        :param positions: the row in each of them, (n,)
+        :param records: one array (n, *shape) for every field
+        :raises OSError: if the disk is full; the record then does not count
+        """
+        if self.closed:
+            raise ValueError(f"The replay buffer in {self.folder} has been closed, or opened again by another one.")
+        rows = np.empty(len(envs), dtype=self._row)
+        for name in self._row.names or ():
+            rows[name] = records[name]
+        flags = sum(records[name].astype(np.uint8) << bit for bit, name in enumerate(FLAGS))
+        for row, flag, env, position in zip(rows, np.asarray(flags), envs.tolist(), positions.tolist(), strict=True):
+            content, place = row.tobytes(), env * self._capacity + position
+            number = int(self.written[env])
+            entry = np.zeros((), dtype=INDEX)
+            entry["number"], entry["checksum"], entry["flags"] = number, checksum(content, number, int(flag)), flag
+            _write_at(self._files["records.bin"], content, place * self._row.itemsize)
+            _write_at(self._files["index.bin"], entry.tobytes(), place * INDEX.itemsize)
+            self.written[env] += 1
+            self.first[env] = max(self.first[env], self.written[env] - self._capacity)
+        self._unflushed += len(envs)
+        if self._unflushed >= self.flush_interval:
+            self.flush()
+
+    def read(self, envs: np.ndarray, starts: np.ndarray, length: int) -> dict[str, np.ndarray]:
+        """
+        Copy sub-sequences, which may run over the end of a ring to its beginning.
+
+        :param envs: the ring of each sub-sequence, (B,)
+        :param starts: its first row, (B,)
+        :param length: rows per sub-sequence, T, at most the capacity
+        :return: one new array (T, B, *shape) per field
+        """
+        names = self._row.names or ()
+        result = {n: np.empty((length, len(envs), *self._row[n].shape), self._row[n].base.newbyteorder("=")) for n in names}
+        for column, (env, start) in enumerate(zip(envs.tolist(), starts.tolist(), strict=True)):
+            head = min(length, self._capacity - start)
+            pieces = [(0, start, head)] + ([(head, 0, length - head)] if head < length else [])
+            for offset, position, count in pieces:
+                rows = self._rows(env, position, count)
+                for name in names:
+                    result[name][offset : offset + count, column] = rows[name]
+        return result
+
+    def flush(self) -> None:
+        """Bring everything written so far to the disk."""
+        if self._unflushed == 0:
+            return
+        for descriptor in self._files.values():
+            _sync(descriptor)
+        counts = self.written.astype("<i8").tobytes()
+        with atomic_file(self.folder / "flushed.bin") as file:
+            file.write(counts + zlib.crc32(counts).to_bytes(4, "little"))
+        self._unflushed = 0
+
+    def clear(self) -> None:
+        """Forget all records."""
+        for name, descriptor in self._files.items():
+            os.ftruncate(descriptor, 0)
+            os.ftruncate(descriptor, self._bytes(name))
+        self.written[:], self.first[:], self._unflushed = 0, 0, 1
+        self.flush()
+
+    def truncate(self, written: Sequence[int]) -> None:
+        """
+        Forget the newest records.
+
+        :param written: records of each ring that are kept, counted since the first ever written
+        :raises ValueError: if a ring holds fewer
+        """
+        wanted = np.asarray(written, dtype=np.int64)
+        if wanted.shape != self.written.shape or np.any(wanted > self.written):
+            raise ValueError(f"{self.folder} holds {self.written.tolist()} records, expected at least {list(written)}.")
+        self.written, self._unflushed = wanted.copy(), 1
+        self.first = np.minimum(self.first, self.written)
+        self.flush()
+
+    def flags(self, env: int) -> np.ndarray:
+        """
+        :param env: a ring
+        :return: done, timeout and episode start of its records in the order of their numbers, (records, 3) bool
+        """
+        start = env * self._capacity * INDEX.itemsize
+        ring = np.frombuffer(_read_at(self._files["index.bin"], self._capacity * INDEX.itemsize, start), INDEX)
+        entries = ring[np.arange(self.first[env], self.written[env]) % self._capacity]
+        return (entries["flags"][:, None] >> np.arange(len(FLAGS), dtype=np.uint8) & 1).astype(bool)
+
+    def damaged(self) -> list[tuple[int, int]]:
+        """
+        Read everything and compare it with its checksums.
+
+        :return: ring and number of every record that is not what was written
+        """
+        found = []
+        for env in range(self._n_envs):
+            numbers = range(int(self.first[env]), int(self.written[env]))
+            found += [(env, number) for number in numbers if not self._is_whole(env, number)]
+        return found
+
+    def close(self) -> None:
+        """Flush, and let others write the folder."""
+        if self._files:
+            self.flush()
+        self.close_without_flush()
+
+    def close_without_flush(self) -> None:
+        """As a kill would."""
+        for descriptor in self._files.values():
+            os.close(descriptor)
+        self._files = {}
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __del__(self) -> None:
+        try:
+            self.close()
+        except (OSError, AttributeError, TypeError):  # the interpreter is going down
+            pass
+
+    # ---------------------------------------------------------------------------------------------------------- opening
+
+    def _bytes(self, name: str) -> int:
+        return {"records.bin": self._row, "index.bin": INDEX}[name].itemsize * self._n_envs * self._capacity
+
+    def _create(self) -> None:
+        """Sparse files: the disk gives room when a row is written. The format comes last, which makes the folder a buffer."""
+        for name in NAMES:
+            with open(self.folder / name, "wb") as file:
+                file.truncate(self._bytes(name))
+        counts = self.written.astype("<i8").tobytes()
+        with atomic_file(self.folder / "flushed.bin") as file:
+            file.write(counts + zlib.crc32(counts).to_bytes(4, "little"))
+        version = files("sb3_dreamer").joinpath("version.txt").read_text().strip()
+        with atomic_file(self.folder / "format.json") as file:
+            file.write(json.dumps({**self._format, "sb3_dreamer": version}, indent=1).encode())
+
+    def _open(self) -> None:
+        found = _read_format(self.folder)
+        different = [name for name, value in self._format.items() if found.get(name) != value]
+        if different:
+            texts = [f"{name}: the folder has {found.get(name)}, expected {self._format[name]}" for name in different]
+            raise ValueError(f"The replay buffer in {self.folder} does not fit: " + "; ".join(texts) + ".")
+        for name in NAMES:
+            path = self.folder / name
+            size = path.stat().st_size if path.exists() else -1
+            if size != self._bytes(name):
+                raise ValueError(f"{path} is damaged: it has {max(size, 0)} bytes, expected {self._bytes(name)}.")
+            self._files[name] = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+        self._recover(self._flushed_counts())
+
+    def _flushed_counts(self) -> np.ndarray:
+        path = self.folder / "flushed.bin"
+        content = path.read_bytes() if path.exists() else b""
+        counts, check = content[:-4], content[-4:]
+        if len(counts) != 8 * self._n_envs or zlib.crc32(counts).to_bytes(4, "little") != check:
+            raise ValueError(f"{path} is damaged: it has {len(content)} bytes that do not fit their checksum.")
+        return np.frombuffer(counts, "<i8").astype(np.int64)
+
+    def _recover(self, flushed: np.ndarray) -> None:
+        """Count what was written after the last flush, and leave out old records that were being overwritten."""
+        for env in range(self._n_envs):
+            count = int(flushed[env])
+            while count < flushed[env] + self._capacity and self._is_whole(env, count):
+                count += 1
+            oldest = max(0, count - self._capacity)
+            # The rows after the newest record, those of the oldest, may hold pieces of records that never counted
+            for number in range(oldest, min(count + self.flush_interval + 1 - self._capacity, count)):
+                if not self._is_whole(env, number):
+                    oldest = number + 1
+            self.written[env], self.first[env] = count, oldest
+
+    def _is_whole(self, env: int, number: int) -> bool:
+        place = env * self._capacity + number % self._capacity
+        entry = np.frombuffer(_read_at(self._files["index.bin"], INDEX.itemsize, place * INDEX.itemsize), INDEX)[0]
+        if entry["number"] != number or entry["checksum"] == 0:
+            return False
+        content = self._rows(env, number % self._capacity, 1).tobytes()
+        return bool(entry["checksum"] == checksum(content, number, int(entry["flags"])))
+
+    def _rows(self, env: int, position: int, count: int) -> np.ndarray:
+        place = (env * self._capacity + position) * self._row.itemsize
+        return np.frombuffer(_read_at(self._files["records.bin"], count * self._row.itemsize, place), self._row)
+
+
+def checksum(content: bytes, number: int, flags: int) -> int:
+    """
+    :param content: of a record
+    :param number: of the record in its ring
+    :param flags: of its index entry
+    :return: CRC-32 of all of them, never 0, which an unwritten entry has
+    """
+    return zlib.crc32(number.to_bytes(8, "little") + bytes([flags]), zlib.crc32(content)) or 1
+
+
+def _read_format(folder: Path) -> dict[str, Any]:
+    path = folder / "format.json"
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or missing: {error}.") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        version = found.get("format") if isinstance(found, dict) else found
+        raise ValueError(f"{path} has format {version!r}, expected {FORMAT}: another version of sb3_dreamer wrote it.")
+    return found
+
+
+def _lock(folder: Path) -> int | None:
+    """An exclusive lock that ends with the process, where the system has such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise ValueError(f"The replay buffer in {folder} is in use by another buffer or process.") from error
+    return descriptor
+
+
+def _read_at(descriptor: int, count: int, offset: int) -> bytes:
+    if hasattr(os, "pread"):
+        content = os.pread(descriptor, count, offset)
+    else:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        content = os.read(descriptor, count)
+    if len(content) != count:
+        raise ValueError(f"The replay buffer on disk ends early: {len(content)} of {count} bytes at {offset}.")
+    return content
+
+
+def _write_at(descriptor: int, content: bytes, offset: int) -> None:
+    if hasattr(os, "pwrite"):
+        done = os.pwrite(descriptor, content, offset)
+    else:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        done = os.write(descriptor, content)
+    if done != len(content):  # a full disk writes a part first
+        raise OSError(28, "No space left on device for the replay buffer")
+
+
+def _sync(descriptor: int) -> None:
+    getattr(os, "fdatasync", os.fsync)(descriptor)

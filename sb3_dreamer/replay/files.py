@@ -1,0 +1,66 @@
+"""Files that are whole or not there: temporary file, fsync, rename."""
+
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def atomic_file(path: str | Path, suffix: str = "") -> Iterator[BinaryIO]:
+    """
+    A file to write that takes the place of an older one only when it is complete and on the disk. A full disk, an exception or
+    a kill leaves the older one as it was; a kill may leave a hidden temporary file beside it.
+
+    :param path: of the file; missing folders are made
+    :param suffix: appended, with a dot, to a path without one, as SB3 does
+    :return: file open for writing
+    """
+    path = Path(path)
+    if suffix and path.suffix == "":
+        path = Path(f"{path}.{suffix}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """
+    Bring the names in a folder to the disk, where the system can.
+
+    :param folder: whose files have been renamed
+    """
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_path(target: object) -> bool:
+    """
+    :param target: what a user gave to ``save``
+    :return: whether it is the name of a file, not a file
+    """
+    return not isinstance(target, io.IOBase) and isinstance(target, str | os.PathLike)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

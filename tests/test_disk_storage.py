@@ -1,0 +1,328 @@
+"""The replay buffer on disk: the same buffer, and what is left of it after kills, full disks and damage."""
+
+import copy
+import mmap
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from sb3_dreamer import DreamerV2, SequenceReplayBuffer
+from sb3_dreamer.dreamer_v2.graphs import tensors_of
+from sb3_dreamer.replay import disk_storage
+from sb3_dreamer.replay.disk_storage import DiskStorage
+from sb3_dreamer.replay.storage import Field
+from tests.small import DISCRETE, LEARN, SMALL, SMALL_POLICY, VECTOR, RandomEnv
+
+SPACE = spaces.Dict({"camera": spaces.Box(0, 255, (1, 6, 5), np.uint8), "arm": spaces.Box(-1.0, 1.0, (3,), np.float32)})
+FIELDS = {
+    "number": Field((4,), np.dtype(np.int64)),
+    **{name: Field((), np.dtype(bool)) for name in ("done", "timeout", "episode_start")},
+}
+
+
+def make_buffer(
+    folder: Path | None, size: int = 60, n_envs: int = 2, resume: bool = False, **kwargs: Any
+) -> SequenceReplayBuffer:
+    storage = {} if folder is None else dict(storage_path=str(folder), storage_resume=resume)
+    options = dict(n_envs=n_envs, batch_length=5, image_size=None, **storage)
+    buffer = SequenceReplayBuffer(size, SPACE, DISCRETE, "cpu", **{**options, **kwargs})
+    buffer.seed(0)
+    return buffer
+
+
+def fill(buffer: SequenceReplayBuffer, steps: int, seed: int = 0) -> None:
+    """Episodes of different lengths, some cut off by time."""
+    random = np.random.default_rng(seed)
+
+    def draw() -> dict[str, np.ndarray]:
+        camera = random.integers(256, size=(buffer.n_envs, 1, 6, 5), dtype=np.uint8)
+        return {"camera": camera, "arm": random.normal(size=(buffer.n_envs, 3)).astype(np.float32)}
+
+    for _ in range(steps):
+        done = random.random(buffer.n_envs) < 0.2
+        infos = [{"TimeLimit.truncated": bool(flag and random.random() < 0.5)} for flag in done]
+        actions, rewards = random.integers(3, size=buffer.n_envs), random.normal(size=buffer.n_envs)
+        buffer.add(draw(), draw(), actions, rewards, done, infos)
+
+
+def same_samples(a: SequenceReplayBuffer, b: SequenceReplayBuffer) -> None:
+    for length in (1, 5, 7):
+        for buffer in (a, b):
+            buffer.seed(1)
+        one, other = (buffer.sample(20, batch_length=length) for buffer in (a, b))
+        for x, y in zip(tensors_of(one), tensors_of(other), strict=True):
+            assert x.dtype == y.dtype and x.equal(y)
+
+
+@pytest.mark.parametrize("steps", [3, 20, 100], ids=["few", "half", "wrapped"])
+def test_the_same_buffer(steps: int, tmp_path: Path) -> None:
+    """Beside one in memory, while it is written, and opened again."""
+    memory, disk = make_buffer(None), make_buffer(tmp_path / "replay")
+    for buffer in (memory, disk):
+        fill(buffer, steps)
+    same_samples(memory, disk)
+    assert disk.num_records == memory.num_records and disk.positions.tolist() == memory.positions.tolist()
+    for name in ("actions", "rewards", "dones", "timeouts"):
+        rows = slice(disk.size())
+        np.testing.assert_array_equal(getattr(memory, name)[rows], getattr(disk, name)[rows])
+    again = make_buffer(tmp_path / "replay", resume=True)
+    same_samples(memory, again)
+    assert again._storage.damaged() == []  # type: ignore[union-attr]
+    for buffer in (memory, again):
+        buffer.start_episodes()
+        fill(buffer, 7, seed=1)
+    same_samples(memory, again)
+    with pytest.raises(ValueError, match="has been closed, or opened again"):
+        fill(disk, 1)
+
+
+def test_whoever_opens_a_folder_must_say_so(tmp_path: Path) -> None:
+    fill(make_buffer(tmp_path), 3)
+    with pytest.raises(ValueError, match=r"holds a replay buffer already\. Set storage_resume=True"):
+        make_buffer(tmp_path)
+    for options, text in (
+        (dict(size=80), "capacity: the folder has 30, expected 40"),
+        (dict(n_envs=3), "n_envs: the folder has 2, expected 3"),
+        (dict(image_size=(3, 3)), "row: "),
+    ):
+        with pytest.raises(ValueError, match=text):
+            make_buffer(tmp_path, resume=True, **options)
+    with pytest.raises(ValueError, match="layout: "):
+        SequenceReplayBuffer(
+            60, SPACE, spaces.Discrete(4), "cpu", 2, image_size=None, storage_path=str(tmp_path), storage_resume=True
+        )
+    assert make_buffer(tmp_path, resume=True).num_records > 0, "nothing of this has touched it"
+
+
+def test_another_process_is_kept_out(tmp_path: Path) -> None:
+    buffer = make_buffer(tmp_path)
+    fill(buffer, 3)
+    code = f"from tests.test_disk_storage import *; make_buffer(Path({str(tmp_path)!r}), resume=True)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "is in use by another buffer or process" in done.stderr
+    fill(buffer, 1)
+
+
+def test_pickle_refers_to_the_folder(tmp_path: Path) -> None:
+    """A checkpoint is small; loaded again it has what it had then, not what came after."""
+    buffer = make_buffer(tmp_path / "replay", size=1000)
+    fill(buffer, 50)
+    checkpoint = pickle.dumps(buffer)
+    assert len(checkpoint) < 5000
+    fill(buffer, 20, seed=1)
+    loaded = pickle.loads(checkpoint)
+    memory = make_buffer(None, size=1000)
+    fill(memory, 50)
+    same_samples(memory, loaded)
+    fill(loaded, 5, seed=2)
+    memory.start_episodes()
+    fill(memory, 5, seed=2)
+    same_samples(memory, loaded)
+    shutil.rmtree(tmp_path / "replay")
+    with pytest.raises(ValueError, match="there is no such buffer"):
+        pickle.loads(checkpoint)
+
+
+def test_forgetting_everything(tmp_path: Path) -> None:
+    buffer = make_buffer(tmp_path)
+    fill(buffer, 100)
+    buffer.reset()
+    assert buffer.num_records == 0
+    assert make_buffer(tmp_path, resume=True).num_records == 0
+    again, memory = make_buffer(tmp_path, resume=True), make_buffer(None)
+    for one in (again, memory):
+        fill(one, 4)
+    same_samples(again, memory)
+
+
+# ------------------------------------------------------------------------------------------------------------ accidents
+
+
+def storage(folder: Path, resume: bool = False, capacity: int = 16, flush_interval: int = 10) -> DiskStorage:
+    return DiskStorage(FIELDS, 2, capacity, folder, resume=resume, flush_interval=flush_interval)
+
+
+def append(target: DiskStorage, count: int) -> None:
+    """Records that know their own number."""
+    for _ in range(count):
+        numbers = target.written.copy()
+        records = {"number": np.repeat(numbers[:, None], 4, axis=1)}
+        records |= {name: np.zeros(2, bool) for name in ("done", "timeout", "episode_start")}
+        target.write(np.arange(2), numbers % target._capacity, records)
+
+
+def check(target: DiskStorage) -> None:
+    """Every record that counts is the one it says it is."""
+    for env in range(2):
+        for number in range(int(target.first[env]), int(target.written[env])):
+            found = target.read(np.array([env]), np.array([number % target._capacity]), 1)["number"]
+            assert (found == number).all(), (env, number, found)
+
+
+def write_until_killed(folder: Path, told: mmap.mmap) -> None:
+    """In a child process; tells how many records are complete."""
+    try:
+        target = storage(folder, capacity=64, flush_interval=50)
+        while True:
+            append(target, 1)
+            told[:16] = target.written.tobytes()
+    finally:
+        os._exit(1)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_fifty_kills(tmp_path: Path) -> None:
+    """SIGKILL at random moments of writing, in children of this warm process: nothing is lost, nothing is torn."""
+    random, told = np.random.default_rng(0), mmap.mmap(-1, 16)
+    records = 0
+    for kill in range(50):
+        folder = tmp_path / str(kill)
+        told[:16] = bytes(16)
+        child = os.fork()
+        if child == 0:
+            write_until_killed(folder, told)
+        while told[:16] == bytes(16):
+            pass
+        time.sleep(float(random.uniform(0.0, 0.01)))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        complete = np.frombuffer(told[:16], np.int64)
+        target = storage(folder, resume=True, capacity=64, flush_interval=50)
+        assert (target.written >= complete).all() and (target.written <= complete + 1).all()
+        check(target)
+        assert target.damaged() == [] and (target.written - target.first >= np.minimum(complete, 63)).all()
+        append(target, 20)
+        check(target)
+        target.close()
+        records += int(complete.sum())
+    assert records > 500, "they were killed in the midst of it"
+
+
+def test_records_after_the_flush_that_a_power_cut_tore(tmp_path: Path) -> None:
+    """The disk keeps what was flushed; of what came later any part may be missing, old rows may be half overwritten."""
+    target = storage(tmp_path)
+    append(target, 20)  # 40 records, flushed
+    assert target._unflushed == 0
+    append(target, 4)
+    target.close_without_flush()
+    row, index = target._row.itemsize, disk_storage.INDEX.itemsize
+    with open(tmp_path / "records.bin", "r+b") as file:
+        file.seek((22 % 16) * row)  # of ring 0: its index entry is on the disk, its content is not
+        file.write(b"\xff" * 8)
+    with open(tmp_path / "index.bin", "r+b") as file:
+        file.seek((16 + 21 % 16) * index)  # of ring 1: the other way round
+        file.write(bytes(index))
+    again = storage(tmp_path, resume=True)
+    assert again.written.tolist() == [22, 21]
+    # Rows of records 22 and 23 are no longer those of 6 and 7
+    assert again.first.tolist() == [8, 8]
+    check(again)
+    assert again.damaged() == []
+
+
+def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer, memory = make_buffer(tmp_path), make_buffer(None)
+    for one in (buffer, memory):
+        fill(one, 20)
+    write, calls = os.pwrite, [0]
+
+    def full(descriptor: int, content: bytes, offset: int) -> int:
+        calls[0] += 1
+        return write(descriptor, content[: len(content) // 2], offset)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space left"):
+        fill(buffer, 1, seed=1)
+    monkeypatch.undo()
+    assert calls[0] == 1
+    same_samples(memory, buffer)
+    again = make_buffer(tmp_path, resume=True)
+    assert again._storage.damaged() == []  # type: ignore[union-attr]
+    same_samples(memory, again)
+
+
+@pytest.mark.parametrize("name", ["records.bin", "index.bin", "flushed.bin", "format.json"])
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.9])
+def test_truncated_and_missing_files_are_named(name: str, part: float, tmp_path: Path) -> None:
+    fill(make_buffer(tmp_path), 10)
+    path = tmp_path / name
+    content = path.read_bytes()
+    path.write_bytes(content[: int(part * len(content))])
+    with pytest.raises(ValueError, match=rf"{name} (is damaged|has format)"):
+        make_buffer(tmp_path, resume=True)
+    path.unlink()
+    if name != "format.json":
+        with pytest.raises(ValueError, match=f"{name} is damaged"):
+            make_buffer(tmp_path, resume=True)
+    path.write_bytes(content)
+    assert make_buffer(tmp_path, resume=True).num_records > 0
+
+
+def test_flipped_bits_are_found(tmp_path: Path) -> None:
+    target = storage(tmp_path, capacity=100)
+    append(target, 50)
+    target.close()
+    with open(tmp_path / "records.bin", "r+b") as file:
+        file.seek((100 + 7) * target._row.itemsize + 3)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 4]))
+    assert storage(tmp_path, resume=True, capacity=100).damaged() == [(1, 7)]
+
+
+def test_another_version_is_named(tmp_path: Path) -> None:
+    fill(make_buffer(tmp_path), 3)
+    text = (tmp_path / "format.json").read_text()
+    assert '"sb3_dreamer": ' in text
+    (tmp_path / "format.json").write_text(text.replace('"format": 1', '"format": 7'))
+    with pytest.raises(ValueError, match="has format 7, expected 1: another version"):
+        make_buffer(tmp_path, resume=True)
+
+
+def test_nothing_is_mapped_or_kept_in_memory(tmp_path: Path) -> None:
+    """Two million rows are a sparse file until they are written."""
+    frames = spaces.Box(0, 255, (1, 64, 64), np.uint8)
+    tracemalloc.start()
+    buffer = SequenceReplayBuffer(2_000_000, frames, DISCRETE, "cpu", storage_path=str(tmp_path))
+    assert buffer.memory_bytes() > 8e9
+    obs = np.zeros((1, 1, 64, 64), np.uint8)
+    for _ in range(300):
+        buffer.add(obs, obs, np.zeros(1, np.int64), np.zeros(1), np.zeros(1, bool), [{}])
+    buffer.sample(4, batch_length=50)
+    assert tracemalloc.get_traced_memory()[1] < 40e6
+    tracemalloc.stop()
+    used = sum(path.stat().st_blocks * 512 for path in tmp_path.iterdir())
+    assert used < 10e6
+
+
+# ----------------------------------------------------------------------------------------------------------- with agents
+
+
+def test_an_agent_goes_on_with_its_folder(tmp_path: Path) -> None:
+    options: dict[str, Any] = {**SMALL, **LEARN, "policy_kwargs": SMALL_POLICY, "seed": 0}
+    folder = dict(storage_path=str(tmp_path / "replay"))
+    memory = DreamerV2("MlpPolicy", RandomEnv(copy.deepcopy(VECTOR)), **options).learn(40)
+    disk = DreamerV2("MlpPolicy", RandomEnv(copy.deepcopy(VECTOR)), replay_buffer_kwargs=folder, **options).learn(40)
+    for a, b in zip(memory.policy.parameters(), disk.policy.parameters(), strict=True):
+        assert a.equal(b), "the same buffer, the same training"
+    with pytest.raises(ValueError, match="holds a replay buffer already"):
+        DreamerV2("MlpPolicy", RandomEnv(VECTOR), replay_buffer_kwargs=folder, **options)
+    disk.save(tmp_path / "model.zip")
+    disk.save_replay_buffer(tmp_path / "buffer.pkl")
+    count = disk.replay_buffer.num_records
+    disk.learn(16, reset_num_timesteps=False)
+    other = DreamerV2("MlpPolicy", RandomEnv(VECTOR), **options)
+    other.load_replay_buffer(tmp_path / "buffer.pkl")
+    assert other.replay_buffer.num_records == count and other.replay_buffer.storage_path == str(tmp_path / "replay")
+    other.learn(24)
