@@ -18,10 +18,11 @@ ROOMS: dict[str, tuple[str, str]] = {
     "behavior": ("actors actor_critic exploration", "common"),
     "replay": ("files storage disk_storage records windows buffer", "common"),
     "dreamer_v2": (
-        "networks policies reporting diagnostics update graphs engine sequence_algorithm dreamer_v2",
+        "networks policies reporting diagnostics update graphs engine checkpoint saving sequence_algorithm dreamer_v2",
         "common world_model behavior replay",
     ),
     "envs": ("atari atari_vec_env scaling wrappers optional crafter dmc minatar procgen registration", "common"),
+    "callbacks": ("callbacks", "common world_model behavior replay dreamer_v2"),
     "presets": ("presets", "common world_model behavior replay dreamer_v2"),
     "zoo": ("hyperparams_opt __init__ report __main__", "common world_model behavior replay dreamer_v2 envs presets"),
     "": ("__init__", "common world_model behavior replay dreamer_v2 presets"),

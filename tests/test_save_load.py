@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+import zlib
 from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
@@ -19,6 +20,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_dreamer import DreamerV2, SequenceReplayBuffer
+from sb3_dreamer.dreamer_v2.saving import TRAILER
 from tests.collector import make_env
 from tests.small import (
     BOX,
@@ -315,6 +317,12 @@ def test_replay_buffer_extend() -> None:
     assert model.replay_buffer.size() == size + 3
 
 
+def sealed(thing: object) -> bytes:
+    """A file of something else, with a checksum that fits."""
+    content = pickle.dumps(thing)
+    return content + TRAILER + zlib.crc32(content).to_bytes(4, "little")
+
+
 def test_unfit_replay_buffer_files_are_refused(tmp_path: pathlib.Path) -> None:
     model = random_model(n_envs=2).learn(20)
     model.save_replay_buffer(tmp_path / "whole")
@@ -324,11 +332,9 @@ def test_unfit_replay_buffer_files_are_refused(tmp_path: pathlib.Path) -> None:
     misfits = {"image": random_model(IMAGE), "n_envs": random_model(), "action": random_model(VECTOR, BOX, 2)}
     foreign = ReplayBuffer(10, VECTOR, DISCRETE, "cpu", n_envs=2)
     contents = {
-        "is not a whole replay buffer file": damaged,
-        r"holds a \w+, not a SequenceReplayBuffer": [pickle.dumps(thing) for thing in ({"a": 1}, None, foreign)],
-        "does not fit the algorithm: .*buffer has .*expected": [
-            pickle.dumps(m.learn(4).replay_buffer) for m in misfits.values()
-        ],
+        "is not a whole replay buffer file|is damaged": damaged,
+        r"holds a \w+, not a SequenceReplayBuffer": [sealed(thing) for thing in ({"a": 1}, None, foreign)],
+        "does not fit the algorithm: .*buffer has .*expected": [sealed(m.learn(4).replay_buffer) for m in misfits.values()],
     }
     for message, files in contents.items():
         for content in files:

@@ -201,6 +201,7 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
         self.precision = precision
         self.cuda_graphs = cuda_graphs
         self.overlap = overlap
+        self._loading = not _init_setup_model
         if _init_setup_model:
             self._engine_options.check(self.device)
             self._setup_model()

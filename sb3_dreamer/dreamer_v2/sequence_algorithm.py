@@ -1,12 +1,9 @@
 """What any world-model algorithm needs of SB3 beyond ``OffPolicyAlgorithm``: memory while acting, sequences, safe files."""
 
-import io
+import json
 import math
 import pathlib
-import pickle
-import warnings
 from copy import deepcopy
-from inspect import signature
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,15 +13,21 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dreamer.common.metrics import MetricAverager
 from sb3_dreamer.common.observations import check_observation_space
 from sb3_dreamer.common.preprocessing import NumpyObs, action_blocks, decode_actions, encode_actions, scale_actions
+from sb3_dreamer.dreamer_v2.checkpoint import (
+    BUFFER,
+    MODEL,
+    RANDOM,
+    find_checkpoint,
+    restore_normalization,
+    restore_random_states,
+)
 from sb3_dreamer.dreamer_v2.diagnostics import LearningCheck
-from sb3_dreamer.dreamer_v2.engine import Engine, EngineOptions
 from sb3_dreamer.dreamer_v2.policies import ActingState, DreamerPolicy
 from sb3_dreamer.dreamer_v2.reporting import (
     DreamerProgressBar,
@@ -32,15 +35,13 @@ from sb3_dreamer.dreamer_v2.reporting import (
     training_summary,
     warn_if_memory_is_short,
 )
+from sb3_dreamer.dreamer_v2.saving import SavingAlgorithm
 from sb3_dreamer.replay.buffer import SequenceReplayBuffer
 
 SelfSequence = TypeVar("SelfSequence", bound="SequenceOffPolicyAlgorithm")
 
-#: Names that SB3's tools write into every model that they load, see rl_zoo3's ``enjoy``
-WRITTEN_BY_TOOLS = {"lr_schedule", "clip_range", "n_envs"}
 
-
-class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
+class SequenceOffPolicyAlgorithm(SavingAlgorithm):
     """
     An off-policy algorithm whose policy has a memory and whose buffer returns sequences.
 
@@ -48,9 +49,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     disturb it. Arguments are those of ``OffPolicyAlgorithm``.
     """
 
-    policy: DreamerPolicy
-    replay_buffer: SequenceReplayBuffer  # type: ignore[assignment]
     batch_length: int
+    #: Between the constructor and ``_setup_model`` of a model that is read from a file
+    _loading = False
 
     def _setup_model(self) -> None:
         if not issubclass(self.policy_class, DreamerPolicy):
@@ -70,28 +71,42 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         places["float_images"] = "decided by policy_kwargs=dict(normalize_images=...)"
         for name in set(places) & set(given):
             raise ValueError(f"{name} is {places[name]}, not of replay_buffer_kwargs, which are {given}.")
-        # A subclass of the policy may have an image_size of its own, which is known only once it is built
-        self.replay_buffer_kwargs = {"batch_length": self.batch_length, **given}
+        # A subclass of the policy may have an image_size of its own, which is known only once it is built; a folder is not
+        # touched by a model that is only loaded
+        in_memory = {name: value for name, value in given.items() if not name.startswith("storage_")}
+        self.replay_buffer_kwargs = {"batch_length": self.batch_length, **in_memory}
         super()._setup_model()
         self.replay_buffer_kwargs = given
-        layout: dict[str, Any] = {"image_size": self.policy.image_size, "float_images": not self.policy.normalize_images}
-        if any(getattr(self.replay_buffer, name) != value for name, value in layout.items()):
-            self.replay_buffer = self.replay_buffer_class(  # type: ignore[assignment]
-                self.buffer_size,
-                self.observation_space,
-                self.action_space,
-                device=self.device,
-                n_envs=self.n_envs,
-                batch_length=self.batch_length,  # type: ignore[call-arg]
-                **layout,
-                **given,
-            )
-        self._engine: Engine | None = None
+        layout = {"image_size": self.policy.image_size, "float_images": not self.policy.normalize_images}
+        on_disk = given != in_memory and not self._loading
+        if on_disk or any(getattr(self.replay_buffer, name) != value for name, value in layout.items()):
+            self.replay_buffer = self._make_replay_buffer(given if on_disk else in_memory)
+        self._loading = False
+        self._engine = None
         self._metrics = MetricAverager()
         self._check_learning = LearningCheck(self.action_space)
         self.clock = TrainingClock()
         self._acting_state: ActingState | None = None
         self._step_in_flight = False
+
+    def _make_replay_buffer(self, options: dict[str, Any]) -> SequenceReplayBuffer:
+        """The buffer for this policy, with options of ``replay_buffer_kwargs``."""
+        assert self.replay_buffer_class is not None
+        drawn = np.random.get_state()
+        buffer: Any = self.replay_buffer_class(
+            self.buffer_size,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            n_envs=self.n_envs,
+            batch_length=self.batch_length,  # type: ignore[call-arg]
+            image_size=self.policy.image_size,
+            float_images=not self.policy.normalize_images,
+            **options,
+        )
+        np.random.set_state(drawn)
+        buffer.random_state = self.replay_buffer.random_state  # the same choices wherever the records are
+        return buffer
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -104,23 +119,6 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     def _check_options(self) -> None:
         """Refuse impossible options, before anything is built; for subclasses."""
 
-    @property
-    def engine(self) -> Engine:
-        """Carries out acting steps and updates; made when it is first needed."""
-        if self._engine is None or self._engine.policy is not self.policy:
-            self._engine = self._make_engine()
-        return self._engine
-
-    def _make_engine(self) -> Engine:
-        """For subclasses that have options for it."""
-        return Engine(self.policy, EngineOptions())
-
-    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
-        """As in SB3."""
-        super().set_parameters(load_path_or_dict, exact_match, device)
-        if self._engine is not None:
-            self._engine.forget()
-
     def set_random_seed(self, seed: int | None = None) -> None:
         """
         Seed python, NumPy, torch, the action space, the environment and the replay buffer.
@@ -130,6 +128,31 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         super().set_random_seed(seed)
         if seed is not None and self.replay_buffer is not None:
             self.replay_buffer.seed(seed)
+
+    @classmethod
+    def resume(
+        cls: type[SelfSequence], folder: str | pathlib.Path, env: GymEnv, device: th.device | str = "auto", **kwargs: Any
+    ) -> SelfSequence:
+        """
+        Go on from a full checkpoint: ``DreamerV2.resume(folder, env).learn(steps, reset_num_timesteps=False)``.
+
+        On a CPU the result is that of a run that was never stopped, to the bit, if the checkpoint was written at the end of an
+        episode of a deterministic environment: an environment's own state cannot be saved, it begins a new episode.
+
+        :param folder: of :class:`~sb3_dreamer.callbacks.ResumableCheckpointCallback`, or one of its checkpoints
+        :param env: wrapped as before; a ``VecNormalize`` gets its statistics back
+        :param device: to load to
+        :param kwargs: constructor arguments to change
+        :return: the model
+        :raises FileNotFoundError: if there is no checkpoint
+        :raises ValueError: if it is damaged or does not fit
+        """
+        path = find_checkpoint(folder)
+        model = cls.load(path / MODEL, env, device, **kwargs)
+        model.load_replay_buffer(path / BUFFER)
+        restore_normalization(path, model.get_vec_normalize_env())
+        restore_random_states(model, json.loads((path / RANDOM).read_text()))
+        return model
 
     # ------------------------------------------------------------------------------------------------------- collecting
 
@@ -143,6 +166,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     ) -> tuple[int, BaseCallback]:
         if self._step_in_flight:  # an exception came between a step and its storing: nobody knows where the env stands
             self._last_obs, self._step_in_flight = None, False
+        if "storage_path" in self.replay_buffer_kwargs and self.replay_buffer.storage_path is None:  # of a loaded model
+            self.replay_buffer = self._make_replay_buffer({**self.replay_buffer_kwargs, "storage_resume": True})
         self.clock = TrainingClock()
         reset = reset_num_timesteps or self._last_obs is None
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
@@ -296,104 +321,3 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         if rate is not None:
             self.logger.record("time/updates_per_second", rate)
         super().dump_logs()
-
-    # ------------------------------------------------------------------------------------------------- saving and loading
-
-    def _excluded_save_params(self) -> list[str]:
-        derived = [
-            "_engine",
-            "_acting_state",
-            "_metrics",
-            "_check_learning",
-            "clock",
-            "_step_in_flight",
-            "_learning_rate_schedules",
-        ]
-        return [*super()._excluded_save_params(), *derived]
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        optimizers = ["policy.optimizer", "policy.actor_optimizer.optimizer", "policy.critic_optimizer.optimizer"]
-        if self.policy.exploration is not None:
-            optimizers += [f"policy.exploration_{part}optimizer.optimizer" for part in ("", "actor_", "critic_")]
-        return ["policy", *optimizers], []
-
-    @classmethod
-    def load(  # type: ignore[override]
-        cls: type[SelfSequence],
-        path: str | pathlib.Path | io.BufferedIOBase,
-        env: GymEnv | None = None,
-        device: th.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> SelfSequence:
-        """
-        Load a saved model. See SB3's ``BaseAlgorithm.load``.
-
-        :param path: of the zip file
-        :param env: to continue training in; may have another number of environments
-        :param device: to load to
-        :param custom_objects: replacements for things that cannot be unpickled
-        :param print_system_info: compare the saving and the loading system
-        :param force_reset: begin new episodes
-        :param kwargs: constructor arguments to change; a name that is none of these gives a warning
-        :return: the model
-        :raises ValueError: if the file is damaged or was saved by another algorithm
-        """
-        unknown = set(kwargs) - set(signature(cls.__init__).parameters) - WRITTEN_BY_TOOLS
-        if unknown:
-            warnings.warn(f"{cls.__name__}.load() was given unknown arguments, which have no effect: {sorted(unknown)}")
-        try:
-            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
-        except AssertionError as error:
-            if "found in the saved file" not in str(error):
-                raise
-            # The front part of a model file still is a zip file, since it holds others
-            raise ValueError(f"{path} is not a whole model file (truncated or of another kind): {error}.") from error
-
-    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
-        """
-        Load a saved buffer; if it does not fit, the present one is kept.
-
-        :param path: of the file
-        :param truncate_last_traj: not needed here: after loading every environment begins a new episode in the buffer
-        :raises ValueError: if the file is damaged or holds something else, or other shapes or numbers of environments
-        """
-        buffer = unpickle(path, self.verbose)
-        if not isinstance(buffer, SequenceReplayBuffer):
-            raise ValueError(f"{path} holds a {type(buffer).__name__}, not a SequenceReplayBuffer.")
-        layout = self.policy.image_size, not self.policy.normalize_images
-        buffer.check_compatible(self.observation_space, self.action_space, self.n_envs, *layout)
-        buffer.device = self.device
-        present: SequenceReplayBuffer | None = self.replay_buffer
-        if present is not None:
-            if buffer.buffer_size != present.buffer_size:
-                warnings.warn(
-                    f"The loaded replay buffer keeps its own size of {buffer.buffer_size * buffer.n_envs} steps, "
-                    f"not buffer_size={self.buffer_size}."
-                )
-            for option in ("prioritize_ends", "sample_running", "handle_timeout_termination"):  # the present choice holds
-                setattr(buffer, option, getattr(present, option))
-        self.replay_buffer = buffer
-
-
-def unpickle(path: str | pathlib.Path | io.BufferedIOBase, verbose: int = 0) -> Any:
-    """
-    SB3's ``load_from_pkl`` with one kind of error for whatever a damaged file makes of Python, and no file left open.
-
-    :param path: of the file; the suffix may be left out
-    :param verbose: 2 tells the path
-    :return: what the file holds
-    :raises ValueError: if it is damaged
-    """
-    file = open_path(path, "r", verbose=verbose, suffix="pkl")
-    try:
-        return pickle.load(file)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # pickle raises anything
-        raise ValueError(f"{path} is not a whole replay buffer file (truncated or of another kind): {error}") from error
-    finally:
-        if file is not path:
-            file.close()

@@ -136,6 +136,15 @@ class SequenceReplayBuffer(ReplayBuffer):
         """
         self._rng = np.random.default_rng(np.random.randint(2**31 - 1) if seed is None else seed)
 
+    @property
+    def random_state(self) -> dict[str, Any]:
+        """Of the choice of sub-sequences, as values for JSON."""
+        return self._rng.bit_generator.state  # type: ignore[return-value]
+
+    @random_state.setter
+    def random_state(self, state: dict[str, Any]) -> None:
+        self._rng.bit_generator.state = state
+
     def reset(self) -> None:
         """Forget everything; memory once allocated, and files, are kept for what comes."""
         if isinstance(self._storage, DiskStorage):

@@ -1,0 +1,164 @@
+"""Full checkpoints: everything that training needs to go on as if it had not stopped."""
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_dreamer.replay.files import atomic_file, sync_folder
+
+if TYPE_CHECKING:
+    from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
+
+#: Names that rl_zoo3's ``--trained-agent`` looks for, too
+MODEL, BUFFER, NORMALIZE = "model.zip", "replay_buffer.pkl", "vecnormalize.pkl"
+RANDOM, CONTENTS = "random.json", "contents.json"
+NAME = re.compile(r"step_(\d{12})")
+
+
+def save_checkpoint(algorithm: "SequenceOffPolicyAlgorithm", folder: str | Path, keep: int | None = None) -> Path:
+    """
+    Write one checkpoint; it is there as a whole or not at all.
+
+    :param algorithm: in training
+    :param folder: of all checkpoints
+    :param keep: older checkpoints are deleted until so many are left; None keeps all
+    :return: its own folder, ``step_...``
+    """
+    folder = Path(folder)
+    target = folder / f"step_{algorithm.num_timesteps:012d}"
+    hidden = folder / f".{target.name}.tmp"
+    shutil.rmtree(hidden, ignore_errors=True)
+    hidden.mkdir(parents=True)
+    try:
+        algorithm.save(hidden / MODEL)
+        algorithm.save_replay_buffer(hidden / BUFFER)
+        normalize = algorithm.get_vec_normalize_env()
+        if normalize is not None:
+            normalize.save(str(hidden / NORMALIZE))
+        with atomic_file(hidden / RANDOM) as file:
+            file.write(json.dumps(random_states(algorithm)).encode())
+        contents = {path.name: digest(path) for path in sorted(hidden.iterdir())}
+        with atomic_file(hidden / CONTENTS) as file:
+            file.write(json.dumps(contents).encode())
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(hidden, target)
+    except BaseException:
+        shutil.rmtree(hidden, ignore_errors=True)
+        raise
+    sync_folder(folder)
+    for old in checkpoints(folder)[:-keep] if keep is not None else []:
+        shutil.rmtree(old)
+    return target
+
+
+def checkpoints(folder: str | Path) -> list[Path]:
+    """
+    :param folder: of :func:`save_checkpoint`
+    :return: all checkpoints in it, the newest last
+    """
+    found = [path for path in Path(folder).glob("step_*") if NAME.fullmatch(path.name) and (path / CONTENTS).exists()]
+    return sorted(found)
+
+
+def check_checkpoint(path: Path) -> None:
+    """
+    Compare all files of a checkpoint with what was written.
+
+    :param path: of the checkpoint
+    :raises ValueError: naming the file that is missing or damaged
+    """
+    contents = json.loads((path / CONTENTS).read_text())
+    for name, wanted in contents.items():
+        file = path / name
+        if not file.exists() or digest(file) != wanted:
+            raise ValueError(f"The checkpoint {path} is damaged: {name} is not what was written. Use an older one.")
+
+
+def find_checkpoint(folder: str | Path) -> Path:
+    """
+    :param folder: of all checkpoints, or of one
+    :return: the newest, checked
+    :raises FileNotFoundError: if there is none
+    :raises ValueError: if it is damaged
+    """
+    folder = Path(folder)
+    found = [folder] if (folder / CONTENTS).exists() else checkpoints(folder)
+    if not found:
+        raise FileNotFoundError(f"There is no checkpoint in {folder}, which should hold folders named step_...")
+    check_checkpoint(found[-1])
+    return found[-1]
+
+
+def digest(path: Path) -> str:
+    """
+    :param path: of a file
+    :return: SHA-256 of its content
+    """
+    result = hashlib.sha256()
+    with open(path, "rb") as file:
+        while content := file.read(1 << 22):
+            result.update(content)
+    return result.hexdigest()
+
+
+def random_states(algorithm: "SequenceOffPolicyAlgorithm") -> dict[str, Any]:
+    """
+    Everything that random numbers are drawn from, but for the environment.
+
+    :param algorithm: in training
+    :return: values for JSON
+    """
+    name, keys, *rest = np.random.get_state()
+    states: dict[str, Any] = {
+        "torch": th.get_rng_state().tolist(),
+        "numpy": [name, np.asarray(keys).tolist(), *rest],
+        "python": random.getstate(),
+        "buffer": algorithm.replay_buffer.random_state,
+        "action_space": algorithm.action_space.np_random.bit_generator.state,
+    }
+    if algorithm.device.type == "cuda":
+        states["cuda"] = th.cuda.get_rng_state(algorithm.device).tolist()
+    return states
+
+
+def restore_random_states(algorithm: "SequenceOffPolicyAlgorithm", states: dict[str, Any]) -> None:
+    """
+    :param algorithm: that goes on
+    :param states: of :func:`random_states`
+    """
+    th.set_rng_state(th.tensor(states["torch"], dtype=th.uint8))
+    if "cuda" in states and algorithm.device.type == "cuda":
+        th.cuda.set_rng_state(th.tensor(states["cuda"], dtype=th.uint8), algorithm.device)
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    algorithm.replay_buffer.random_state = states["buffer"]
+    algorithm.action_space.np_random.bit_generator.state = states["action_space"]
+
+
+def restore_normalization(path: Path, normalize: VecNormalize | None) -> None:
+    """
+    Give the environment's ``VecNormalize`` the statistics that it had.
+
+    :param path: of a checkpoint
+    :param normalize: of the environment
+    :raises ValueError: if only one of them is there
+    """
+    has_file = (path / NORMALIZE).exists()
+    if has_file != (normalize is not None):
+        said = ("with", "without") if has_file else ("without", "with")
+        raise ValueError(f"{path} was made {said[0]} VecNormalize, but the environment comes {said[1]}: wrap it as before.")
+    if normalize is not None:
+        saved = VecNormalize.load(str(path / NORMALIZE), normalize.venv)
+        for name in ("obs_rms", "ret_rms", "returns", "clip_obs", "clip_reward", "gamma", "epsilon"):
+            setattr(normalize, name, getattr(saved, name))

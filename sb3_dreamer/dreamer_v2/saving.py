@@ -1,0 +1,257 @@
+"""Model and buffer files: whole or not there, checked when they are read."""
+
+import io
+import os
+import pathlib
+import pickle
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterable
+from inspect import signature
+from typing import Any, BinaryIO, TypeVar
+
+import torch as th
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.save_util import open_path, save_to_pkl
+from stable_baselines3.common.type_aliases import GymEnv
+
+from sb3_dreamer.dreamer_v2.engine import Engine, EngineOptions
+from sb3_dreamer.dreamer_v2.policies import DreamerPolicy
+from sb3_dreamer.replay.buffer import SequenceReplayBuffer
+from sb3_dreamer.replay.files import atomic_file, is_path
+
+SelfSaving = TypeVar("SelfSaving", bound="SavingAlgorithm")
+
+#: Names that SB3's tools write into every model that they load, see rl_zoo3's ``enjoy``
+WRITTEN_BY_TOOLS = {"lr_schedule", "clip_range", "n_envs"}
+#: After the pickle of a buffer: this and the CRC-32 of the pickle. SB3's own reader stops before it
+TRAILER = b"sb3_dreamer replay buffer crc32 "
+
+
+class SavingAlgorithm(OffPolicyAlgorithm):
+    """``OffPolicyAlgorithm`` with files that survive kills and full disks, and one clear error for those that did not."""
+
+    policy: DreamerPolicy
+    replay_buffer: SequenceReplayBuffer  # type: ignore[assignment]
+    _engine: Engine | None
+
+    @property
+    def engine(self) -> Engine:
+        """Carries out acting steps and updates; made when it is first needed."""
+        if self._engine is None or self._engine.policy is not self.policy:
+            self._engine = self._make_engine()
+        return self._engine
+
+    def _make_engine(self) -> Engine:
+        """For subclasses that have options for it."""
+        return Engine(self.policy, EngineOptions())
+
+    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
+        """As in SB3."""
+        super().set_parameters(load_path_or_dict, exact_match, device)
+        if self._engine is not None:
+            self._engine.forget()
+
+    def _excluded_save_params(self) -> list[str]:
+        derived = ["_engine", "_acting_state", "_metrics", "_check_learning", "clock", "_step_in_flight", "_loading"]
+        return [*super()._excluded_save_params(), *derived, "_learning_rate_schedules"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        optimizers = ["policy.optimizer", "policy.actor_optimizer.optimizer", "policy.critic_optimizer.optimizer"]
+        if self.policy.exploration is not None:
+            optimizers += [f"policy.exploration_{part}optimizer.optimizer" for part in ("", "actor_", "critic_")]
+        return ["policy", *optimizers], []
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save the model. See SB3's ``BaseAlgorithm.save``; an older file is replaced only by a complete one.
+
+        :param path: of the zip file
+        :param exclude: attributes to leave out, besides those that always are
+        :param include: attributes to save that usually are not
+        """
+        if not is_path(path) or os.path.isdir(path):  # type: ignore[arg-type]
+            return super().save(path, exclude, include)
+        with atomic_file(path, "zip") as file:  # type: ignore[arg-type]
+            super().save(file, exclude, include)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls: type[SelfSaving],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfSaving:
+        """
+        Load a saved model. See SB3's ``BaseAlgorithm.load``; parts of the file are unpickled, which runs whatever a malicious
+        file contains: see :func:`~sb3_dreamer.dreamer_v2.exchange.import_model` for files from strangers.
+
+        :param path: of the zip file
+        :param env: to continue training in; may have another number of environments
+        :param device: to load to
+        :param custom_objects: replacements for things that cannot be unpickled
+        :param print_system_info: compare the saving and the loading system
+        :param force_reset: begin new episodes
+        :param kwargs: constructor arguments to change; a name that is none of these gives a warning
+        :return: the model
+        :raises ValueError: if the file is damaged or was saved by another algorithm
+        """
+        unknown = set(kwargs) - set(signature(cls.__init__).parameters) - WRITTEN_BY_TOOLS
+        if unknown:
+            warnings.warn(f"{cls.__name__}.load() was given unknown arguments, which have no effect: {sorted(unknown)}")
+        check_model_file(path)
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """
+        Save the buffer; an older file is replaced only by a complete one. Of a buffer on disk only a reference is saved.
+
+        :param path: of the file
+        """
+        assert self.replay_buffer is not None, "The replay buffer is not defined"
+        if not is_path(path):
+            return save_to_pkl(path, self.replay_buffer, self.verbose)
+        with atomic_file(path, "pkl") as file:  # type: ignore[arg-type]
+            checked = ChecksumWriter(file)
+            pickle.dump(self.replay_buffer, checked, protocol=pickle.HIGHEST_PROTOCOL)
+            file.write(TRAILER + checked.value.to_bytes(4, "little"))
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        Load a saved buffer; if it does not fit, the present one is kept. The file is unpickled, which runs whatever a
+        malicious file contains; a buffer on disk (``storage_path``, ``storage_resume``) is opened without.
+
+        :param path: of the file
+        :param truncate_last_traj: not needed here: after loading every environment begins a new episode in the buffer
+        :raises ValueError: if the file is damaged or holds something else, or other shapes
+        """
+        present: SequenceReplayBuffer | None = self.replay_buffer
+        try:
+            buffer = unpickle(path, self.verbose)
+            if not isinstance(buffer, SequenceReplayBuffer):
+                raise ValueError(f"{path} holds a {type(buffer).__name__}, not a SequenceReplayBuffer.")
+            layout = self.policy.image_size, not self.policy.normalize_images
+            buffer.check_compatible(self.observation_space, self.action_space, self.n_envs, *layout)
+        except BaseException:
+            if present is not None:
+                present.reopen()
+            raise
+        buffer.device = self.device
+        if present is not None:
+            if buffer.buffer_size != present.buffer_size:
+                warnings.warn(
+                    f"The loaded replay buffer keeps its own size of {buffer.buffer_size * buffer.n_envs} steps, "
+                    f"not buffer_size={self.buffer_size}."
+                )
+            for option in ("prioritize_ends", "sample_running", "handle_timeout_termination"):  # the present choice holds
+                setattr(buffer, option, getattr(present, option))
+        self.replay_buffer = buffer
+
+
+class ChecksumWriter:
+    """
+    A file that is written through, with the checksum of everything that was.
+
+    :param file: to write
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.value = file, 0
+
+    def write(self, content: Any) -> int:
+        """
+        :param content: bytes, or a buffer of them
+        :return: number of bytes
+        """
+        self.value = zlib.crc32(content, self.value)
+        return self._file.write(content)
+
+
+def check_model_file(path: str | pathlib.Path | io.BufferedIOBase) -> None:
+    """
+    Read all of a model file, whose parts have checksums.
+
+    :param path: of the file; the suffix may be left out
+    :raises ValueError: if it is no model file, or not a whole one
+    :raises FileNotFoundError: if there is none
+    """
+    file = open_path(path, "r", suffix="zip") if not is_path(path) or not os.path.isdir(path) else None  # type: ignore[arg-type]
+    if file is None:
+        raise ValueError(f"{path} is a folder, not a model file.")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+            missing = {"data", "policy.pth"} - set(archive.namelist())
+    except Exception as error:  # zipfile raises anything
+        raise ValueError(f"{path} is not a whole model file (truncated or of another kind): {error}") from error
+    finally:
+        if file is not path:
+            file.close()
+        else:
+            file.seek(0)
+    if damaged is not None:
+        raise ValueError(f"{path} is damaged: its part '{damaged}' does not fit its checksum.")
+    if missing:
+        # The front part of a model file still is a zip file, since it holds others
+        raise ValueError(f"{path} is not a whole model file (truncated or of another kind): it has no {sorted(missing)}.")
+
+
+def check_buffer_file(file: BinaryIO, path: Any) -> None:
+    """
+    Compare a buffer file with its checksum.
+
+    :param file: open, at its beginning; is there again afterwards
+    :param path: for the error's text
+    :raises ValueError: if it is no buffer file, or not a whole one
+    """
+    length = len(TRAILER) + 4
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - length))
+    trailer = file.read()
+    file.seek(0)
+    if not trailer.startswith(TRAILER):
+        raise ValueError(f"{path} is not a whole replay buffer file (truncated or of another kind): it has no checksum.")
+    left, value = size - length, 0
+    while left > 0:
+        content = file.read(min(left, 1 << 24))
+        value, left = zlib.crc32(content, value), left - len(content)
+    file.seek(0)
+    if value != int.from_bytes(trailer[-4:], "little"):
+        raise ValueError(f"{path} is damaged: its content does not fit its checksum.")
+
+
+def unpickle(path: str | pathlib.Path | io.BufferedIOBase, verbose: int = 0) -> Any:
+    """
+    SB3's ``load_from_pkl`` with one kind of error for whatever a damaged file makes of Python, and no file left open.
+
+    :param path: of the file; the suffix may be left out
+    :param verbose: 2 tells the path
+    :return: what the file holds
+    :raises ValueError: if it is damaged
+    """
+    if is_path(path) and os.path.isdir(path):  # type: ignore[arg-type]
+        raise ValueError(f"{path} is a folder, not a replay buffer file.")
+    file: Any = open_path(path, "r", verbose=verbose, suffix="pkl")
+    try:
+        if file is not path:
+            check_buffer_file(file, path)
+        return pickle.load(file)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # pickle raises anything
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        raise ValueError(f"{path} is not a whole replay buffer file (truncated or of another kind): {error}") from error
+    finally:
+        if file is not path:
+            file.close()

@@ -1,0 +1,279 @@
+"""Nothing is lost: checkpoints from which training goes on, files that are whole or not there, damage that is named."""
+
+import io
+import json
+import os
+import pickle
+import random
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_dreamer import DreamerV2
+from sb3_dreamer.callbacks import ResumableCheckpointCallback
+from sb3_dreamer.dreamer_v2.checkpoint import checkpoints
+from tests.small import SMALL, SMALL_POLICY, VECTOR, RandomEnv
+
+EPISODE = 10
+
+
+class Clockwork(gym.Env):
+    """Without any chance: what is seen depends on the actions of the episode."""
+
+    observation_space = spaces.Box(-10.0, 10.0, (3,), np.float32)
+    action_space = spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.seen, self.steps = np.zeros(3, np.float32), 0
+        return self.seen, {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.seen = 0.9 * self.seen + np.eye(3, dtype=np.float32)[int(action)]
+        self.steps += 1
+        return self.seen, float(self.seen[0] - self.seen[1]), False, self.steps == EPISODE, {}
+
+
+OPTIONS: dict[str, Any] = {
+    **SMALL,
+    "learning_starts": 30,
+    "train_freq": 5,
+    "learning_rate": "lin_1e-2",
+    "ent_coef": "lin_1e-1_1e-3",
+    "policy_kwargs": {**SMALL_POLICY, "normalize_observations": True},
+    "seed": 3,
+}
+
+
+class PowerCut(Exception):
+    """Ends a run in the middle."""
+
+
+class Stop(BaseCallback):
+    """Raises an error after so many steps."""
+
+    def __init__(self, after: int, error: BaseException) -> None:
+        super().__init__()
+        self.after, self.error = after, error
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps == self.after:
+            raise self.error
+        return True
+
+
+def scramble() -> None:
+    """Another process has other random numbers."""
+    th.manual_seed(99)
+    np.random.seed(99)
+    random.seed(99)
+
+
+@pytest.mark.parametrize("on_disk", [False, True], ids=["memory", "disk"])
+@pytest.mark.parametrize("at", [20, 100], ids=["random steps", "training"])
+def test_resumed_training_is_the_same_training(on_disk: bool, at: int, tmp_path: Path) -> None:
+    """To the bit, with schedules, statistics of observations, and the optimizers' moments."""
+
+    def where(name: str) -> dict[str, Any]:
+        return {"replay_buffer_kwargs": dict(storage_path=str(tmp_path / name))} if on_disk else {}
+
+    straight = DreamerV2("MlpPolicy", Clockwork(), **OPTIONS, **where("a"))
+    straight.learn(200)
+    stopped = DreamerV2("MlpPolicy", Clockwork(), **OPTIONS, **where("b"))
+    callbacks = [ResumableCheckpointCallback(at, tmp_path / "checkpoints"), Stop(at + 13, PowerCut())]
+    with pytest.raises(PowerCut):
+        stopped.learn(200, callback=callbacks)
+    scramble()
+    resumed = DreamerV2.resume(tmp_path / "checkpoints", Clockwork())
+    assert resumed.num_timesteps == at
+    resumed.learn(200 - at, reset_num_timesteps=False)
+    assert resumed.num_timesteps == straight.num_timesteps and resumed._n_updates == straight._n_updates > 30
+    for (name, a), b in zip(straight.policy.state_dict().items(), resumed.policy.state_dict().values(), strict=True):
+        assert a.equal(b), name
+    assert straight.replay_buffer.num_records == resumed.replay_buffer.num_records
+    batches = [model.replay_buffer.sample(5) for model in (straight, resumed)]
+    assert batches[0].rewards.equal(batches[1].rewards), "the same records, the same choice"
+    assert straight.policy.optimizer.state_dict()["param_groups"] == resumed.policy.optimizer.state_dict()["param_groups"]
+
+
+def test_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
+    model = DreamerV2("MlpPolicy", Clockwork(), **OPTIONS)
+    model.learn(90, callback=ResumableCheckpointCallback(20, tmp_path, keep=2))
+    assert [path.name for path in checkpoints(tmp_path)] == ["step_000000000080", "step_000000000090"]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    everything = tmp_path / "all"
+    model.learn(60, callback=ResumableCheckpointCallback(20, everything, keep=None), reset_num_timesteps=False)
+    assert len(checkpoints(everything)) == 3
+    older = DreamerV2.resume(everything / "step_000000000110", Clockwork())
+    assert older.num_timesteps == 110
+    with pytest.raises(ValueError, match="must be at least 1"):
+        ResumableCheckpointCallback(0, tmp_path)
+
+
+def test_statistics_of_vec_normalize_come_back(tmp_path: Path) -> None:
+    def env() -> VecNormalize:
+        return VecNormalize(DummyVecEnv([lambda: RandomEnv(VECTOR)]), norm_reward=True)
+
+    options = {**OPTIONS, "policy_kwargs": SMALL_POLICY}
+    model = DreamerV2("MlpPolicy", env(), **options)
+    model.learn(40, callback=ResumableCheckpointCallback(20, tmp_path))
+    resumed = DreamerV2.resume(tmp_path, env())
+    ours, theirs = model.get_vec_normalize_env(), resumed.get_vec_normalize_env()
+    assert ours is not None and theirs is not None
+    np.testing.assert_array_equal(ours.obs_rms.mean, theirs.obs_rms.mean)  # type: ignore[attr-defined, union-attr]
+    assert ours.ret_rms.var == theirs.ret_rms.var and theirs.ret_rms.count > 1
+    resumed.learn(10, reset_num_timesteps=False)
+    with pytest.raises(ValueError, match="was made with VecNormalize, but the environment comes without"):
+        DreamerV2.resume(tmp_path, DummyVecEnv([lambda: RandomEnv(VECTOR)]))
+
+
+def test_checkpoints_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="There is no checkpoint in"):
+        DreamerV2.resume(tmp_path, Clockwork())
+    DreamerV2("MlpPolicy", Clockwork(), **OPTIONS).learn(40, callback=ResumableCheckpointCallback(20, tmp_path))
+    newest = checkpoints(tmp_path)[-1]
+    for name in json.loads((newest / "contents.json").read_text()):
+        content = (newest / name).read_bytes()
+        (newest / name).write_bytes(content[:-3] + b"abc")
+        with pytest.raises(ValueError, match=f"is damaged: {name} is not what was written. Use an older one"):
+            DreamerV2.resume(tmp_path, Clockwork())
+        (newest / name).write_bytes(content)
+    DreamerV2.resume(tmp_path, Clockwork())
+
+
+# ---------------------------------------------------------------------------------------------------------- whole or not
+
+
+@pytest.mark.parametrize("method", ["save", "save_replay_buffer"])
+def test_a_failed_save_leaves_the_older_file(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = DreamerV2("MlpPolicy", Clockwork(), **OPTIONS)
+    model.learn(20)
+    path = tmp_path / "file.bin"
+    getattr(model, method)(path)
+    before = path.read_bytes()
+    model.learn(20, reset_num_timesteps=False)
+    for error in (OSError(28, "No space left on device"), KeyboardInterrupt()):
+
+        def fail(descriptor: int, error: BaseException = error) -> None:
+            raise error
+
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(type(error)):
+            getattr(model, method)(path)
+        monkeypatch.undo()
+        assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["file.bin"]
+    getattr(model, method)(path)
+    assert path.read_bytes() != before
+
+
+def test_files_are_readable_by_others_and_have_their_suffix(tmp_path: Path) -> None:
+    model = DreamerV2("MlpPolicy", Clockwork(), **OPTIONS)
+    model.learn(4)
+    model.save(tmp_path / "new" / "model")
+    model.save_replay_buffer(str(tmp_path / "new" / "buffer"))
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["buffer.pkl", "model.zip"]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert (tmp_path / "new" / "model.zip").stat().st_mode & 0o777 == 0o666 & ~umask
+    stream = io.BytesIO()
+    model.save(stream)
+    stream.seek(0)
+    DreamerV2.load(stream)
+    with open(tmp_path / "new" / "buffer.pkl", "rb") as file:
+        assert type(pickle.load(file)).__name__ == "SequenceReplayBuffer", "SB3's own reader can read it"
+
+
+# ----------------------------------------------------------------------------------------------------------------- damage
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    model = DreamerV2("MlpPolicy", Clockwork(), **OPTIONS)
+    model.learn(40)
+    model.save(folder / "model.zip")
+    model.save_replay_buffer(folder / "buffer.pkl")
+    PPO("MlpPolicy", Clockwork()).save(folder / "ppo.zip")
+    return folder
+
+
+def damaged(content: bytes) -> list[bytes]:
+    """Truncated at every twentieth, single bits flipped, empty, something else."""
+    flips = np.random.default_rng(0).integers(len(content), size=60)
+    cut = [content[: len(content) * part // 20] for part in range(20)]
+    flipped = [content[:at] + bytes([content[at] ^ (1 << int(at) % 8)]) + content[at + 1 :] for at in flips.tolist()]
+    return [*cut, *flipped, b"", b"text", bytes(1000), b"PK\x03\x04" + content[100:]]
+
+
+def test_damaged_models(whole: Path, tmp_path: Path) -> None:
+    """One of our errors within a second, or, where the flipped bit means nothing, exactly the weights that were saved."""
+    model, path, refused = DreamerV2.load(whole / "model.zip"), tmp_path / "model.zip", 0
+    for content in damaged((whole / "model.zip").read_bytes()):
+        path.write_bytes(content)
+        started = time.perf_counter()
+        try:
+            loaded = DreamerV2.load(path)
+        except ValueError as error:
+            assert str(path) in str(error)
+            refused += 1
+        else:
+            for a, b in zip(model.policy.state_dict().values(), loaded.policy.state_dict().values(), strict=True):
+                assert a.equal(b)
+        assert time.perf_counter() - started < 3.0
+    assert refused > 70
+    with pytest.raises(ValueError, match="is a folder, not a model file"):
+        DreamerV2.load(tmp_path)
+    with pytest.raises(ValueError, match="needs a policy derived from DreamerPolicy"):
+        DreamerV2.load(whole / "ppo.zip")
+    with pytest.raises(FileNotFoundError):
+        DreamerV2.load(tmp_path / "missing")
+
+
+def test_damaged_buffers(whole: Path, tmp_path: Path) -> None:
+    model, path = DreamerV2.load(whole / "model.zip", Clockwork()), tmp_path / "buffer.pkl"
+    present = model.replay_buffer
+    contents = damaged((whole / "buffer.pkl").read_bytes())
+    for content in contents:
+        path.write_bytes(content)
+        started = time.perf_counter()
+        with pytest.raises(ValueError, match=str(path)):
+            model.load_replay_buffer(path)
+        assert time.perf_counter() - started < 3.0
+        assert model.replay_buffer is present
+    with pytest.raises(ValueError, match="is a folder, not a replay buffer file"):
+        model.load_replay_buffer(tmp_path)
+    model.load_replay_buffer(whole / "buffer.pkl")
+
+
+def test_a_part_that_was_exchanged_is_found(whole: Path, tmp_path: Path) -> None:
+    """A zip file whose checksums fit, but which lacks a part."""
+    with zipfile.ZipFile(whole / "model.zip") as archive, zipfile.ZipFile(tmp_path / "m.zip", "w") as other:
+        for name in set(archive.namelist()) - {"policy.pth"}:
+            other.writestr(name, archive.read(name))
+    with pytest.raises(ValueError, match=r"it has no \['policy.pth'\]"):
+        DreamerV2.load(tmp_path / "m.zip")
+
+
+def test_a_loaded_model_opens_its_folder_when_it_learns(tmp_path: Path) -> None:
+    """To look at a model must not disturb the run that writes its buffer."""
+    storage: dict[str, Any] = {"replay_buffer_kwargs": dict(storage_path=str(tmp_path / "replay"))}
+    model = DreamerV2("MlpPolicy", Clockwork(), **OPTIONS, **storage)
+    model.learn(40)
+    model.save(tmp_path / "model.zip")
+    looked_at = DreamerV2.load(tmp_path / "model.zip", Clockwork())
+    looked_at.predict(np.zeros(3, np.float32))
+    model.learn(10, reset_num_timesteps=False)
+    records = model.replay_buffer.num_records
+    looked_at.learn(10, reset_num_timesteps=False)
+    assert looked_at.replay_buffer.storage_path == str(tmp_path / "replay")
+    assert looked_at.replay_buffer.num_records == records + 11
