@@ -18,7 +18,8 @@ ROOMS: dict[str, tuple[str, str]] = {
     "behavior": ("actors actor_critic exploration", "common"),
     "replay": ("files storage disk_storage records windows buffer", "common"),
     "dreamer_v2": (
-        "networks policies reporting diagnostics update graphs engine checkpoint saving sequence_algorithm dreamer_v2",
+        "networks policies reporting diagnostics update graphs engine checkpoint saving sequence_algorithm dreamer_v2 "
+        "exchange",
         "common world_model behavior replay",
     ),
     "envs": ("atari atari_vec_env scaling wrappers optional crafter dmc minatar procgen registration", "common"),

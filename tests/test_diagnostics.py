@@ -1,16 +1,19 @@
 """Early warnings of agents that do not learn."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 from gymnasium import spaces
 
 from sb3_dreamer import DreamerV2
 from sb3_dreamer.common.distributions import LOG_SQRT_2PI
+from sb3_dreamer.common.optimization import DreamerAdam
 from sb3_dreamer.dreamer_v2 import diagnostics
-from sb3_dreamer.dreamer_v2.diagnostics import PATIENCE, LearningCheck
+from sb3_dreamer.dreamer_v2.diagnostics import PATIENCE, LearningCheck, NonFiniteError, UpdateGuard, first_non_finite
 from tests.small import BOX, DISCRETE, LEARN, SMALL, SMALL_POLICY, VECTOR, RandomEnv
 
 FINE = {"kl": 1.0, "reward_loss": LOG_SQRT_2PI + 0.2, "reward_variance": 1.0, "actor_entropy": 0.5, "actor_grad_norm": 1e-3}
@@ -68,3 +71,73 @@ def test_an_agent_that_cannot_learn_is_found(monkeypatch: pytest.MonkeyPatch) ->
     texts = [str(warning.message) for warning in caught]
     assert any("the latent state says nothing" in text for text in texts)
     assert any("the reward head predicts a constant" in text for text in texts)
+
+
+# ------------------------------------------------------------------------------------------------------ numerical guards
+
+
+def trained(**options: Any) -> DreamerV2:
+    options = {**SMALL, **LEARN, "policy_kwargs": SMALL_POLICY, "seed": 0, **options}
+    return DreamerV2("MlpPolicy", RandomEnv(VECTOR), **options).learn(40)
+
+
+def state_of(model: DreamerV2) -> list[th.Tensor]:
+    optimizers = [part.optimizer for group in model.policy.optimizers_by_rate for part in group]
+    moments = [x for o in optimizers for s in o.state.values() for x in s.values()]
+    return [x.detach().clone() for x in [*model.policy.parameters(), *moments] if isinstance(x, th.Tensor)]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "graph-safe", "rmsprop"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_update_that_is_not_finite_changes_nothing(value: float, optimizer: str) -> None:
+    policy_kwargs = {**SMALL_POLICY, **({"optimizer_class": th.optim.RMSprop} if optimizer == "rmsprop" else {})}
+    model = trained(policy_kwargs=policy_kwargs, reward_norm_momentum=0.9)
+    if optimizer == "graph-safe":
+        for group in model.policy.optimizers_by_rate:
+            for part in group:
+                assert isinstance(part.optimizer, DreamerAdam)
+                part.optimizer.make_graph_safe()
+    batch = model.replay_buffer.sample(4)
+    model._n_updates = 1  # no update of the target critic
+    before = state_of(model)
+    result = model.update(batch._replace(observations={key: x * value for key, x in batch.observations.items()}))
+    assert result.metrics["skipped_updates"] == 1.0
+    for a, b in zip(before, state_of(model), strict=True):
+        assert a.equal(b) or (optimizer == "graph-safe" and a.ndim == 0 and b == a + 1), "it counts attempts"
+    assert th.isfinite(model.policy.behavior.reward_normalizer.magnitude)
+    assert model.update(batch).metrics["skipped_updates"] == 0.0
+    assert not all(a.equal(b) for a, b in zip(before, state_of(model), strict=True))
+
+
+def test_training_stops_by_itself_and_leaves_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trained(max_skipped_updates=3)
+    before = [p.detach().clone() for p in model.policy.parameters()]
+    sample = model.replay_buffer.sample
+
+    def poisoned(*args: Any, **kwargs: Any) -> Any:
+        batch = sample(*args, **kwargs)
+        return batch._replace(rewards=batch.rewards + float("nan"))
+
+    monkeypatch.setattr(model.replay_buffer, "sample", poisoned)
+    with pytest.raises(NonFiniteError, match=r"3 updates in a row were skipped.*train/reward_loss = nan"):
+        model.learn(200, reset_num_timesteps=False)
+    changed = [name for (name, p), b in zip(model.policy.named_parameters(), before, strict=True) if not p.equal(b)]
+    assert not [name for name in changed if name.startswith("world_model")]
+    assert all(th.isfinite(p).all() for p in model.policy.parameters())
+    model.save(tmp_path / "model.zip")
+    DreamerV2.load(tmp_path / "model.zip")
+
+
+def test_a_single_bad_update_is_forgiven() -> None:
+    guard, policy = UpdateGuard(2), th.nn.Linear(1, 1)
+    bad, good = ({"kl": th.tensor(float("nan")), "skipped_updates": th.tensor(x)} for x in (1.0, 0.0))
+    for metrics in (bad, good, bad, good):
+        guard(metrics, policy)
+    guard(bad, policy)
+    with pytest.raises(NonFiniteError, match="train/kl = nan"):
+        guard(bad, policy)
+    never = UpdateGuard(None)
+    for _ in range(10):
+        never(bad, policy)
+    policy.weight.grad = th.full((1, 1), float("inf"))
+    assert first_non_finite({"kl": th.tensor(1.0)}, policy) == "the gradient of weight"

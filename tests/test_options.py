@@ -79,6 +79,7 @@ OTHER_OPTIONS = {
     "tensorboard_log",  # tests/test_logger.py
     "verbose",  # tests/test_logger.py
     "device",
+    "max_skipped_updates",  # tests/test_diagnostics.py
     "precision",  # tests/test_engine.py, like the next two
     "cuda_graphs",
     "overlap",

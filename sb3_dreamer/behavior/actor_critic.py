@@ -102,7 +102,8 @@ class RewardNormalizer(nn.Module):
         :return: the same shape
         """
         sizes = rewards.detach().abs().reshape(-1, *self.magnitude.shape).mean(0)
-        self.magnitude.mul_(momentum).add_(sizes, alpha=1.0 - momentum)
+        moved = self.magnitude * momentum + sizes * (1.0 - momentum)
+        self.magnitude.copy_(th.where(th.isfinite(moved), moved, self.magnitude))
         return rewards / (self.magnitude + epsilon) * scale
 
 

@@ -29,6 +29,8 @@ class DreamerAdam(th.optim.Adam):
     :param weight_decay: fraction of every parameter that a step removes (V2, table D.1: 1e-6)
     """
 
+    #: Scalar, 1 if the gradients are not finite; None is 0
+    found_inf: th.Tensor | None = None
     #: On the device, one for each group; none before :meth:`make_graph_safe`
     _step_sizes: Sequence[th.Tensor] = ()
 
@@ -76,7 +78,8 @@ class DreamerAdam(th.optim.Adam):
     @th.no_grad()
     def step(self, closure: Any = None) -> Any:
         """
-        Decay, then one step of Adam. A graph-safe optimizer must be told to :meth:`advance` before.
+        Decay, then one step of Adam. A graph-safe optimizer must be told to :meth:`advance` before. With ``found_inf``
+        (PyTorch's protocol of gradient scalers) set to 1 neither parameters nor moments change.
 
         :param closure: as in PyTorch
         :return: the closure's loss, if any
@@ -86,7 +89,8 @@ class DreamerAdam(th.optim.Adam):
         for index, group in enumerate(self.param_groups):
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters and group["decoupled_decay"]:
-                th._foreach_mul_(parameters, 1.0 - group["decoupled_decay"])
+                decay = group["decoupled_decay"]
+                th._foreach_mul_(parameters, 1.0 - (decay if self.found_inf is None else decay * (1.0 - self.found_inf)))
             if parameters and self.graph_safe:
                 self._adam(parameters, group, self._step_sizes[index])
         return None if self.graph_safe else super().step(closure)
@@ -100,13 +104,19 @@ class DreamerAdam(th.optim.Adam):
                     "exp_avg": th.zeros_like(p, memory_format=th.preserve_format),
                     "exp_avg_sq": th.zeros_like(p, memory_format=th.preserve_format),
                 }
-        names = ("step", "exp_avg", "exp_avg_sq")
-        steps, first, second = ([self.state[p][name] for p in parameters] for name in names)
-        gradients, (beta1, beta2) = [p.grad for p in parameters], group["betas"]
+        steps, first, second = ([self.state[p][name] for p in parameters] for name in ("step", "exp_avg", "exp_avg_sq"))
+        gradients: list[th.Tensor] = [p.grad for p in parameters]  # type: ignore[misc]
+        fresh = [1.0 - beta for beta in group["betas"]]
+        kept: list[Any] = list(group["betas"])
+        if self.found_inf is not None:  # then nothing is kept less, and nothing comes in
+            ok = 1.0 - self.found_inf
+            gradients = [th.where(ok > 0.0, gradient, 0.0) for gradient in gradients]
+            kept, step_size = [1.0 - share * ok for share in fresh], step_size * ok
         th._foreach_add_(steps, 1.0)
-        th._foreach_lerp_(first, gradients, 1.0 - beta1)  # type: ignore[arg-type]
-        th._foreach_mul_(second, beta2)
-        th._foreach_addcmul_(second, gradients, gradients, 1.0 - beta2)  # type: ignore[arg-type]
+        th._foreach_mul_(first, kept[0])
+        th._foreach_add_(first, gradients, alpha=fresh[0])
+        th._foreach_mul_(second, kept[1])
+        th._foreach_addcmul_(second, gradients, gradients, fresh[1])
         denominators = th._foreach_sqrt(second)
         th._foreach_add_(denominators, group["uncorrected_eps"])
         changes = th._foreach_div(first, denominators)
@@ -147,7 +157,8 @@ class ParameterOptimizer:
 
     def apply(self, max_grad_norm: float | None) -> th.Tensor:
         """
-        Clip the gradients by their global norm and take a step.
+        Clip the gradients by their global norm and take a step; none if the norm is not finite, so that weights and moments
+        stay what they were.
 
         :param max_grad_norm: largest norm; None does not clip
         :return: the norm before clipping, scalar
@@ -156,7 +167,11 @@ class ParameterOptimizer:
         norm = global_norm(gradients)
         if max_grad_norm is not None:
             th._foreach_mul_(gradients, max_grad_norm / norm.clamp(min=max_grad_norm))
-        self.optimizer.step()
+        if isinstance(self.optimizer, DreamerAdam) and (self.optimizer.graph_safe or norm.device.type != "cpu"):
+            self.optimizer.found_inf = 1.0 - th.isfinite(norm).to(th.float32)  # nobody waits for the device
+            self.optimizer.step()
+        elif th.isfinite(norm):
+            self.optimizer.step()
         return norm
 
     def step(self, loss: th.Tensor, max_grad_norm: float | None) -> th.Tensor:

@@ -5,7 +5,9 @@ import warnings
 from collections.abc import Mapping
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
+from torch import nn
 
 from sb3_dreamer.common.distributions import LOG_SQRT_2PI
 from sb3_dreamer.common.preprocessing import action_blocks, action_dim
@@ -20,6 +22,59 @@ NO_KL, NO_REWARD = 0.01, 0.02
 NO_CHOICE, NO_SPREAD = 0.02, -2.0
 NO_GRADIENT = 1e-8
 PAGE = "See docs/troubleshooting.md."
+
+
+class NonFiniteError(FloatingPointError):
+    """Updates were skipped again and again, because something in them is not a finite number."""
+
+
+class UpdateGuard:
+    """
+    Counts updates in a row whose gradients were not finite. These were skipped: the weights are those of before.
+
+    :param limit: number of such updates that ends the training; None for never
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+        self._in_a_row: th.Tensor | None = None
+        self._since_look = 0
+
+    def __call__(self, metrics: Mapping[str, th.Tensor], policy: nn.Module) -> None:
+        """
+        :param metrics: of an update, by logged name
+        :param policy: whose gradients are looked at for the error
+        :raises NonFiniteError: naming the first quantity that is not finite
+        """
+        if self.limit is None:
+            return
+        skipped = metrics["skipped_updates"].detach()
+        self._in_a_row = (skipped if self._in_a_row is None else self._in_a_row + skipped) * (skipped > 0)
+        self._since_look += 1
+        # Looking waits for a GPU
+        if (skipped.device.type == "cpu" or self._since_look >= self.limit) and self._in_a_row >= self.limit:
+            raise NonFiniteError(
+                f"{self.limit} updates in a row were skipped, because their gradients were not finite; the first such "
+                f"quantity is {first_non_finite(metrics, policy)}. The weights are those of before and can be saved. Lower "
+                "learning_rate, look at the scale of observations and rewards, or use precision='float32'."
+            )
+        if self._since_look >= self.limit:
+            self._since_look = 0
+
+
+def first_non_finite(metrics: Mapping[str, th.Tensor], policy: nn.Module) -> str:
+    """
+    :param metrics: of an update, in the order in which they are computed
+    :param policy: with gradients
+    :return: name and value of the first that is not finite
+    """
+    for name in [name for name in metrics if name != "model_loss"]:
+        if not name.endswith("grad_norm") and not math.isfinite(float(metrics[name])):
+            return f"train/{name} = {float(metrics[name])}"
+    for name, parameter in policy.named_parameters():
+        if parameter.grad is not None and not th.isfinite(parameter.grad).all():
+            return f"the gradient of {name}"
+    return "no longer there"
 
 
 class LearningCheck:

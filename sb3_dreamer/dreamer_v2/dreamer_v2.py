@@ -14,6 +14,7 @@ from sb3_dreamer.behavior.actor_critic import BehaviorObjective
 from sb3_dreamer.common.functional import check_number
 from sb3_dreamer.common.schedules import parse_schedule, schedule_value
 from sb3_dreamer.common.type_aliases import LatentState, SequenceBatch
+from sb3_dreamer.dreamer_v2.diagnostics import UpdateGuard
 from sb3_dreamer.dreamer_v2.engine import Engine, EngineOptions
 from sb3_dreamer.dreamer_v2.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
 from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
@@ -79,6 +80,8 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
     :param reward_gradients: let the reward head train the representation (False: ablation of V2, table 2)
     :param discount_gradients: let the discount head train the representation (code: True)
     :param max_grad_norm: global norm to which each optimizer's gradients are clipped (code and table D.1: 100)
+    :param max_skipped_updates: updates in a row with gradients that are not finite, which are skipped, after which training
+        stops with an error; None for never
     :param precision: of the matrix products and convolutions in updates: ``"float32"``, or ``"bfloat16"`` for GPUs (losses,
         states, optimizers and acting stay in float32; the code's 16-bit mode was float16)
     :param cuda_graphs: record updates and acting steps once and let the GPU repeat them (CUDA only)
@@ -137,6 +140,7 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
         reward_gradients: bool = True,
         discount_gradients: bool = True,
         max_grad_norm: float | None = 100.0,
+        max_skipped_updates: int | None = 100,
         precision: str = "float32",
         cuda_graphs: bool = False,
         overlap: bool = False,
@@ -198,6 +202,7 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
         self.reward_gradients = reward_gradients
         self.discount_gradients = discount_gradients
         self.max_grad_norm = max_grad_norm
+        self.max_skipped_updates = max_skipped_updates
         self.precision = precision
         self.cuda_graphs = cuda_graphs
         self.overlap = overlap
@@ -211,6 +216,7 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         self._check_against_policy()
+        self._guard = UpdateGuard(self.max_skipped_updates)
         self._learning_rate_schedules: dict[str, Schedule] = {
             "learning_rate": self.lr_schedule,
             "actor_learning_rate": FloatSchedule(self.actor_learning_rate),  # type: ignore[arg-type]
@@ -234,6 +240,8 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
         check_number("tau", self.tau, 0.0, 1.0)
         if self.max_grad_norm is not None:
             check_number("max_grad_norm", self.max_grad_norm, 1e-12)
+        if self.max_skipped_updates is not None:
+            check_number("max_skipped_updates", self.max_skipped_updates, 1)
         for name in SCHEDULED:
             setattr(self, name, parse_schedule(name, getattr(self, name), *(["auto"] if name == "reinforce_weight" else [])))
         for name in ("learning_rate", "actor_learning_rate", "critic_learning_rate"):
@@ -299,7 +307,9 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
         self.engine.before_updates()
         for _ in range(gradient_steps):
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env, batch_length=self.batch_length)
-            self._metrics.add(self.update(batch).metrics)
+            metrics = self.update(batch).metrics
+            self._metrics.add(metrics)
+            self._guard(metrics, self.policy)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def update(self, batch: SequenceBatch, noise: UpdateNoise | None = None, state: LatentState | None = None) -> UpdateResult:

@@ -54,7 +54,7 @@ class SavingAlgorithm(OffPolicyAlgorithm):
             self._engine.forget()
 
     def _excluded_save_params(self) -> list[str]:
-        derived = ["_engine", "_acting_state", "_metrics", "_check_learning", "clock", "_step_in_flight", "_loading"]
+        derived = ["_engine", "_acting_state", "_metrics", "_check_learning", "_guard", "clock", "_step_in_flight", "_loading"]
         return [*super()._excluded_save_params(), *derived, "_learning_rate_schedules"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -97,6 +97,7 @@ def training_update(
     metrics = model_metrics(policy, model_loss) | behavior_metrics(imagination, learnt.actor_loss, learnt.critic_loss)
     metrics |= {"model_grad_norm": model_norm, "actor_grad_norm": learnt.actor_norm, "critic_grad_norm": learnt.critic_norm}
 
+    metrics["skipped_updates"] = 1.0 - th.isfinite(model_norm + learnt.actor_norm + learnt.critic_norm).to(model_norm.dtype)
     if policy.exploration is None:
         return UpdateResult(model_loss, imagination, metrics)
     experience = Experience(

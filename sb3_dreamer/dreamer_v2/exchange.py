@@ -1,0 +1,189 @@
+"""Models to give away and to take from strangers: weights as safetensors, everything else as plain JSON, nothing that runs."""
+
+import inspect
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.utils import LinearSchedule
+from torch import nn
+
+from sb3_dreamer.dreamer_v2.dreamer_v2 import DreamerV2
+from sb3_dreamer.dreamer_v2.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
+from sb3_dreamer.replay.files import atomic_file
+
+FORMAT = "1"
+POLICIES = {cls.__name__: cls for cls in (CnnPolicy, MlpPolicy, MultiInputPolicy, DreamerPolicy)}
+#: Constructor arguments that belong to a machine or a run, not to the agent
+LEFT_OUT = {"policy", "env", "device", "verbose", "seed", "tensorboard_log", "stats_window_size", "policy_kwargs"}
+LEFT_OUT |= {"_init_setup_model", "replay_buffer_class", "replay_buffer_kwargs", "precision", "cuda_graphs", "overlap"}
+
+
+def export_model(model: DreamerV2, path: str | Path) -> None:
+    """
+    Write the weights, the sizes of the networks and the options of training; neither optimizers nor buffer.
+
+    :param model: any
+    :param path: of the file, ``.safetensors``
+    :raises ValueError: naming an option that is code, such as an encoder class of one's own
+    """
+    policy_class = type(model.policy)
+    if POLICIES.get(policy_class.__name__) is not policy_class:
+        raise ValueError(f"export_model writes the policies {sorted(POLICIES)}, but this one is {policy_class.__name__}.")
+    names = set(inspect.signature(DreamerV2.__init__).parameters) - LEFT_OUT - {"self", "train_freq"}
+    arguments = {name: to_json(name, getattr(model, name)) for name in sorted(names)}
+    frequency = model.train_freq
+    arguments["train_freq"] = [frequency.frequency, frequency.unit.value]  # type: ignore[union-attr]
+    policy_kwargs = {name: to_json(f"policy_kwargs['{name}']", value) for name, value in model.policy_kwargs.items()}
+    content = {
+        "format": FORMAT,
+        "sb3_dreamer": files("sb3_dreamer").joinpath("version.txt").read_text().strip(),
+        "policy": policy_class.__name__,
+        "arguments": json.dumps(arguments),
+        "policy_kwargs": json.dumps(policy_kwargs),
+        "observation_space": json.dumps(space_to_json(model.observation_space)),
+        "action_space": json.dumps(space_to_json(model.action_space)),
+    }
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.policy.state_dict().items()}
+    with atomic_file(path, "safetensors") as file:
+        file.write(save(tensors, metadata=content))
+
+
+def import_model(path: str | Path, env: GymEnv | None = None, device: th.device | str = "auto", **kwargs: Any) -> DreamerV2:
+    """
+    Read a file of :func:`export_model`; nothing in it can run, whoever wrote it.
+
+    :param path: of the file
+    :param env: to go on training in, with new optimizers; None to predict
+    :param device: to load to
+    :param kwargs: constructor arguments to change
+    :return: the model
+    :raises ValueError: if the file is damaged, of another kind or version, or does not fit the environment
+    """
+    content, tensors = _read(Path(path))
+    try:
+        arguments: dict[str, Any] = from_json(json.loads(content["arguments"]))
+        policy_kwargs = from_json(json.loads(content["policy_kwargs"]))
+        observation_space, action_space = (
+            space_from_json(json.loads(content[f"{n}_space"])) for n in ("observation", "action")
+        )
+        policy = POLICIES[content["policy"]]
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no model of sb3_dreamer: {error!r}.") from error
+    model = DreamerV2(
+        policy, None, device=device, policy_kwargs=policy_kwargs, _init_setup_model=False, **{**arguments, **kwargs}
+    )
+    model.observation_space, model.action_space, model.n_envs = observation_space, action_space, 1
+    model._setup_model()
+    try:
+        model.policy.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"The weights in {path} do not fit its own options: {error}") from error
+    if env is not None:
+        model.set_env(env)
+    return model
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, th.Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            content = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}.") from error
+    if content.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {content.get('format')!r}, expected {FORMAT!r}: not a model of this sb3_dreamer.")
+    return content, tensors
+
+
+def to_json(name: str, value: Any) -> Any:
+    """
+    :param name: of an option, for the error's text
+    :param value: of the option
+    :return: for JSON; schedules as the text that makes them, classes of ``torch.nn`` by name
+    :raises ValueError: if the value is code
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, LinearSchedule) and value.end_fraction == 1.0:
+        return f"lin_{value.start}_{value.end}"
+    name_of_class = getattr(value, "__name__", "")
+    if inspect.isclass(value) and getattr(nn, name_of_class, None) is value:
+        return {"torch.nn": name_of_class}
+    if isinstance(value, Mapping):
+        return {key: to_json(f"{name}['{key}']", part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(f"{name}[{index}]", part) for index, part in enumerate(value)]
+    raise ValueError(f"export_model cannot write {name}={value!r}: it is code. Use save(), for those who trust you.")
+
+
+def from_json(value: Any) -> Any:
+    """
+    The inverse of :func:`to_json`.
+
+    :param value: from JSON
+    :return: with classes in place of their names
+    :raises KeyError: if a name is no module class of ``torch.nn``
+    """
+    if isinstance(value, dict):
+        if set(value) == {"torch.nn"}:
+            found = getattr(nn, str(value["torch.nn"]), None)
+            if not (isinstance(found, type) and issubclass(found, nn.Module)):
+                raise KeyError(value["torch.nn"])
+            return found
+        return {key: from_json(part) for key, part in value.items()}
+    return [from_json(part) for part in value] if isinstance(value, list) else value
+
+
+def space_to_json(space: spaces.Space) -> dict[str, Any]:
+    """
+    :param space: any that the agent takes
+    :return: for JSON
+    """
+    if isinstance(space, spaces.Dict):
+        return {"Dict": [[key, space_to_json(part)] for key, part in space.spaces.items()]}
+    if isinstance(space, spaces.Box):
+        bounds = [array.astype(np.float64).astype(str).tolist() for array in (space.low, space.high)]  # infinity is no JSON
+        return {"Box": {"bounds": bounds, "dtype": str(space.dtype), "shape": list(space.shape)}}
+    if isinstance(space, spaces.Discrete):
+        return {"Discrete": {"n": int(space.n), "start": int(space.start)}}
+    if isinstance(space, spaces.MultiDiscrete):
+        return {"MultiDiscrete": {"nvec": space.nvec.tolist(), "start": space.start.tolist()}}
+    assert isinstance(space, spaces.MultiBinary), space
+    return {"MultiBinary": {"n": space.n if isinstance(space.n, int) else list(space.n)}}  # type: ignore[arg-type]
+
+
+def space_from_json(value: dict[str, Any]) -> spaces.Space:
+    """
+    The inverse of :func:`space_to_json`.
+
+    :param value: from JSON
+    :return: the space
+    :raises KeyError: if it is none
+    """
+    ((kind, content),) = value.items()
+    if kind == "Dict":
+        return spaces.Dict([(key, space_from_json(part)) for key, part in content])
+    if kind == "Box":
+        shape, dtype = tuple(content["shape"]), np.dtype(content["dtype"])
+        low, high = (np.array(bound, dtype=np.float64).reshape(shape).astype(dtype) for bound in content["bounds"])
+        return spaces.Box(low, high, shape, dtype.type)
+    if kind == "Discrete":
+        return spaces.Discrete(content["n"], start=content["start"])
+    if kind == "MultiDiscrete":
+        return spaces.MultiDiscrete(np.array(content["nvec"]), start=np.array(content["start"]))
+    if kind == "MultiBinary":
+        return spaces.MultiBinary(content["n"] if isinstance(content["n"], int) else tuple(content["n"]))
+    raise KeyError(kind)
