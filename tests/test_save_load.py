@@ -329,7 +329,7 @@ def test_unfit_replay_buffer_files_are_refused(tmp_path: pathlib.Path) -> None:
     whole, present = (tmp_path / "whole.pkl").read_bytes(), model.replay_buffer
     damaged = [whole[: len(whole) * i // 50] for i in range(50)] + [b"text", b"\x80\x05garbage", bytes(100)]
     damaged += [whole[:i] + bytes([255 - whole[i]]) + whole[i + 1 :] for i in (10, 14, 30, 40)]
-    misfits = {"image": random_model(IMAGE), "n_envs": random_model(), "action": random_model(VECTOR, BOX, 2)}
+    misfits = {"image": random_model(IMAGE), "action": random_model(VECTOR, BOX, 2)}
     foreign = ReplayBuffer(10, VECTOR, DISCRETE, "cpu", n_envs=2)
     contents = {
         "is not a whole replay buffer file|is damaged": damaged,
@@ -387,3 +387,25 @@ def test_loaded_buffer_takes_the_present_options(tmp_path: pathlib.Path) -> None
     with pytest.warns(UserWarning, match="keeps its own size of 1000 steps"):
         other.load_replay_buffer(tmp_path / "buffer")
     assert not other.replay_buffer.prioritize_ends and not other.replay_buffer.sample_running
+
+
+@pytest.mark.parametrize("n_from, n_to, size", [(1, 3, 60), (3, 1, 60), (4, 2, 20), (1, 2, 1000)])
+def test_buffer_of_another_number_of_environments(n_from: int, n_to: int, size: int, tmp_path: pathlib.Path) -> None:
+    """Every episode is whole, in one ring, with its own records; the oldest are left out where there is no room."""
+    source = random_model(n_envs=n_from, buffer_size=400).learn(96)
+    source.save_replay_buffer(tmp_path / "buffer")
+    model = random_model(n_envs=n_to, buffer_size=size).learn(24)
+    fits = size // n_to * n_to >= source.replay_buffer.num_records
+    with pytest.warns(UserWarning, match=f"is of {n_from} environments, this model of {n_to}: its episodes were copied"):
+        model.load_replay_buffer(tmp_path / "buffer")
+    target = model.replay_buffer
+    known = {tuple(obs) for obs in np.asarray(source.replay_buffer.observations).reshape(-1, 3).tolist()}
+    batch = target.sample(50, batch_length=6)
+    assert {tuple(obs) for obs in batch.observations["observation"].reshape(-1, 3).tolist()} <= known
+    assert target.n_envs == n_to and (target.num_records == source.replay_buffer.num_records or not fits)
+    for env in range(n_to):
+        rows = target.size() if target.full else int(target.positions[env])
+        done, starts = target.dones[:rows, env], target._time_first("episode_start")[:rows, env]
+        if not target.full:
+            assert starts[0] and (starts[1:] >= done[:-1]).all(), "after an end there is a beginning"
+    model.learn(24, reset_num_timesteps=False)

@@ -19,6 +19,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from sb3_dreamer.dreamer_v2.engine import Engine, EngineOptions
 from sb3_dreamer.dreamer_v2.policies import DreamerPolicy
 from sb3_dreamer.replay.buffer import SequenceReplayBuffer
+from sb3_dreamer.replay.conversion import refill
 from sb3_dreamer.replay.files import atomic_file, is_path
 
 SelfSaving = TypeVar("SelfSaving", bound="SavingAlgorithm")
@@ -129,7 +130,8 @@ class SavingAlgorithm(OffPolicyAlgorithm):
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
         Load a saved buffer; if it does not fit, the present one is kept. The file is unpickled, which runs whatever a
-        malicious file contains; a buffer on disk (``storage_path``, ``storage_resume``) is opened without.
+        malicious file contains; a buffer on disk (``storage_path``, ``storage_resume``) is opened without. A buffer
+        of another number of environments is copied into the present one, episode by episode.
 
         :param path: of the file
         :param truncate_last_traj: not needed here: after loading every environment begins a new episode in the buffer
@@ -141,12 +143,19 @@ class SavingAlgorithm(OffPolicyAlgorithm):
             if not isinstance(buffer, SequenceReplayBuffer):
                 raise ValueError(f"{path} holds a {type(buffer).__name__}, not a SequenceReplayBuffer.")
             layout = self.policy.image_size, not self.policy.normalize_images
-            buffer.check_compatible(self.observation_space, self.action_space, self.n_envs, *layout)
+            buffer.check_compatible(self.observation_space, self.action_space, buffer.n_envs, *layout)
         except BaseException:
             if present is not None:
                 present.reopen()
             raise
         buffer.device = self.device
+        if present is not None and buffer.n_envs != present.n_envs:
+            dropped = refill(present, buffer)
+            warnings.warn(
+                f"The loaded replay buffer is of {buffer.n_envs} environments, this model of {present.n_envs}: its episodes "
+                "were copied" + (f", but for the oldest {dropped} steps, for which there is no room." if dropped else ".")
+            )
+            return
         if present is not None:
             if buffer.buffer_size != present.buffer_size:
                 warnings.warn(

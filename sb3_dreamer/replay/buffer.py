@@ -30,7 +30,7 @@ from sb3_dreamer.common.type_aliases import SequenceBatch
 from sb3_dreamer.replay.disk_storage import DiskStorage
 from sb3_dreamer.replay.records import OBSERVATION_PREFIX, RecordFormat
 from sb3_dreamer.replay.storage import RamStorage
-from sb3_dreamer.replay.windows import RecordRange, draw_windows
+from sb3_dreamer.replay.windows import RecordRange, draw_windows, usable_length
 
 PICKLE_FORMAT = 2
 
@@ -258,8 +258,8 @@ class SequenceReplayBuffer(ReplayBuffer):
             arrival["timeout"][:] = False
         if len(starts):
             self._episode_first[starts] = self._written[starts]
-            self._append(starts, first)
-        self._append(np.arange(self.n_envs), arrival)
+            self.append(starts, first)
+        self.append(np.arange(self.n_envs), arrival)
         self._starting = arrival["done"]
 
     def sample(  # type: ignore[override]  # sequences, where SB3 returns single transitions
@@ -274,7 +274,8 @@ class SequenceReplayBuffer(ReplayBuffer):
         :return: tensors (T, B, ...) on the buffer's device; no memory is shared with the buffer
         :raises ValueError: if there is nothing to sample (see :attr:`num_sampleable`), or the ring is too small for T
         """
-        length = self._usable_length(self.batch_length if batch_length is None else batch_length)
+        wanted = self.batch_length if batch_length is None else batch_length
+        length = usable_length(wanted, self._sampleable(), self.num_records, self.buffer_size, self._total_size)
         envs, starts = draw_windows(self._rng, batch_size, length, self._sampleable(), self._ends, self.prioritize_ends)
         records = self._storage.read(envs, starts % self.buffer_size, length)
 
@@ -351,6 +352,22 @@ class SequenceReplayBuffer(ReplayBuffer):
             self._start_counting()
             self._take_over_counts()
 
+    def append(self, envs: np.ndarray, records: dict[str, np.ndarray]) -> None:
+        """
+        Append finished records, one to each of some rings; :meth:`add` is the checked door for transitions.
+
+        :param envs: the rings, (n,)
+        :param records: one array (n, *shape) for every field
+        """
+        self._storage.write(envs, self._written[envs] % self.buffer_size, records)
+        for env in envs[records["done"]]:
+            ends = self._ends[env]
+            ends.append(int(self._written[env]))
+            overwritten = bisect_left(ends, int(self._written[env]) - self.buffer_size + 1)
+            if 2 * overwritten > len(ends):  # seldom enough to cost nothing, often enough to stay small
+                del ends[:overwritten]
+        self._written[envs] += 1
+
     def reopen(self) -> None:
         """Take back the folder that another buffer of this process has opened in the meantime."""
         if isinstance(self._storage, DiskStorage) and self._storage.closed:
@@ -370,31 +387,6 @@ class SequenceReplayBuffer(ReplayBuffer):
             return values.to(self.device)
         return values.pin_memory().to(self.device, non_blocking=True)  # nobody waits for an update that is still running
 
-    def _append(self, envs: np.ndarray, records: dict[str, np.ndarray]) -> None:
-        self._storage.write(envs, self._written[envs] % self.buffer_size, records)
-        for env in envs[records["done"]]:
-            ends = self._ends[env]
-            ends.append(int(self._written[env]))
-            overwritten = bisect_left(ends, int(self._written[env]) - self.buffer_size + 1)
-            if 2 * overwritten > len(ends):  # seldom enough to cost nothing, often enough to stay small
-                del ends[:overwritten]
-        self._written[envs] += 1
-
     def _sampleable(self) -> RecordRange:
         running = ~self._starting & (not self.sample_running)
         return RecordRange(self._written - self._rows(), np.where(running, self._episode_first, self._written))
-
-    def _usable_length(self, batch_length: int) -> int:
-        """The wanted length, or the longest that is there so far."""
-        if not 1 <= batch_length <= self.buffer_size:
-            raise ValueError(
-                f"batch_length={batch_length} does not fit the replay buffer: buffer_size={self._total_size} "
-                f"over n_envs={self.n_envs} environments holds {self.buffer_size} records of each. "
-                f"Choose a batch_length from 1 to {self.buffer_size}, a larger buffer_size or fewer environments."
-            )
-        first, end = self._sampleable()
-        longest = int((end - first).max())
-        if longest < 1:
-            waiting = "" if self.num_records == 0 else " (with sample_running=False it waits for the end of an episode)"
-            raise ValueError(f"The replay buffer has {self.num_records} records, none of which can be sampled yet{waiting}.")
-        return min(batch_length, longest)

@@ -52,3 +52,28 @@ def draw_windows(
         index = earliest[env] + (units[b] - windows[env]) // length
         starts[b] = ends[env][index] - length + 1
     return envs, starts
+
+
+def usable_length(batch_length: int, records: RecordRange, count: int, capacity: int, total_size: int) -> int:
+    """
+    The wanted length of sub-sequences, or the longest that there is so far.
+
+    :param batch_length: wanted
+    :param records: that may be used
+    :param count: of all records, those that may not be used included
+    :param capacity: of each ring
+    :param total_size: ``buffer_size`` as the user gave it
+    :return: records per sub-sequence
+    :raises ValueError: if no ring can ever hold so many, or there is nothing yet
+    """
+    if not 1 <= batch_length <= capacity:
+        raise ValueError(
+            f"batch_length={batch_length} does not fit the replay buffer: buffer_size={total_size} over "
+            f"n_envs={len(records.first)} environments holds {capacity} records of each. Choose a batch_length from 1 to "
+            f"{capacity}, a larger buffer_size or fewer environments."
+        )
+    longest = int((records.end - records.first).max())
+    if longest < 1:
+        waiting = " (with sample_running=False it waits for the end of an episode)" if count else ""
+        raise ValueError(f"The replay buffer has {count} records, none of which can be sampled yet{waiting}.")
+    return min(batch_length, longest)

@@ -1,0 +1,41 @@
+"""Records of one replay buffer for another one with other numbers of environments or records."""
+
+from itertools import pairwise
+
+import numpy as np
+
+from sb3_dreamer.replay.buffer import SequenceReplayBuffer
+
+
+def refill(target: SequenceReplayBuffer, source: SequenceReplayBuffer) -> int:
+    """
+    Replace everything by the records of another buffer, episode by episode, the oldest first.
+
+    :param target: to be filled
+    :param source: with the same spaces
+    :return: the number of records that have no room, the oldest
+    """
+    target.reset()
+    for env, first, end in episodes(source):
+        ring = int(target._written.argmin())
+        target.start_episodes([ring])
+        target._episode_first[ring] = target._written[ring]
+        for number in range(first, end):
+            records = source._storage.read(np.array([env]), np.array([number % source.buffer_size]), 1)
+            record = {name: value[0] for name, value in records.items()}
+            record["episode_start"] |= number == first
+            target.append(np.array([ring]), record)
+    target.start_episodes()
+    return source.num_records - target.num_records
+
+
+def episodes(buffer: SequenceReplayBuffer) -> list[tuple[int, int, int]]:
+    """
+    :param buffer: with records
+    :return: ring, first and last record (exclusive) of every episode or part of one, the oldest first
+    """
+    found, newest = [], buffer._written.tolist()
+    for env, oldest in enumerate((buffer._written - buffer._rows()).tolist()):
+        cuts = [oldest, *(end + 1 for end in buffer._ends[env] if oldest <= end), newest[env]]
+        found += [(env, first, end) for first, end in pairwise(cuts) if end > first]
+    return sorted(found, key=lambda part: part[1] - newest[part[0]])
