@@ -17,7 +17,8 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_dreamer import DreamerV2
 from sb3_dreamer.callbacks import ResumableCheckpointCallback
@@ -277,3 +278,90 @@ def test_a_loaded_model_opens_its_folder_when_it_learns(tmp_path: Path) -> None:
     looked_at.learn(10, reset_num_timesteps=False)
     assert looked_at.replay_buffer.storage_path == str(tmp_path / "replay")
     assert looked_at.replay_buffer.num_records == records + 11
+
+
+# ------------------------------------------------------------------------------------------ without an environment, bad ones
+
+
+def test_training_without_an_environment(whole: Path, tmp_path: Path) -> None:
+    """More updates on the data of a finished run, with another batch size, logged by update."""
+    model = DreamerV2.load(whole / "model.zip", batch_size=3, tensorboard_log=None)
+    with pytest.raises(ValueError, match="no experience to learn from: call load_replay_buffer"):
+        model.train_offline(10)
+    model.load_replay_buffer(whole / "buffer.pkl")
+    before, updates, steps = [p.detach().clone() for p in model.policy.parameters()], model._n_updates, model.num_timesteps
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    assert model.train_offline(12, log_interval=4) is model
+    assert model._n_updates == updates + 12 and model.num_timesteps == steps
+    assert not all(p.equal(b) for p, b in zip(model.policy.parameters(), before, strict=True))
+    rows = (tmp_path / "progress.csv").read_text().splitlines()
+    assert len(rows) == 4 and "train/model_loss" in rows[0]
+    assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 / 12)
+
+
+class Dies(Clockwork):
+    """Ends its process in the eighth step of its second episode."""
+
+    episode = 0
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        self.episode += 1
+        return super().reset(**kwargs)
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if self.episode == 2 and self.steps == 7:
+            os._exit(1)
+        return super().step(action)
+
+
+class Raises(Dies):
+    """The same with an exception, in this process."""
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if self.episode == 2 and self.steps == 7:
+            raise RuntimeError("the motor is broken")
+        return Clockwork.step(self, action)
+
+
+class Changes(Dies):
+    """The same with an observation of another shape."""
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if self.episode == 2 and self.steps == 7:
+            return np.zeros(4, np.float32), 0.0, False, False, {}
+        return Clockwork.step(self, action)
+
+
+class Poisons(Dies):
+    """The same with a reward that is no number."""
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        observation, reward, *rest = Clockwork.step(self, action)
+        bad = self.episode == 2 and self.steps == 8
+        return observation, float("nan") if bad else reward, *rest  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    "faulty, error, message",
+    [
+        (Dies, RuntimeError, "An environment process ended in step 18 .*Model and replay buffer are those of the last step"),
+        (Raises, RuntimeError, "the motor is broken"),
+        (Changes, ValueError, "shape"),
+        (Poisons, ValueError, "reward of environment 0 is nan"),
+    ],
+)
+def test_faulty_environments_lose_nothing(faulty: type, error: type[Exception], message: str, tmp_path: Path) -> None:
+    """One error; the buffer has all steps before, can be saved, and training goes on with a mended environment."""
+    env = SubprocVecEnv([faulty], start_method="fork") if faulty is Dies else DummyVecEnv([faulty])
+    model = DreamerV2("MlpPolicy", env, **{**OPTIONS, "learning_starts": 5})
+    with pytest.raises(error, match=message):
+        model.learn(60)
+    assert model.replay_buffer.num_records == 2 * 1 + 17
+    model.save(tmp_path / "model.zip")
+    model.save_replay_buffer(tmp_path / "buffer.pkl")
+    model.set_env(DummyVecEnv([Clockwork]), force_reset=True)
+    model.learn(20, reset_num_timesteps=False)
+    loaded = DreamerV2.load(tmp_path / "model.zip", Clockwork())
+    loaded.load_replay_buffer(tmp_path / "buffer.pkl")
+    assert loaded.replay_buffer.num_records == 19
+    loaded.learn(20, reset_num_timesteps=False)

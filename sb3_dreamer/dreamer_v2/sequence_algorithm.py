@@ -14,8 +14,10 @@ from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn
+from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_dreamer.common.functional import check_number
 from sb3_dreamer.common.metrics import MetricAverager
 from sb3_dreamer.common.observations import check_observation_space
 from sb3_dreamer.common.preprocessing import NumpyObs, action_blocks, decode_actions, encode_actions, scale_actions
@@ -216,9 +218,39 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         steps = int(total_timesteps) if math.isfinite(total_timesteps) else total_timesteps
         return super().learn(steps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)  # type: ignore[arg-type]
 
+    def train_offline(self: SelfSequence, n_updates: int, log_interval: int | None = 100) -> SelfSequence:
+        """
+        Update from the replay buffer alone, without an environment: more updates on the data of a finished run, or on data
+        from elsewhere. Schedules go from their beginning to their end.
+
+        :param n_updates: how many
+        :param log_interval: updates between two logs, None for none
+        :return: the model itself
+        :raises ValueError: if there is nothing to learn from
+        """
+        check_number("n_updates", n_updates, 0)
+        if self.replay_buffer is None or self.replay_buffer.num_sampleable == 0:
+            raise ValueError("There is no experience to learn from: call load_replay_buffer() first.")
+        if not self._custom_logger:
+            self._logger = configure_logger(self.verbose, self.tensorboard_log, "offline", reset_num_timesteps=True)
+        self.clock = TrainingClock()
+        for done in range(n_updates):
+            self._current_progress_remaining = 1.0 - done / n_updates
+            self.train(1, self.batch_size)
+            if log_interval is not None and (done + 1) % log_interval == 0:
+                self._record_training()
+                self.logger.dump(step=self._n_updates)
+        return self
+
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
         """As in SB3, but the step after which a callback stops is stored too: the next ``learn`` goes on from it."""
-        rollout = super().collect_rollouts(*args, **kwargs)
+        try:
+            rollout = super().collect_rollouts(*args, **kwargs)
+        except (EOFError, ConnectionError) as error:  # of the pipes of SubprocVecEnv
+            raise RuntimeError(
+                f"An environment process ended in step {self.num_timesteps + 1} (its own error is printed above): {error!r}. "
+                "Model and replay buffer are those of the last step: they can be saved, and training goes on after set_env()."
+            ) from error
         if not rollout.continue_training and self._step_in_flight:
             step = kwargs["callback"].locals if "callback" in kwargs else args[1].locals
             names = ("replay_buffer", "buffer_actions", "new_obs", "rewards", "dones", "infos")
@@ -313,6 +345,10 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
 
     def dump_logs(self) -> None:
         """Write the means of all updates since the last time to the logger, beside what SB3 logs."""
+        self._record_training()
+        super().dump_logs()
+
+    def _record_training(self) -> None:
         means = self._metrics.pop()
         for name, value in means.items():
             self.logger.record(f"train/{name}", value)
@@ -320,4 +356,3 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         rate = self.clock.updates_per_second(self._n_updates)
         if rate is not None:
             self.logger.record("time/updates_per_second", rate)
-        super().dump_logs()
