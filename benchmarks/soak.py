@@ -5,8 +5,8 @@ Trains for a long time while things go wrong, and checks after each fault that n
 
 Each round trains a small agent with a replay buffer on disk and full checkpoints in a process of its own, and one fault
 happens to it at a random moment. Then the folder is opened again: all steps that the process reported must be there (but for
-at most one flush interval, which is allowed), no record may be torn, and the newest checkpoint must load and go on. Results go to
-``benchmarks/results/soak.json`` and, as a table, into ``docs/reliability.md``.
+at most one flush interval, which is allowed), no record may be torn, and the newest checkpoint must load and go on. Results
+go to ``benchmarks/results/soak.json`` and, as a table, into ``docs/reliability.md``.
 """
 
 import argparse
@@ -316,10 +316,10 @@ def write_page(result: dict[str, Any]) -> None:
     rows += [f"| **all** | **{sum(result['faults'].values())}** |", ""]
     damaged = sum(result["faults"].get(kind, 0) for kind in ("truncated file", "flipped bits"))
     told = [
-        f"In {result['minutes']:.0f} minutes, {result['records']:,} records read back and compared: {result['lost']} steps lost,",
-        f"{result['torn']} torn records, {result['unloadable']} unloadable checkpoints, {result['resumed']} resumed;",
-        f"{result['damage_named']} damaged checkpoints were named ({damaged} attempts, some before there were two checkpoints);",
-        f"{len(result['problems'])} problems.",
+        f"In {result['minutes']:.0f} minutes, {result['records']:,} records read back and compared:",
+        f"{result['lost']} steps lost, {result['torn']} torn records, {result['unloadable']} unloadable checkpoints,",
+        f"{result['resumed']} resumed; {result['damage_named']} damaged checkpoints were named (in {damaged} rounds, some of",
+        f"which had no two checkpoints yet); {len(result['problems'])} problems.",
     ]
     rows += told
     text = PAGE.read_text()

@@ -3,8 +3,8 @@ The replay buffer on disk beside the one in memory: time to add and to sample, a
 
     python -m benchmarks.storage --steps 2000000
 
-Random frames of Atari's size, batches of 50 x 50. Every buffer is filled in a process of its own. The table of ``docs/reliability.md`` is
-made from ``benchmarks/results/storage.json``.
+Random frames of Atari's size, batches of 50 x 50. Every buffer is filled in a process of its own. The table of
+``docs/reliability.md`` is made from what is measured, and ``benchmarks/results/storage.json`` keeps it.
 """
 
 import argparse

@@ -17,11 +17,13 @@ import rl_zoo3
 import sb3_contrib
 import stable_baselines3
 import yaml
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 import benchmarks.learning.environments
 from benchmarks.learning.suite import OURS, RANDOM, Task
 from benchmarks.records import FOLDER, Result, known, record
+from sb3_dreamer import DreamerV2
 
 RESULTS = FOLDER / "learning.json"
 IDENTITY = ("task", "agent", "seed", "variant")
@@ -85,9 +87,10 @@ def train(run: Run) -> Result:
         if child.returncode:
             raise RuntimeError(f"{run.identity} ended with {child.returncode}:\n{(folder / 'output.txt').read_text()[-2000:]}")
         curve = read_curve(folder)
+        more = {} if run.agent != OURS else other_evaluations(run, folder)
         shown = [word.replace(str(folder), "logs") for word in command]
     cpu = usage.ru_utime + usage.ru_stime
-    return measured(run, curve, wall, cpu) | {"command": " ".join(["python", *shown])}
+    return measured(run, curve, wall, cpu) | more | {"command": " ".join(["python", *shown])}
 
 
 def read_curve(folder: Path) -> list[list[float]]:
@@ -99,6 +102,25 @@ def read_curve(folder: Path) -> list[list[float]]:
     with np.load(path) as data:
         rows = zip(data["timesteps"], data["results"].mean(1), data["results"].std(1), strict=True)
         return [[int(step), round(float(mean), 4), round(float(std), 4)] for step, mean, std in rows]
+
+
+def other_evaluations(run: Run, folder: Path) -> Result:
+    """
+    The trained agent once more, with other ways to act than the latent's and the action's mode.
+
+    :param run: of DreamerV2
+    :param folder: the zoo's log
+    :return: mean returns
+    """
+    (path,) = (path for path in folder.rglob("*.zip") if path.stem != "best_model")
+    model, results = DreamerV2.load(path, device="cpu"), {}
+    for name, latent, deterministic in (("sampled_latent", "sample", True), ("sampled", "sample", False)):
+        env = VecMonitor(DummyVecEnv([lambda: gym.make(run.task.name)]))
+        env.seed(20_000 + run.seed)
+        model.policy.evaluation_latent = latent
+        mean, _ = evaluate_policy(model, env, run.task.episodes, deterministic=deterministic)
+        results[f"{name}_mean"] = round(float(mean), 4)  # type: ignore[arg-type]
+    return results
 
 
 def measured(run: Run, curve: list[list[float]], wall: float, cpu: float) -> Result:
