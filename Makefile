@@ -24,7 +24,7 @@ PYTEST_ARGS ?=
 SOURCES = sb3_dreamer tests _backend.py _sb3_dreamer_zoo.py $(wildcard examples benchmarks)
 PACKAGING = setup.cfg pyproject.toml _backend.py _sb3_dreamer_zoo.py
 
-.PHONY: train test test-slow test-oldest lint type format check-codestyle commit-checks docs clean install
+.PHONY: benchmark-quick train test test-slow test-oldest lint type format check-codestyle commit-checks docs clean install
 
 train: $(VENV)/.installed
 	$(PY) -m rl_zoo3.train --algo dreamer --env $(ENV) --progress --seed $(SEED) -f $(LOGS) --log-interval 10 \
@@ -40,6 +40,10 @@ test-slow: $(VENV)/.installed
 # the lower bounds of setup.cfg
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest -n auto $(PYTEST_ARGS)
+
+# twenty minutes on two cores: do some runs of docs/results.md come out the same here?
+benchmark-quick: $(VENV)/.installed
+	$(PY) -m benchmarks.learning quick
 
 lint: $(VENV)/.installed
 	$(PY) -m ruff check $(SOURCES)

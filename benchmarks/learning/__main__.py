@@ -6,6 +6,7 @@ Does it learn, and faster than what Stable-Baselines3 has? Tasks, budgets and th
     python -m benchmarks.learning run --tasks CartPole-v1 --agents dreamer --variant sampled \
         --options policy_kwargs:"dict(...)"                             # beside the main table
     python -m benchmarks.learning report                                # tables and figures from the results
+    python -m benchmarks.learning quick                                 # some of it again, and whether it says the same
 
 Every run is rl_zoo3's own command in a process with one thread; ``--jobs`` of them run at a time. Results go to
 ``benchmarks/results/learning.json``; a suite that was stopped goes on where it was.
@@ -15,6 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from benchmarks.learning.quick import repeat
 from benchmarks.learning.run import RESULTS, Run, perform_all, planned
 from benchmarks.learning.suite import OURS, load_suite
 
@@ -23,7 +25,7 @@ def main() -> None:
     """Command line."""
     tasks = load_suite()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["run", "report", "list"])
+    parser.add_argument("action", choices=["run", "report", "list", "quick"])
     parser.add_argument("--tasks", nargs="+", choices=list(tasks), default=list(tasks), metavar="ID")
     parser.add_argument("--agents", nargs="+", help="dreamer, random, baselines, or names of algorithms")
     parser.add_argument("--seeds", type=int, nargs="+")
@@ -40,6 +42,8 @@ def main() -> None:
         from benchmarks.learning.report import write_report
 
         return write_report(arguments.results)
+    if arguments.action == "quick":
+        return sys.exit(repeat(tasks, arguments.results, arguments.jobs))
     runs = planned(chosen, [OURS] if arguments.variant else arguments.agents, arguments.seeds)
     runs = [Run(run.task, run.agent, run.seed, arguments.variant, arguments.options) for run in runs]
     if arguments.action == "list":

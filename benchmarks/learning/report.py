@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from benchmarks.learning.aggregate import median_steps, normalised, stratified_bootstrap
 from benchmarks.learning.suite import OURS, RANDOM, Task, load_suite
@@ -110,9 +111,10 @@ def steps_text(steps: float, budget: int) -> str:
     return f"{steps:,.0f}" if np.isfinite(steps) else f"> {budget:,}"
 
 
-def efficiency_table(results: Results) -> str:
+def efficiency_table(results: Results, only_complete: bool = False) -> str:
     """
     :param results: all
+    :param only_complete: leave out tasks whose runs are not all there
     :return: Markdown: steps until the threshold
     """
     rows = ["| task | wanted | DreamerV2, steps | best baseline, steps | ratio |", "|---|---|---|---|---|"]
@@ -120,9 +122,12 @@ def efficiency_table(results: Results) -> str:
     for task in results.tasks.values():
         if task.threshold is None:
             continue
-        ours = median_steps(results.of(task, OURS), task.threshold) if results.complete(task, OURS) else None
-        best, advantage = results.best_baseline(task), results.advantage(task)
-        ours_text = NOT_YET if ours is None else steps_text(ours, task.steps)
+        runs, best, advantage = results.of(task, OURS), results.best_baseline(task), results.advantage(task)
+        if only_complete and (best is None or not results.complete(task, OURS)):
+            continue
+        ours_text = steps_text(median_steps(runs, task.threshold), task.steps) if runs else NOT_YET
+        if runs and not results.complete(task, OURS):
+            ours_text += f" ({len(runs)} of {len(task.seeds)} seeds)"
         best_text = NOT_YET
         if best is not None:
             best_text = f"{NAMES[best[0]]} {steps_text(best[1], task.budget(best[0]))}"
@@ -134,7 +139,15 @@ def efficiency_table(results: Results) -> str:
         rows.append(f"| {short(task.name)} | {task.threshold:g} | {ours_text} | {best_text} | {ratio} |")
     if ratios:
         rows.append(f"| **median of {len(ratios)} tasks** | | | | **{np.median(ratios):.1f}** |")
-    return "\n".join(rows)
+    return "\n".join(rows) if len(rows) > 2 else "Being measured; what there is so far is in docs/results.md."
+
+
+def complete_efficiency_table(results: Results) -> str:
+    """
+    :param results: all
+    :return: Markdown, for the README
+    """
+    return efficiency_table(results, only_complete=True)
 
 
 def aggregate_table(results: Results) -> str:
@@ -195,6 +208,7 @@ def draw_curves(results: Results, path: Path) -> None:
         if task.threshold is not None:
             axes.axhline(task.threshold, color="black", linestyle=":", linewidth=0.8)
         axes.set(title=short(task.name), xscale="log", xlabel="environment steps", ylabel="return")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
@@ -210,11 +224,11 @@ def write_report(path: Path) -> None:
     results = Results(load(path), load_suite())
     draw_curves(results, IMAGES / "learning_curves.png")
     tables = {"scores": score_table, "efficiency": efficiency_table, "aggregate": aggregate_table}
-    for page, names in ((PAGE, list(tables)), (README, ["efficiency"])):
+    for page, made in ((PAGE, tables), (README, {"efficiency": complete_efficiency_table})):
         text = page.read_text()
-        for name in names:
+        for name, make in made.items():
             begin, end = BEGIN.format(name), END.format(name)
             assert begin in text and end in text, f"{page} has lost its markers of {name}"
             pattern = f"{re.escape(begin)}.*?{re.escape(end)}"
-            text = re.sub(pattern, f"{begin}\n{tables[name](results)}\n{end}", text, flags=re.DOTALL)
+            text = re.sub(pattern, f"{begin}\n{make(results)}\n{end}", text, flags=re.DOTALL)
         page.write_text(text)

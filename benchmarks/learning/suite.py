@@ -22,7 +22,8 @@ class Task:
     :param steps: DreamerV2's budget
     :param section: of ``dreamer.yml``
     :param threshold: mean return that counts as learned; None where scores are reported only
-    :param baselines: algorithms of rl_zoo3, each with None or a dict: ``section`` of its file and options that replace its own
+    :param baselines: algorithms of rl_zoo3, each with None, a section of its file, or a dict
+        with ``section`` and options that replace the section's
     :param seeds: of every agent
     :param factor: a baseline gets so many times the steps
     :param evaluations: in the course of a run
@@ -58,7 +59,8 @@ class Task:
         """
         if agent == OURS:
             return dict(sections(default_config())[self.section])
-        options = dict(self.baselines[agent] or {})
+        given = self.baselines[agent] or {}
+        options = {"section": given} if isinstance(given, str) else dict(given)
         if not options:
             return None
         chosen = dict(sections(zoo_file(agent))[options.pop("section")])

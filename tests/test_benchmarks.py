@@ -1,0 +1,116 @@
+"""What the benchmarks calculate, and that every run of the suite can be started."""
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from scipy.stats import trim_mean
+
+from benchmarks.learning import environments  # noqa: F401  registers the suite's ids
+from benchmarks.learning.aggregate import interquartile_mean, median_steps, normalised, steps_to, stratified_bootstrap
+from benchmarks.learning.quick import CHOSEN, interval
+from benchmarks.learning.report import Results, aggregate_table, efficiency_table, score_table
+from benchmarks.learning.run import Run, planned
+from benchmarks.learning.suite import OURS, RANDOM, load_suite
+from benchmarks.records import record
+from sb3_dreamer import DreamerV2
+
+TASKS = load_suite()
+
+
+@pytest.mark.parametrize("count", [4, 8, 40])
+def test_interquartile_mean(count: int) -> None:
+    scores = np.random.default_rng(count).normal(size=count)
+    assert interquartile_mean(scores) == pytest.approx(trim_mean(scores, 0.25))
+
+
+def test_interquartile_mean_counts_runs_on_the_border_in_part() -> None:
+    assert interquartile_mean(np.array([0.0, 1.0, 2.0])) == pytest.approx((0.25 * 0 + 1 + 0.25 * 2) / 1.5)
+    assert interquartile_mean(np.array([7.0])) == 7.0
+
+
+def test_bootstrap_knows_how_sure_it_is() -> None:
+    random = np.random.default_rng(0)
+    few, many = ([random.normal(task, 1.0, seeds) for task in range(5)] for seeds in (3, 30))
+    narrow, wide = stratified_bootstrap(many), stratified_bootstrap(few)
+    assert narrow.low < narrow.value < narrow.high and narrow.high - narrow.low < wide.high - wide.low
+    assert stratified_bootstrap(few) == wide, "the same numbers each time"
+    same = stratified_bootstrap([np.array([1.0, 1.0]), np.array([3.0, 3.0])])
+    assert same.low == same.value == same.high == 2.0, "only seeds are drawn anew, not tasks"
+
+
+def result(task: str, agent: str, seed: int, *means: float, every: int = 100) -> dict[str, Any]:
+    curve = [[every * (index + 1), mean, 1.0] for index, mean in enumerate(means)]
+    final = {"final_mean": means[-1], "final_std": 4.0, "episodes": 16, "cpu_seconds": 60.0, "steps": curve[-1][0]}
+    return {"task": task, "agent": agent, "seed": seed, "variant": "", "curve": curve, **final}
+
+
+def test_steps_until_the_threshold() -> None:
+    runs = [result("t", "a", 0, 1, 5, 2), result("t", "a", 1, 1, 2, 5), result("t", "a", 2, 1, 2, 3)]
+    assert [steps_to(run, 5) for run in runs] == [200, 300, np.inf]
+    assert median_steps(runs, 5) == 300 and median_steps(runs[1:], 5) == np.inf
+    assert normalised(runs[0], -2.0, 6.0) == 0.5
+    low, high = interval(runs)
+    assert (low, high) == (2.0 - 2.0, 5.0 + 2.0)
+
+
+def test_tables_say_what_is_there_and_what_is_not() -> None:
+    task = TASKS["CartPole-v1"]
+    runs = [result(task.name, OURS, seed, 100, 480, 490) for seed in task.seeds]
+    half = Results(runs[:2], TASKS)
+    assert "2 of 3 seeds" in score_table(half) and "not yet measured" in aggregate_table(half)
+    baselines = [result(task.name, agent, s, 100, 200, 480, every=1000) for agent in task.baselines for s in task.seeds]
+    random = result(task.name, RANDOM, 0, 20)
+    whole = Results([*runs, *baselines, random], TASKS)
+    assert whole.advantage(task) == ("", 15.0)
+    assert "| CartPole | 475 | 200 | DQN 3,000 | 15.0 |" in efficiency_table(whole, only_complete=True)
+    assert "best baseline of each task | 5 × | 1 | 1.01 (1.01 to 1.01)" in aggregate_table(whole)
+    never = [{**run, "curve": [[1000, 100, 1.0]]} for run in baselines]
+    assert Results([*runs, *never], TASKS).advantage(task) == ("> ", task.budget("ppo") / 200)
+    lost = [{**run, "curve": [[100, 100, 1.0]]} for run in runs]
+    assert Results([*lost, *baselines], TASKS).advantage(task) == ("< ", 3000 / task.steps)
+
+
+def test_results_replace_only_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    for final in (1.0, 2.0):
+        record(result("t", "a", 0, final), path, ("task", "agent", "seed", "variant"))
+    found = record(result("t", "a", 1, 3.0), path, ("task", "agent", "seed", "variant"))
+    assert [entry["final_mean"] for entry in found] == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_can_be_made_and_every_agent_has_its_hyperparameters(name: str, tmp_path: Path) -> None:
+    task = TASKS[name]
+    for package in ("minigrid", "minatar", "Box2D"):
+        if {"minigrid": "MiniGrid", "minatar": "MinAtar", "Box2D": "Lunar"}[package] in name:
+            pytest.importorskip(package)
+    env = gym.make(name)
+    observation, _ = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+    is_picture = len(env.observation_space.shape or ()) == 3
+    ours = task.hyperparameters(OURS)
+    assert (
+        ours is not None
+        and is_picture == (ours["policy"] == "CnnPolicy")
+        and set(ours)
+        <= {
+            "policy",
+            "n_timesteps",
+            *DreamerV2.__init__.__code__.co_varnames,
+        }
+    )
+    for run in planned([task], seeds=[0]):
+        if run.agent != RANDOM:
+            command = " ".join(run.command(tmp_path))
+            assert f"--algo {run.agent} --env {name} --seed 0 -n {task.budget(run.agent)}" in command
+            assert ("--conf-file" in command) == (run.agent == OURS or is_picture)
+    env.close()
+
+
+def test_quick_runs_are_of_the_suite() -> None:
+    for name, agent, seed in CHOSEN:
+        assert agent in TASKS[name].agents and seed in TASKS[name].seeds
+        assert Run(TASKS[name], agent, seed).identity["seed"] == seed
