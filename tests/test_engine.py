@@ -201,8 +201,20 @@ def test_other_options_and_shapes_are_recorded_anew() -> None:
     assert recorded._calls == 0, "the optimizers have other tensors now"
 
 
-def test_recorded_acting_is_acting() -> None:
-    model = collected(IMAGE)
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(action_space=DISCRETE),
+        dict(action_space=BOX),
+        dict(
+            action_space=BOX, policy_kwargs=dict(actor_distribution="tanh_normal", latent="gaussian", stochastic_classes=None)
+        ),
+        dict(action_space=ACTIONS["multi-discrete"]),
+    ],
+    ids=["discrete", "box", "gaussian", "multi-discrete"],
+)
+def test_recorded_acting_is_acting(options: dict[str, Any]) -> None:
+    model = collected(IMAGE, **options)
     engine = recording_engine(model, cuda_graphs=True)
     engine._acting._act._make_recorder = ActingRecorder  # type: ignore[union-attr]
     states = [model.policy.initial_state(2)] * 2

@@ -203,6 +203,9 @@ class GraphedActing:
     """
     :meth:`~sb3_dreamer.dreamer_v2.policies.DreamerPolicy.act` while collecting, repeated from a recording.
 
+    Its random numbers are drawn outside: all graphs read the generator's state from one place on the device, and the graph of
+    an update may be running beside this one.
+
     :param policy: that acts
     :param make_recorder: see :class:`RecordedFunction`
     """
@@ -210,6 +213,7 @@ class GraphedActing:
     def __init__(self, policy: DreamerPolicy, make_recorder: Callable[[], Recorder] = CudaRecorder):
         self.policy = policy
         self._act = RecordedFunction(make_recorder)
+        self._templates: tuple[th.Tensor, Any] | None = None  # whose shapes the noise has
 
     def forget(self) -> None:
         """Record anew: tensors of the policy have been replaced."""
@@ -235,7 +239,19 @@ class GraphedActing:
         """
 
         def act(inputs: Any) -> ActingState:
-            seen, before, starts = inputs
-            return self.policy.act(seen, before, starts, explore=explore, noise_amount=noise_amount)
+            seen, before, starts, latent_noise, action_noise = inputs
+            noise = {"latent_noise": latent_noise, "action_noise": action_noise}
+            return self.policy.act(seen, before, starts, **noise, explore=explore, noise_amount=noise_amount)
 
-        return self._act(act, (observations, state, episode_starts), (explore, noise_amount))
+        return self._act(act, (observations, state, episode_starts, *self._draw(len(episode_starts))), (explore, noise_amount))
+
+    @th.no_grad()
+    def _draw(self, count: int) -> tuple[th.Tensor, th.Tensor]:
+        """Noise for latent states and actions, in the order in which :meth:`DreamerPolicy.act` draws it."""
+        rssm = self.policy.world_model.rssm
+        if self._templates is None or len(self._templates[0]) != count:
+            features = rssm.initial_state(count).features
+            parameters = features.new_zeros(count, rssm.latent.parameter_size)
+            self._templates = parameters, self.policy.behavior.actor(features)
+        parameters, actions = self._templates
+        return rssm.latent.draw_noise(parameters), actions.draw_noise()
