@@ -117,7 +117,11 @@ def draw(result: dict[str, Any], path: Path) -> None:
         axes.plot(
             frames[width - 1 :] / 1e6, mean, color="tab:blue", label=f"ours, seed {result['seed']}, mean of {width} games"
         )
-    axes.set(xlabel="million frames", ylabel="score of a game", title=f"{result['game']} on {result['device']}")
+    axes.set(
+        xlabel="million frames",
+        ylabel="score of a game",
+        title=f"{result['game']} on {result['device']}{' (dry run)' if result['dry_run'] else ''}",
+    )
     axes.set_xlim(0, max(2.0, 1.05 * result["frames"] / 1e6))
     axes.legend(frameon=False)
     figure.savefig(path, dpi=110)

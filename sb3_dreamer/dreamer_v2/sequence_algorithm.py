@@ -15,7 +15,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn
 from stable_baselines3.common.utils import configure_logger
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_dreamer.common.functional import check_number
 from sb3_dreamer.common.metrics import MetricAverager
@@ -246,7 +246,9 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         """As in SB3, but the step after which a callback stops is stored too: the next ``learn`` goes on from it."""
         try:
             rollout = super().collect_rollouts(*args, **kwargs)
-        except (EOFError, ConnectionError) as error:  # of the pipes of SubprocVecEnv
+        except (EOFError, ConnectionError) as error:
+            if self.env is None or not isinstance(self.env.unwrapped, SubprocVecEnv):
+                raise  # it is the environment's own
             raise RuntimeError(
                 f"An environment process ended in step {self.num_timesteps + 1} (its own error is printed above): {error!r}. "
                 "Model and replay buffer are those of the last step: they can be saved, and training goes on after set_env()."
