@@ -28,7 +28,7 @@ from sb3_dreamer.common.layers import MLP, ChannelLayerNorm, LayerNormGRUCell
 from sb3_dreamer.common.optimization import DreamerAdam, ParameterOptimizer
 from sb3_dreamer.common.schedules import schedule_value
 from sb3_dreamer.common.type_aliases import ImaginedTrajectory, LatentState, SequenceBatch
-from sb3_dreamer.dreamer_v2 import dreamer_v2
+from sb3_dreamer.dreamer_v2 import engine
 from sb3_dreamer.dreamer_v2.policies import DreamerPolicy
 from sb3_dreamer.dreamer_v2.update import Imagination, behavior_metrics
 from sb3_dreamer.world_model.decoders import PointTransposedConv
@@ -369,7 +369,7 @@ def check_slow_target(unit: Unit) -> None:
                 def move(*_: object, row: th.Tensor = critics[step], critic: nn.Module = critic) -> None:
                     nn.utils.vector_to_parameters(row, critic.parameters())
 
-                patch.setattr(dreamer_v2, "training_update", move)
+                patch.setattr(engine, "training_update", move)
                 model.update(batch)
                 error = (nn.utils.parameters_to_vector(target.parameters()) - targets[step]).abs().max()
                 assert error <= FORWARD * targets[step].abs().max(), f"slow_target/{name}, call {step}: {error}"
@@ -390,8 +390,8 @@ def check_pre(unit: Unit) -> None:
     images, rewards = unit("pre/image"), unit("pre/reward")
     part = tiny().policy.observations.parts["observation"]
     unit.compare("pre/image_out", part.encode(images.movedim(-1, -3)).movedim(-3, -1))
-    for name, transform in REWARD_TRANSFORMS.items():
-        unit.compare(f"pre/reward_{name}", transform(rewards))
+    for name in set(REWARD_TRANSFORMS) - {"symlog"}:  # which the original does not have
+        unit.compare(f"pre/reward_{name}", REWARD_TRANSFORMS[name](rewards))
     model, recorder = tiny(gamma=0.99), LabelRecorder()
     model.policy.world_model.discount_head = recorder
     observations = {"observation": images.permute(1, 0, 4, 2, 3)}
