@@ -93,5 +93,4 @@ def load_suite(path: Path = SUITE) -> dict[str, Task]:
     """
     content = yaml.safe_load(path.read_text())
     common = {key: content[key] for key in ("seeds", "evaluations", "episodes", "factor")}
-    tasks = {name: Task(name, **{**common, **options}) for name, options in content["tasks"].items()}
-    return {name: task for name, task in tasks.items()}
+    return {name: Task(name, **{**common, **options}) for name, options in content["tasks"].items()}
