@@ -231,6 +231,25 @@ def test_records_after_the_flush_that_a_power_cut_tore(tmp_path: Path) -> None:
     assert again.damaged() == []
 
 
+@pytest.mark.parametrize("more", [5, 14, 40])
+def test_truncated_records_do_not_come_back(more: int, tmp_path: Path) -> None:
+    """Neither at once nor behind the records that take their places, nor do the rows that they overwrote."""
+    target = storage(tmp_path)
+    append(target, 20)
+    target.truncate([18, 18])
+    append(target, more)
+    target.truncate([20, 20])
+    held = (target.first.tolist(), target.written.tolist())
+    target.close()
+    again = storage(tmp_path, resume=True)
+    assert (again.first.tolist(), again.written.tolist()) == held and again.damaged() == []
+    append(again, 1)
+    again.close_without_flush()
+    last = storage(tmp_path, resume=True)
+    assert last.written.tolist() == [21, 21] and last.damaged() == []
+    check(last)
+
+
 def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     buffer, memory = make_buffer(tmp_path), make_buffer(None)
     for one in (buffer, memory):

@@ -164,7 +164,5 @@ def acting_copy(policy: DreamerPolicy) -> DreamerPolicy:
     :return: its copy
     """
     twin = copy(policy)
-    twin._modules = dict(policy._modules)
-    for name, module in policy._modules.items():
-        twin._modules[name] = deepcopy(module)
+    twin._modules = {name: deepcopy(module) for name, module in policy._modules.items()}
     return twin

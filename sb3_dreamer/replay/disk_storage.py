@@ -170,10 +170,13 @@ class DiskStorage:
             return
         for descriptor in self._files.values():
             _sync(descriptor)
+        self._write_counts()
+        self._unflushed = 0
+
+    def _write_counts(self) -> None:
         counts = self.written.astype("<i8").tobytes()
         with atomic_file(self.folder / "flushed.bin") as file:
             file.write(counts + zlib.crc32(counts).to_bytes(4, "little"))
-        self._unflushed = 0
 
     def clear(self) -> None:
         """Forget all records."""
@@ -193,18 +196,20 @@ class DiskStorage:
         wanted = np.asarray(written, dtype=np.int64)
         if wanted.shape != self.written.shape or np.any(wanted > self.written):
             raise ValueError(f"{self.folder} holds {self.written.tolist()} records, expected at least {list(written)}.")
-        self.written, self._unflushed = wanted.copy(), 1
+        before, self.written, self._unflushed = self.written, wanted.copy(), 1
         self.first = np.minimum(self.first, self.written)
         self.flush()
+        # Whole as they are, they would count again behind the records that take their places
+        for env, number in ((e, n) for e in range(self._n_envs) for n in range(int(wanted[e]), int(before[e]))):
+            place = (env * self._capacity + number % self._capacity) * INDEX.itemsize
+            _write_at(self._files["index.bin"], bytes(INDEX.itemsize), place)
 
     def flags(self, env: int) -> np.ndarray:
         """
         :param env: a ring
         :return: done, timeout and episode start of its records in the order of their numbers, (records, 3) bool
         """
-        start = env * self._capacity * INDEX.itemsize
-        ring = np.frombuffer(_read_at(self._files["index.bin"], self._capacity * INDEX.itemsize, start), INDEX)
-        entries = ring[np.arange(self.first[env], self.written[env]) % self._capacity]
+        entries = self._entries(env, np.arange(self.first[env], self.written[env]))
         return (entries["flags"][:, None] >> np.arange(len(FLAGS), dtype=np.uint8) & 1).astype(bool)
 
     def damaged(self) -> list[tuple[int, int]]:
@@ -250,9 +255,7 @@ class DiskStorage:
         for name in NAMES:
             with open(self.folder / name, "wb") as file:
                 file.truncate(self._bytes(name))
-        counts = self.written.astype("<i8").tobytes()
-        with atomic_file(self.folder / "flushed.bin") as file:
-            file.write(counts + zlib.crc32(counts).to_bytes(4, "little"))
+        self._write_counts()
         version = files("sb3_dreamer").joinpath("version.txt").read_text().strip()
         with atomic_file(self.folder / "format.json") as file:
             file.write(json.dumps({**self._format, "sb3_dreamer": version}, indent=1).encode())
@@ -285,12 +288,20 @@ class DiskStorage:
             count = int(flushed[env])
             while count < flushed[env] + self._capacity and self._is_whole(env, count):
                 count += 1
-            oldest = max(0, count - self._capacity)
+            numbers = np.arange(max(0, count - self._capacity), count)
+            other = np.flatnonzero(self._entries(env, numbers)["number"] != numbers)  # overwritten by what was truncated
+            oldest = int(numbers[other[-1]]) + 1 if len(other) else max(0, count - self._capacity)
             # The rows after the newest record, those of the oldest, may hold pieces of records that never counted
             for number in range(oldest, min(count + self.flush_interval + 1 - self._capacity, count)):
                 if not self._is_whole(env, number):
                     oldest = number + 1
             self.written[env], self.first[env] = count, oldest
+
+    def _entries(self, env: int, numbers: np.ndarray) -> np.ndarray:
+        """Index entries in the places of some records, all of one ring."""
+        start = env * self._capacity * INDEX.itemsize
+        ring = np.frombuffer(_read_at(self._files["index.bin"], self._capacity * INDEX.itemsize, start), INDEX)
+        return ring[numbers % self._capacity]
 
     def _is_whole(self, env: int, number: int) -> bool:
         place = env * self._capacity + number % self._capacity
