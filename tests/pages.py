@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,7 +59,7 @@ def parts(path: Path) -> list[Part]:
     """
     page, found = path.read_text(), blocks(path)
     result = []
-    for block, following in zip(found, [*found[1:], None], strict=True):
+    for block, following in zip_longest(found, found[1:]):
         if block.language == "python":
             start = 0 if following is None else page.rfind("```text", block.end, following.end)
             is_output = following is not None and following.language == "text" and not page[block.end : start].strip()

@@ -5,7 +5,7 @@ What is replaced while :func:`short_mode` is on, and nothing else:
 
 - ``DreamerV2(...)``: the arguments are checked against the real signature, then the sizes of networks, batches, buffer and
   warm-up become those of ``tests/small.py``. Everything else (policy, spaces, losses, schedules, storage, exploration, encoder
-  classes) stays as it was written.
+  classes) stays as it was written. Where there is no GPU, the options that need one are left out.
 - ``learn(n)`` of ``DreamerV2`` and ``PPO`` goes on for at most ``STEPS`` environment steps; ``PPO`` has short rollouts.
 - ``train_offline(n)`` makes at most ``UPDATES`` updates.
 - ``evaluate_policy`` plays at most ``EPISODES`` episodes, and ``EvalCallback`` and the checkpoint callbacks fire within the
@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import stable_baselines3.common.callbacks
 import stable_baselines3.common.evaluation
+import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -34,6 +35,7 @@ STEPS, UPDATES, EPISODES, EVERY = 40, 2, 1, 30
 SIZES = {**SMALL, **LEARN, "gradient_steps": 1, "explore_until": STEPS // 2}
 #: Latents of one size whatever their kind, layers of every part
 NETWORK_SIZES = {**SMALL_POLICY, "stochastic_classes": 4}
+GPU_ONLY = ("precision", "cuda_graphs", "overlap")
 CALLBACKS: tuple[tuple[type, str], ...] = (
     (EvalCallback, "eval_freq"),
     (CheckpointCallback, "save_freq"),
@@ -53,7 +55,8 @@ def small_arguments(given: dict[str, Any]) -> dict[str, Any]:
     small = {**SIZES, "policy_kwargs": {**policy_kwargs, **sizes}}
     if given.get("explore_until") is None:
         del small["explore_until"]
-    return {**given, **small}
+    left_out = () if th.cuda.is_available() else GPU_ONLY
+    return {name: value for name, value in {**given, **small}.items() if name not in left_out}
 
 
 def at_most(function: Any, **limits: int) -> Any:
