@@ -3,8 +3,8 @@ Hyperparameters by Optuna, through rl_zoo3's own ``-optimize``; the winner is pr
 
     python examples/optuna_zoo.py --env CartPole-v1 --trials 20 --steps 8000
 
-Calling it again adds trials to the study. Rates, discount, entropy, KL scale, train ratio, batch, horizon and one of four network sizes
-are drawn (``sb3_dreamer.zoo.hyperparams_opt``).
+Calling it again adds trials to the study. Rates, discount, entropy, KL scale, train ratio, batch, horizon and one of four
+network sizes are drawn (``sb3_dreamer.zoo.hyperparams_opt``).
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """
-The examples run to their end, in the short mode that their arguments offer: ``--steps`` a little beyond the warm-up, so that there are
-some updates. What is measured elsewhere (``benchmarks/``) is measured of the same environments and hyperparameters.
+The examples run to their end, in the short mode that their arguments offer: ``--steps`` a little beyond the warm-up, so that
+there are some updates. What is measured elsewhere (``benchmarks/``) is measured of the same environments and hyperparameters.
 """
 
 import ast
@@ -136,7 +136,7 @@ def test_optuna_zoo(tmp_path, capsys):
     assert DreamerV2("MlpPolicy", "CartPole-v1", buffer_size=100, **arguments_of_best).gamma == arguments_of_best["gamma"]
 
 
-def test_notebook(tmp_path, monkeypatch, capsys):
+def test_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Its cells are one program, in short mode."""
     monkeypatch.chdir(tmp_path)
     notebook = json.loads((EXAMPLES / "quick_start.ipynb").read_text())
