@@ -1,10 +1,22 @@
 """Callbacks beyond those of SB3."""
 
+import re
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import TensorBoardOutputFormat
 
+from sb3_dreamer.common.functional import check_number
+from sb3_dreamer.dream.decoding import ObservationDecoder
+from sb3_dreamer.dream.drawing import gif_bytes, save_film
+from sb3_dreamer.dream.plots import draw_lines, prediction_frames
+from sb3_dreamer.dream.recording import open_recording
+from sb3_dreamer.dream.rollout import open_loop
 from sb3_dreamer.dreamer_v2.checkpoint import save_checkpoint
+from sb3_dreamer.dreamer_v2.dreamer_v2 import DreamerV2
 from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
 
 
@@ -48,5 +60,141 @@ class ResumableCheckpointCallback(BaseCallback):
     def _save(self) -> None:
         path = save_checkpoint(self.model, self.folder, self.keep)
         self._saved_at = self.model.num_timesteps
+        if self.verbose >= 1:
+            print(f"Saved {path}")
+
+
+class VideoPredictionCallback(BaseCallback):
+    """
+    Open-loop predictions of the world model: it sees ``context`` recorded frames and then only the actions. Pictures become
+    films of truth, model and error, in TensorBoard (as ``add_video`` writes them, without moviepy) and as files; all else
+    becomes lines. Learning is not disturbed: the same run without the callback has the same bits.
+
+    In RL Zoo one line of YAML does it: ``callback: sb3_dreamer.callbacks.VideoPredictionCallback``.
+
+    :param save_freq: environment steps (over all environments) between predictions; one more is made at the end
+    :param folder: for the files; None is ``videos`` beside the monitor files (in RL Zoo the folder of the run), or in the
+        folder of TensorBoard's log
+    :param context: frames that the model sees (the released code: 5)
+    :param horizon: frames that it predicts; None is as many as sequences of the training or episodes have
+    :param n_sequences: sequences, one under the other
+    :param keys: of the observation; None is everything that the model reconstructs
+    :param formats: of the films: ``"gif"``, ``"mp4"`` (needs moviepy); empty for none
+    :param fps: frames per second
+    :param verbose: 1 tells each path
+    """
+
+    model: DreamerV2  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        save_freq: int = 10_000,
+        folder: str | Path | None = None,
+        context: int = 5,
+        horizon: int | None = None,
+        n_sequences: int = 3,
+        keys: list[str] | None = None,
+        formats: Sequence[str] = ("gif",),
+        fps: float = 8.0,
+        verbose: int = 0,
+    ):
+        super().__init__(verbose)
+        numbers = {"save_freq": save_freq, "context": context, "n_sequences": n_sequences, "horizon": horizon or 1}
+        for name, value in numbers.items():
+            check_number(name, value, 1)
+        check_number("fps", fps, 1e-3)
+        unknown = set([formats] if isinstance(formats, str) else formats) - {"gif", "mp4"}
+        if unknown:
+            raise ValueError(f"Unknown formats {sorted(unknown)}: films are written as 'gif' or 'mp4'.")
+        self.save_freq, self.folder, self.keys, self.fps = int(save_freq), folder, keys, fps
+        self.context, self.horizon, self.n_sequences = int(context), horizon, int(n_sequences)
+        self.formats = (formats,) if isinstance(formats, str) else tuple(formats)
+        self._made_at = 0
+        self._problem: str | None = "no rollout has ended yet"
+
+    def _on_training_start(self) -> None:
+        if not isinstance(self.model, SequenceOffPolicyAlgorithm):
+            raise ValueError(f"VideoPredictionCallback shows world models, but {type(self.model).__name__} has none.")
+        ObservationDecoder(self.model, self.keys or self.model.policy.world_model.decoder_keys)  # refuses unknown keys
+        self._made_at = self.num_timesteps
+        self._folder = self._find_folder() if self.formats else None
+
+    def _find_folder(self) -> Path:
+        if self.folder is not None:
+            return Path(self.folder)
+        for monitor in self.training_env.get_attr("results_writer") if self.training_env.has_attr("results_writer") else []:
+            if monitor is not None:
+                return Path(monitor.file_handler.name).parent / "videos"
+        if self.model.tensorboard_log is not None:
+            return Path(self.logger.get_dir() or self.model.tensorboard_log) / "videos"
+        raise ValueError(
+            "VideoPredictionCallback has no place for its files: there are neither monitor files nor a log for TensorBoard. "
+            "Say folder='...', or formats=[] with tensorboard_log='...'."
+        )
+
+    def _on_rollout_start(self) -> None:
+        if self.model.num_timesteps - self._made_at >= self.save_freq:
+            self._predict()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        if self.model.num_timesteps > self._made_at:
+            self._predict()
+        if self._problem is not None:
+            warnings.warn(f"VideoPredictionCallback has made no prediction: {self._problem}")
+
+    def _predict(self) -> None:
+        self._made_at = self.model.num_timesteps
+        length = self.context if self.horizon is None else self.context + self.horizon
+        options = self.n_sequences, self.context, self.horizon, self.keys
+        try:
+            recording = open_recording(self.model)
+            if recording.longest <= length and self.horizon is None:
+                raise ValueError(f"the longest episode has {recording.longest} steps, no more than context={self.context}.")
+            loop = open_loop(self.model, recording, *options, seed=self.model.seed or 0)
+        except ValueError as error:  # too little experience yet, perhaps
+            self._problem = str(error)
+            return
+        self._problem = None
+        for key in loop.truth:
+            name = "" if len(loop.truth) == 1 else f"_{re.sub('[^A-Za-z0-9]+', '-', key)}"
+            if loop.kinds[key] == "picture":
+                self._write_film(name, prediction_frames(loop, key))
+            else:
+                self._write_figure(name, draw_lines(loop, key))
+
+    def _write_film(self, name: str, frames: Any) -> None:
+        gif = gif_bytes(frames, self.fps)
+        for output in self._tensorboards():
+            from tensorboard.compat.proto.summary_pb2 import Summary
+
+            height, width, channels = frames[0].shape
+            image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=gif)
+            summary = Summary(value=[Summary.Value(tag=f"prediction/open_loop{name}", image=image)])
+            output.writer.file_writer.add_summary(summary, self.num_timesteps)  # type: ignore[attr-defined]
+        for kind in self.formats:
+            path = self._path(name, kind)
+            path.write_bytes(gif) if kind == "gif" else save_film(frames, path, self.fps)
+            self._tell(path)
+
+    def _write_figure(self, name: str, figure: Any) -> None:
+        for output in self._tensorboards():
+            output.writer.add_figure(f"prediction/open_loop{name}", figure, self.num_timesteps, close=False)
+        if self.formats:
+            path = self._path(name, "png")
+            figure.savefig(path)
+            self._tell(path)
+
+    def _path(self, name: str, suffix: str) -> Path:
+        assert self._folder is not None
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self._folder / f"prediction{name}_{self.num_timesteps}_steps.{suffix}"
+
+    def _tensorboards(self) -> list[TensorBoardOutputFormat]:
+        return [output for output in self.logger.output_formats if isinstance(output, TensorBoardOutputFormat)]
+
+    def _tell(self, path: Path) -> None:
         if self.verbose >= 1:
             print(f"Saved {path}")

@@ -30,7 +30,7 @@ class PixelCatch(gym.Env[np.ndarray, np.int64]):
     """
 
     def __init__(self, columns: int = 5, rows: int = 9, channels: int = 1) -> None:
-        if not (2 <= columns <= rows <= 16 and channels in (1, 3)):
+        if not (2 <= columns <= rows <= IMAGE_SIZE // 3 and channels in (1, 3)):
             raise ValueError(f"No field of {columns} columns, {rows} rows and {channels} channels.")
         self.columns, self.rows, self.channels = columns, rows, channels
         self.observation_space = spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, channels), dtype=np.uint8)

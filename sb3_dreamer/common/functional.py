@@ -20,12 +20,33 @@ def symlog(x: th.Tensor) -> th.Tensor:
     return th.sign(x) * th.log1p(x.abs())
 
 
+def symexp(x: th.Tensor) -> th.Tensor:
+    """
+    The inverse of :func:`symlog`.
+
+    :param x: any tensor
+    :return: sign(x) (exp(abs(x)) - 1)
+    """
+    return th.sign(x) * th.expm1(x.abs())
+
+
 #: What the reward head learns to predict. The original's Atari setting is tanh, which keeps the games' scales together;
 #: symlog does so without making all large rewards one.
 REWARD_TRANSFORMS: dict[str, RewardTransform] = {
     "tanh": th.tanh,
     "sign": th.sign,
     "symlog": symlog,
+    "identity": lambda rewards: rewards,
+}
+
+
+#: Largest number taken for the tanh of a reward, that of 5: the head's mean may lie beyond 1, where there is no inverse
+LARGEST_TANH = math.tanh(5.0)
+#: From a predicted reward back to the environment's units. A sign has lost the size: it stays what it is
+INVERSE_REWARD_TRANSFORMS: dict[str, RewardTransform] = {
+    "tanh": lambda rewards: rewards.clamp(-LARGEST_TANH, LARGEST_TANH).atanh(),
+    "sign": lambda rewards: rewards,
+    "symlog": symexp,
     "identity": lambda rewards: rewards,
 }
 

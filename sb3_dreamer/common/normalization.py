@@ -62,6 +62,18 @@ class ObservationNormalizer(nn.Module):
         parts = zip(self.shapes, self.mean.split(sizes), self.std.split(sizes), strict=True)
         return encoded | {key: self._normalized(encoded[key], mean, std) for key, mean, std in parts}
 
+    def inverse(self, key: str, values: th.Tensor) -> th.Tensor:
+        """
+        Back to the units of the environment, but for what was clipped.
+
+        :param key: of an observation that is normalised
+        :param values: in units of the standard deviation, (..., *encoded shape)
+        :return: the same shape
+        """
+        sizes = [shape[0] for shape in self.shapes.values()]
+        mean, std = (whole.split(sizes)[list(self.shapes).index(key)].to(values.dtype) for whole in (self.mean, self.std))
+        return values * std + mean
+
     def _normalized(self, values: th.Tensor, mean: th.Tensor, std: th.Tensor) -> th.Tensor:
         centred = (values - mean.to(values.dtype)) / std.to(values.dtype)
         return centred.clamp(-self.clip, self.clip)

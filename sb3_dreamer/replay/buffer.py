@@ -277,21 +277,29 @@ class SequenceReplayBuffer(ReplayBuffer):
         wanted = self.batch_length if batch_length is None else batch_length
         length = usable_length(wanted, self._sampleable(), self.num_records, self.buffer_size, self._total_size)
         envs, starts = draw_windows(self._rng, batch_size, length, self._sampleable(), self._ends, self.prioritize_ends)
-        records = self._storage.read(envs, starts % self.buffer_size, length)
+        return self.recall(envs, starts, length, env)
 
-        resets = records["episode_start"]
-        resets[0] = True  # the latent state of a sub-sequence begins at zero, in the middle of an episode too
-        rewards = records["reward"] if env is None else env.normalize_reward(records["reward"])
-        terminals = records["done"] & ~records["timeout"]
-        episode_starts = self._to_device(resets)
+    def recall(self, envs: np.ndarray, starts: np.ndarray, length: int, env: VecNormalize | None = None) -> SequenceBatch:
+        """
+        Read chosen sub-sequences.
+
+        :param envs: the ring of each, (B,)
+        :param starts: number of its first record, counted since the first one ever written, (B,)
+        :param length: records per sub-sequence, T
+        :param env: see :meth:`sample`
+        :return: see :meth:`sample`
+        """
+        records = self._storage.read(envs, starts % self.buffer_size, length)
+        records["episode_start"][0] = True  # a sub-sequence's latent state begins at zero, in the middle of an episode too
+        episode_starts = self._to_device(records["episode_start"])
         actions = encode_actions(self._to_device(records["action"]), self.action_space)
         observations = {key: records[OBSERVATION_PREFIX + key] for key in self._format.observation_keys}
         return SequenceBatch(
-            observations={key: self._to_device(value) for key, value in self._format.normalised(observations, env).items()},
-            actions=actions.masked_fill(episode_starts.unsqueeze(-1), 0.0),
-            rewards=self._to_device(rewards),
-            continues=self._to_device(1.0 - terminals.astype(np.float32)),
-            episode_starts=episode_starts,
+            {key: self._to_device(value) for key, value in self._format.normalised(observations, env).items()},
+            actions.masked_fill(episode_starts.unsqueeze(-1), 0.0),
+            self._to_device(records["reward"] if env is None else env.normalize_reward(records["reward"])),
+            self._to_device(1.0 - (records["done"] & ~records["timeout"]).astype(np.float32)),
+            episode_starts,
         )
 
     def check_compatible(

@@ -47,11 +47,12 @@ class Latent(ABC):
         """
 
     @abstractmethod
-    def draw_noise(self, like: th.Tensor) -> th.Tensor:
+    def draw_noise(self, like: th.Tensor, generator: th.Generator | None = None) -> th.Tensor:
         """
         Noise for :meth:`sample`.
 
         :param like: parameters of the wanted shape, type and device, (..., P)
+        :param generator: where the numbers come from; None is torch's global one
         :return: (..., noise_size)
         """
 
@@ -94,6 +95,16 @@ class Latent(ABC):
         """
 
     @abstractmethod
+    def kl_per_variable(self, lhs: th.Tensor, rhs: th.Tensor) -> th.Tensor:
+        """
+        The terms of :meth:`kl`, for whoever looks at single variables.
+
+        :param lhs: parameters, (..., P)
+        :param rhs: parameters, (..., P)
+        :return: (..., S)
+        """
+
+    @abstractmethod
     def entropy(self, parameters: th.Tensor) -> th.Tensor:
         """
         Entropy in nats, summed over the variables.
@@ -128,8 +139,8 @@ class CategoricalLatent(Latent):
         """
         return OneHotCategorical(parameters.unflatten(-1, (self.variables, self.classes)))
 
-    def draw_noise(self, like: th.Tensor) -> th.Tensor:
-        return OneHotCategorical.noise_like(like)
+    def draw_noise(self, like: th.Tensor, generator: th.Generator | None = None) -> th.Tensor:
+        return OneHotCategorical.noise_like(like, generator)
 
     def sample(self, parameters: th.Tensor, noise: th.Tensor | None = None) -> th.Tensor:
         if noise is not None:
@@ -149,6 +160,10 @@ class CategoricalLatent(Latent):
     def kl(self, lhs: th.Tensor, rhs: th.Tensor) -> th.Tensor:
         first, second = self.distribution(lhs), self.distribution(rhs)
         return (first.probs * (first.log_probs - second.log_probs)).sum((-2, -1))
+
+    def kl_per_variable(self, lhs: th.Tensor, rhs: th.Tensor) -> th.Tensor:
+        first, second = self.distribution(lhs), self.distribution(rhs)
+        return (first.probs * (first.log_probs - second.log_probs)).sum(-1)
 
     def entropy(self, parameters: th.Tensor) -> th.Tensor:
         return self.distribution(parameters).entropy().sum(-1)
@@ -183,8 +198,8 @@ class GaussianLatent(Latent):
         mean, raw = parameters.chunk(2, dim=-1)
         return DiagonalNormal(mean, STD_ACTIVATIONS[self.std_activation](raw) + self.min_std)
 
-    def draw_noise(self, like: th.Tensor) -> th.Tensor:
-        return like.new_empty(*like.shape[:-1], self.noise_size, requires_grad=False).normal_()
+    def draw_noise(self, like: th.Tensor, generator: th.Generator | None = None) -> th.Tensor:
+        return like.new_empty(*like.shape[:-1], self.noise_size, requires_grad=False).normal_(generator=generator)
 
     def sample(self, parameters: th.Tensor, noise: th.Tensor | None = None) -> th.Tensor:
         return self.distribution(parameters).sample(noise)
@@ -194,6 +209,11 @@ class GaussianLatent(Latent):
 
     def kl(self, lhs: th.Tensor, rhs: th.Tensor) -> th.Tensor:
         return self.distribution(lhs).kl(self.distribution(rhs))
+
+    def kl_per_variable(self, lhs: th.Tensor, rhs: th.Tensor) -> th.Tensor:
+        # every variable as a distribution of its own
+        first, second = ([part[..., None] for part in parameters.chunk(2, dim=-1)] for parameters in (lhs, rhs))
+        return self.distribution(th.cat(first, dim=-1)).kl(self.distribution(th.cat(second, dim=-1)))
 
     def entropy(self, parameters: th.Tensor) -> th.Tensor:
         return self.distribution(parameters).entropy()

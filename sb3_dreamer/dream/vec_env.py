@@ -1,0 +1,245 @@
+"""A trained world model as a vectorised environment: many dreams in one batch."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+from sb3_dreamer.common.functional import check_number
+from sb3_dreamer.common.type_aliases import LatentState
+from sb3_dreamer.dream.decoding import ObservationDecoder
+from sb3_dreamer.dream.drawing import draw_observation
+from sb3_dreamer.dream.imagination import Imagination
+from sb3_dreamer.dream.recording import Source, open_recording
+from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
+
+RENDER_MODES = (None, "rgb_array", "human")
+#: Starts that are filtered at once and kept until they are needed
+POOL = 256
+
+
+class DreamVecEnv(VecEnv):
+    """
+    A world model in the form of a ``VecEnv``, in which any algorithm of SB3 can be trained.
+
+    A dream begins in a recorded step: the posterior state after ``context`` recorded frames. From then on nothing but the
+    world model decides: s_t ~ p(s_t | s_{t-1}, a_{t-1}) (V2, eq. 1), observations, rewards and ends are what its heads
+    predict. Observations have the environment's own space, rewards its own units. After ``horizon`` steps a dream is
+    truncated, as by a time limit (``infos[i]["TimeLimit.truncated"]``), since errors grow with every step.
+
+    The environment of the model is not needed and not touched; neither are torch's and NumPy's global random numbers.
+
+    :param model: a trained ``DreamerV2``
+    :param n_envs: number of dreams
+    :param starts: experience in which dreams begin: None for the model's replay buffer, another one, the path of a saved one,
+        or an environment in which the agent then plays ``start_steps`` steps
+    :param horizon: steps after which a dream is cut off; None is the model's ``batch_length``, the length of the sequences
+        with which it was trained
+    :param context: recorded steps from which the first state is inferred
+    :param start_at_reset: begin only where recorded episodes begin; otherwise anywhere in them
+    :param termination: ``"threshold"``, ``"sample"`` or ``"never"``, see :class:`~sb3_dreamer.dream.imagination.Imagination`
+    :param threshold: likewise
+    :param transformed_rewards: rewards as the reward head learned them (tanh, symlog), instead of the environment's units
+    :param keys: of a Dict space, to see only these; None for all
+    :param vec_normalize: statistics with which the model was trained, if it has no environment any more
+    :param channels_last: of pictures; None is as in the model's environment, True if it has none
+    :param start_steps: to play, if ``starts`` is an environment
+    :param seed: of everything random; ``seed()`` before ``reset()`` does the same
+    :param render_mode: ``"rgb_array"``, ``"human"`` or None
+    :raises ValueError: for impossible options, a model without decoder for a key, or without experience
+    """
+
+    def __init__(
+        self,
+        model: SequenceOffPolicyAlgorithm,
+        n_envs: int = 1,
+        starts: Source = None,
+        horizon: int | None = None,
+        context: int = 5,
+        start_at_reset: bool = False,
+        termination: str = "threshold",
+        threshold: float = 0.5,
+        transformed_rewards: bool = False,
+        keys: list[str] | None = None,
+        vec_normalize: VecNormalize | None = None,
+        channels_last: bool | None = None,
+        start_steps: int = 1000,
+        seed: int | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        horizon = model.batch_length if horizon is None else horizon
+        numbers = {"n_envs": n_envs, "horizon": horizon, "context": context, "start_steps": start_steps}
+        for name, value in numbers.items():
+            check_number(name, value, 1)
+        if render_mode not in RENDER_MODES:
+            raise ValueError(f"render_mode must be one of {RENDER_MODES}, but is {render_mode!r}.")
+        self.horizon, self.context, self.start_at_reset = int(horizon), int(context), start_at_reset
+        self.recording = open_recording(model, starts, vec_normalize, int(start_steps), seed)
+        self.vec_normalize = self.recording.vec_normalize
+        self.decoder = ObservationDecoder(model, keys, self.vec_normalize, channels_last)
+        self._generator = th.Generator(device=model.device)
+        self.imagination = Imagination(model, self._generator, termination, threshold, transformed_rewards)
+        self.render_mode = render_mode
+        super().__init__(int(n_envs), self.decoder.observation_space, model.action_space)
+        self._actions = np.zeros(0)
+        self._states: LatentState | None = None
+        self._begun = time.time()
+        self._seed_all(seed)
+
+    def _seed_all(self, seed: int | None) -> None:
+        """The choice of starts, and everything else, from one number."""
+        self._random = np.random.default_rng(seed)
+        self._generator.manual_seed(int(self._random.integers(2**63 - 1)))
+        self._pool: LatentState | None = None
+        self._pool_used = 0
+
+    def reset(self) -> VecEnvObs:
+        """
+        Begin all dreams anew.
+
+        :return: (n_envs, *shape), or a dict of these
+        """
+        if self._seeds[0] is not None:
+            self._seed_all(self._seeds[0])
+        self._reset_seeds()
+        self._reset_options()
+        self._states = self._draw_starts(self.num_envs)
+        self._lengths = np.zeros(self.num_envs, dtype=np.int64)
+        self._returns = np.zeros(self.num_envs)
+        self.reset_infos = [{} for _ in range(self.num_envs)]
+        self._seen = self._observe(self._states)
+        return self._copy()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """
+        :param actions: of the environment's action space, (n_envs, *shape)
+        """
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """
+        One step of all dreams.
+
+        :return: observations, the first of the next dream where one has ended; rewards; ends; infos with ``episode``,
+            ``terminal_observation`` and ``TimeLimit.truncated`` there
+        """
+        rewards, terminated, truncated, _ = self.advance(self._actions)
+        dones = terminated | truncated
+        infos: list[dict[str, Any]] = [{"TimeLimit.truncated": bool(cut)} for cut in truncated]
+        if dones.any():
+            self._begin_again(np.flatnonzero(dones), infos)
+        return self._copy(), rewards, dones, infos
+
+    @th.no_grad()
+    def advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """
+        One step of all dreams without beginning new ones.
+
+        :param actions: of the environment's action space, (n_envs, *shape)
+        :return: rewards (n_envs,) float32; whether the episode has ended; whether the time was up, and it had not; the
+            probability that it goes on
+        """
+        self._states, step = self.imagination.step(self.states, actions)
+        rewards = step.rewards if self.vec_normalize is None else self.vec_normalize.unnormalize_reward(step.rewards)
+        self._lengths += 1
+        self._returns += rewards
+        self._seen = self._observe(self._states)
+        truncated = (self._lengths >= self.horizon) & ~step.terminated
+        return rewards.astype(np.float32), step.terminated, truncated, step.continues
+
+    def observation(self, index: int) -> Any:
+        """
+        :param index: of a dream
+        :return: what is seen in it now, a copy
+        """
+        return self.decoder.as_observation(self.decoder.row(self._seen, index))
+
+    def _begin_again(self, ended: np.ndarray, infos: list[dict[str, Any]]) -> None:
+        """New starts in the place of dreams that have ended, whose last observation goes into the infos."""
+        assert self._states is not None
+        for index in ended.tolist():
+            infos[index]["terminal_observation"] = self.observation(index)
+            seconds = round(time.time() - self._begun, 6)
+            infos[index]["episode"] = {"r": float(self._returns[index]), "l": int(self._lengths[index]), "t": seconds}
+        fresh, places = self._draw_starts(len(ended)), th.as_tensor(ended, device=self._states.deterministic.device)
+        self._states = LatentState(*(x.index_copy(0, places, y) for x, y in zip(self._states, fresh, strict=True)))
+        for key, value in self._observe(fresh).items():
+            self._seen[key][ended] = value
+        self._lengths[ended], self._returns[ended] = 0, 0.0
+
+    def _draw_starts(self, count: int) -> LatentState:
+        """States after recorded steps; filtered in advance, since ends come one by one."""
+        while self._pool is None or len(self._pool.deterministic) - self._pool_used < count:
+            rest = None if self._pool is None else LatentState(*(x[self._pool_used :] for x in self._pool))
+            batch = self.recording.starts(self._random, max(POOL, count), self.context, self.start_at_reset)
+            more = LatentState(*(x[-1] for x in self.imagination.filter(batch)))
+            self._pool = more if rest is None else LatentState(*(th.cat(pair) for pair in zip(rest, more, strict=True)))
+            self._pool_used = 0
+        begin, self._pool_used = self._pool_used, self._pool_used + count
+        return LatentState(*(x[begin : begin + count] for x in self._pool))
+
+    @th.no_grad()
+    def _observe(self, states: LatentState) -> dict[str, np.ndarray]:
+        return self.decoder.predicted(states.features)
+
+    def _copy(self) -> VecEnvObs:
+        """What is seen now, in arrays that nobody writes to any more."""
+        return self.decoder.as_observation({key: value.copy() for key, value in self._seen.items()})
+
+    @property
+    def states(self) -> LatentState:
+        """Latent states of all dreams, (n_envs, ...)."""
+        if self._states is None:
+            raise RuntimeError("The dreams have not begun: call reset() first.")
+        return self._states
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """
+        :return: what is seen in each dream, (height, width, 3) uint8: its first picture, or bars for numbers
+        """
+        return [draw_observation(self.decoder, {k: v[i] for k, v in self._seen.items()}) for i in range(self.num_envs)]
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """
+        :param attr_name: of this object, which all dreams share
+        :param indices: of dreams
+        :return: one value per dream
+        """
+        return [getattr(self, attr_name)] * len(list(self._get_indices(indices)))
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """
+        :param attr_name: of this object, which all dreams share
+        :param value: new value
+        :param indices: of dreams; only all of them can be changed
+        :raises ValueError: for some of the dreams
+        """
+        if len(list(self._get_indices(indices))) != self.num_envs:
+            raise ValueError(f"All dreams share {attr_name!r}: it cannot be set for some of them.")
+        setattr(self, attr_name, value)
+
+    def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
+        """
+        :param method_name: of this object, called once
+        :param args: of the method
+        :param indices: of dreams
+        :param kwargs: of the method
+        :return: the result, for each dream
+        """
+        return [getattr(self, method_name)(*args, **kwargs)] * len(list(self._get_indices(indices)))
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """
+        :param wrapper_class: any
+        :param indices: of dreams
+        :return: False for each
+        """
+        return [False] * len(list(self._get_indices(indices)))
