@@ -8,7 +8,7 @@ author = "sb3_dreamer contributors"
 release = (Path(__file__).parent.parent / "sb3_dreamer" / "version.txt").read_text().strip()
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx_copybutton"]
 myst_heading_anchors = 3
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["deflist", "dollarmath"]
 exclude_patterns = ["_build"]
 # Names of this package must lead somewhere; those of others are not looked up
 nitpicky = True

@@ -1,5 +1,5 @@
 """
-Callbacks and TensorBoard: evaluation, checkpoints, and a figure of one's own, all with SB3's own tools.
+Callbacks and TensorBoard: evaluation, checkpoints, what the world model predicts, and a figure of one's own.
 
     python examples/callbacks_tensorboard.py
     tensorboard --logdir runs
@@ -17,6 +17,7 @@ from stable_baselines3.common.logger import Figure
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_dreamer import DreamerV2, preset
+from sb3_dreamer.callbacks import VideoPredictionCallback
 from sb3_dreamer.common.functional import REWARD_TRANSFORMS
 from sb3_dreamer.envs import ScaleObservation
 
@@ -78,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         log_path=str(options.logs / "best"),
     )
     checkpoints = CheckpointCallback(options.every, str(options.logs / "checkpoints"))
+    # after five observed steps the model is on its own: lines of truth and prediction (of pictures: films)
+    predictions = VideoPredictionCallback(options.every, options.logs / "predictions", horizon=25)
     figures = EveryNTimesteps(options.every, RewardFigure())
 
     model = DreamerV2(
@@ -88,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seed=options.seed,
         verbose=1,
     )
-    model.learn(options.steps, callback=[evaluation, checkpoints, figures])
+    model.learn(options.steps, callback=[evaluation, checkpoints, predictions, figures])
     print(f"Best mean return of an evaluation: {evaluation.best_mean_reward:.1f}")
 
 

@@ -292,6 +292,17 @@ def test_migration_names_every_key_and_only_real_arguments() -> None:
         assert names and set(names) <= known, f"{left}: {set(names) - known} of {place or 'DreamerV2'}"
 
 
+def test_concepts_quote_the_ablations() -> None:
+    row = r"^\|.*\| (?P<paper>[\d.]+) \| (?P<here>-?[\d.]+) \|$"
+    quoted = re.findall(row, (ROOT / "docs" / "concepts.md").read_text(), re.MULTILINE)
+    measured = re.findall(
+        r"^\| [^|]+ \| \d+ \| (-?[\d.]+) \([^|]+\| [^|]+ \| ([\d.]+) \|$",
+        (ROOT / "docs" / "ablations.md").read_text(),
+        re.MULTILINE,
+    )
+    assert len(quoted) == 6 and set(quoted) <= {(paper, here) for here, paper in measured}
+
+
 def test_every_page_is_in_the_contents_and_every_link_leads_somewhere() -> None:
     index = (ROOT / "docs" / "index.md").read_text()
     listed = [line for block in re.findall(r"```\{toctree\}(.*?)```", index, re.DOTALL) for line in block.splitlines()]

@@ -104,7 +104,8 @@ def test_callbacks_tensorboard(tmp_path, capsys):
     assert (tmp_path / "best" / "best_model.zip").exists() and len(list(tmp_path.glob("checkpoints/*.zip"))) == 2
     (events,) = tmp_path.glob("DreamerV2_*/events.out.tfevents.*")
     accumulator = EventAccumulator(str(events.parent)).Reload()
-    assert "world_model/rewards" in accumulator.Tags()["images"]
+    assert {"world_model/rewards", "prediction/open_loop"} <= set(accumulator.Tags()["images"])
+    assert list((tmp_path / "predictions").glob("*.png"))
     assert {"eval/mean_reward", "rollout/ep_rew_mean"} <= set(accumulator.Tags()["scalars"])
 
 
@@ -126,6 +127,13 @@ def test_plan2explore(capsys):
     assert options.pop("policy_kwargs") == exploration.POLICY and options == exploration.OPTIONS
     output = run("plan2explore", "--steps 310", capsys)
     assert 1 < number(r"Plan2Explore saw (\d+) of 625", output) <= 311
+
+
+def test_ppo_in_dream(tmp_path, capsys):
+    arguments = f"--steps 1010 --dream-steps 256 --dreams 4 --horizon 8 --episodes 1 --folder {tmp_path}"
+    output = run("ppo_in_dream", arguments, capsys)
+    assert number(r"PPO, trained in the dream alone: ([\d.]+) \+/-", output) >= 8
+    assert (tmp_path / "dreamer.zip").exists() and (tmp_path / "dreamer_buffer.pkl").exists()
 
 
 def test_optuna_zoo(tmp_path, capsys):
