@@ -85,6 +85,19 @@ def test_no_block_escapes() -> None:
         assert page.read_text().count("```") == 2 * (len(found) + page.read_text().count("```{eval-rst}")), page.name
 
 
+def test_yaml_blocks_name_what_exists() -> None:
+    import yaml
+
+    found = [block for page in PAGES for block in blocks(page) if block.language == "yaml"]
+    assert found
+    for block in found:
+        for section in yaml.safe_load(block.text).values():
+            for callback in section.pop("callback", []):
+                ((name, options),) = callback.items() if isinstance(callback, dict) else ((callback, {}),)
+                signature(resolved(name)).bind(**options)
+            assert set(section) <= set(signature(resolved("sb3_dreamer.DreamerV2")).parameters) | {"n_timesteps"}
+
+
 # ------------------------------------------------------------------------------------------------------------- commands
 
 
@@ -290,6 +303,21 @@ def test_migration_names_every_key_and_only_real_arguments() -> None:
             continue
         known = {name for target in DICTIONARIES[place] for name in signature(resolved(target)).parameters}
         assert names and set(names) <= known, f"{left}: {set(names) - known} of {place or 'DreamerV2'}"
+
+
+def test_every_option_is_on_the_page_of_options() -> None:
+    text = (ROOT / "docs" / "options.md").read_text()
+    for where, left_out in {
+        "sb3_dreamer.DreamerV2": {"policy", "env", "_init_setup_model"},
+        "sb3_dreamer.dreamer_v2.policies.DreamerPolicy": {"observation_space", "action_space", "lr_schedule"},
+        "sb3_dreamer.replay.buffer.SequenceReplayBuffer": {
+            *("buffer_size", "observation_space", "action_space", "device", "n_envs"),  # given by the algorithm
+            *("batch_length", "image_size", "float_images"),  # likewise
+            "optimize_memory_usage",  # refused
+        },
+    }.items():
+        missing = [name for name in signature(resolved(where)).parameters if f"`{name}`" not in text and name not in left_out]
+        assert not missing, f"{where}: {missing}"
 
 
 def test_concepts_quote_the_ablations() -> None:
