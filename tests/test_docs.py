@@ -11,6 +11,8 @@ import importlib.util
 import json
 import re
 import shlex
+import subprocess
+import sys
 from configparser import ConfigParser
 from inspect import signature
 from pathlib import Path
@@ -68,6 +70,17 @@ def test_page_prints_what_it_says(name: str, tmp_path: Path) -> None:
             assert same_form(output, part.expected), output
             found, said = ([float(n.replace(",", "")) for n in NUMBER.findall(text)] for text in (output, part.expected))
             assert found == pytest.approx(said, rel=0.1), output
+
+
+@pytest.mark.slow
+def test_pages_are_built_without_warnings(tmp_path: Path) -> None:
+    """``make docs``: every docstring of the API, and every link."""
+    for module in ("sphinx", "myst_parser", "sphinx_rtd_theme", "sphinx_copybutton"):
+        pytest.importorskip(module)
+    command = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", str(ROOT / "docs"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "lambda_returns" in (tmp_path / "api_internals.html").read_text()
 
 
 def test_literal_pages_show_their_output() -> None:
@@ -256,6 +269,7 @@ DICTIONARIES = {
     "EvalCallback": ["stable_baselines3.common.callbacks.EvalCallback"],
     "DreamerAtariWrapper": ["sb3_dreamer.envs.DreamerAtariWrapper"],
     "DMCPixels": ["sb3_dreamer.envs.DMCPixels"],
+    "VideoPredictionCallback": ["sb3_dreamer.callbacks.VideoPredictionCallback"],
     "Monitor": ["stable_baselines3.common.monitor.Monitor"],
     "": ["sb3_dreamer.DreamerV2"],
 }

@@ -13,7 +13,6 @@ from types import ModuleType
 import gymnasium as gym
 import numpy as np
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks import exploration
 from benchmarks.continuous import REACHER
@@ -99,11 +98,12 @@ def test_continuous_pixels(capsys):
 
 
 def test_callbacks_tensorboard(tmp_path, capsys):
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     output = run("callbacks_tensorboard", f"--steps 1020 --every 510 --episodes 1 --logs {tmp_path}", capsys)
     assert number(r"Best mean return of an evaluation: ([-\d.]+)", output) < 0
     assert (tmp_path / "best" / "best_model.zip").exists() and len(list(tmp_path.glob("checkpoints/*.zip"))) == 2
     (events,) = tmp_path.glob("DreamerV2_*/events.out.tfevents.*")
-    accumulator = EventAccumulator(str(events.parent)).Reload()
+    accumulator = accumulators.EventAccumulator(str(events.parent)).Reload()
     assert {"world_model/rewards", "prediction/open_loop"} <= set(accumulator.Tags()["images"])
     assert list((tmp_path / "predictions").glob("*.png"))
     assert {"eval/mean_reward", "rollout/ep_rew_mean"} <= set(accumulator.Tags()["scalars"])
