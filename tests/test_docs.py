@@ -83,6 +83,21 @@ def test_pages_are_built_without_warnings(tmp_path: Path) -> None:
     assert "lambda_returns" in (tmp_path / "api_internals.html").read_text()
 
 
+def test_short_mode_shortens_and_nothing_else() -> None:
+    from sb3_dreamer import DreamerV2, preset
+    from tests.short_mode import STEPS, short_mode
+
+    with short_mode():
+        with pytest.raises(TypeError, match="no_such_argument"):
+            DreamerV2("MlpPolicy", "CartPole-v1", no_such_argument=1)
+        with pytest.raises(ValueError, match="kl_balance"):
+            DreamerV2("MlpPolicy", "CartPole-v1", kl_balance=3.0)
+        model = DreamerV2("MlpPolicy", "CartPole-v1", **preset("CartPole-v1")).learn(1e7)
+        assert STEPS <= model.num_timesteps < 2 * STEPS and model.gamma == preset("CartPole-v1")["gamma"]
+    assert DreamerV2("MlpPolicy", "CartPole-v1", buffer_size=100, batch_size=7).batch_size == 7
+    assert same_form("mean 12.5 +/- 3\n", "mean -1 +/- 0.25") and not same_form("mean 12.5", "median 12.5")
+
+
 def test_literal_pages_show_their_output() -> None:
     for name in LITERAL:
         assert any(part.expected is not None for part in parts(ROOT / "docs" / f"{name}.md")), name
