@@ -106,6 +106,11 @@ class DreamEnv(gym.Env[Any, Any]):
         info = {"continue_probability": float(continues[0])}
         return self._shown(), float(reward[0]), bool(terminated[0]), bool(truncated[0]), info
 
+    @property
+    def horizon(self) -> int:
+        """Steps after which a dream is cut off."""
+        return self._dreams.horizon
+
     def _shown(self) -> Any:
         if self.render_mode == "human":
             self._show(self._dreams.get_images()[0])

@@ -11,6 +11,7 @@ from sb3_dreamer.common.one_hot import OneHotFeatures
 from sb3_dreamer.common.preprocessing import encode_actions, scale_actions
 from sb3_dreamer.common.type_aliases import LatentState, SequenceBatch
 from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
+from sb3_dreamer.world_model.rssm import ObservedSequence
 
 #: How an episode ends in a dream
 TERMINATIONS = ("threshold", "sample", "never")
@@ -64,18 +65,25 @@ class Imagination:
         return rssm.latent.draw_noise(rssm.input.weight.new_empty(*leading, rssm.latent.parameter_size), self.generator)
 
     @th.no_grad()
-    def filter(self, batch: SequenceBatch) -> LatentState:
+    def observe(self, batch: SequenceBatch) -> ObservedSequence:
         """
-        Posterior states of recorded steps.
+        Follow the posterior through recorded steps.
 
         :param batch: (T, B, ...)
-        :return: (T, B, ...)
+        :return: states, posteriors and priors, (T, B, ...)
         """
         observations = self.world_model.encode(batch.observations)
         flat = {key: value.flatten(0, 1) for key, value in observations.items()}
         embeddings = self.world_model.embed(flat).unflatten(0, batch.rewards.shape)
         noise = self.noise(*batch.rewards.shape)
-        return self.world_model.rssm.observe(embeddings, batch.actions, batch.episode_starts, noise=noise).states
+        return self.world_model.rssm.observe(embeddings, batch.actions, batch.episode_starts, noise=noise)
+
+    def filter(self, batch: SequenceBatch) -> LatentState:
+        """
+        :param batch: (T, B, ...)
+        :return: posterior states of all steps, (T, B, ...)
+        """
+        return self.observe(batch).states
 
     @th.no_grad()
     def advance(self, state: LatentState, actions: th.Tensor) -> LatentState:

@@ -1,0 +1,93 @@
+"""What RL Zoo leaves beside a model: which environment it was, how it was wrapped, and in which units it was seen."""
+
+import importlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+#: File of the replay buffer, with ``--save-replay-buffer``
+BUFFER = "replay_buffer.pkl"
+
+
+class ZooRun(NamedTuple):
+    """A folder such as ``logs/dreamer/CartPole-v1_1``."""
+
+    folder: Path
+    env_id: str
+    hyperparams: dict[str, Any]  # as saved, for the environments
+    arguments: dict[str, Any]  # of the command line
+    stats_path: str | None  # folder of vecnormalize.pkl, if the environment is normalised
+
+    @property
+    def buffer(self) -> Path | None:
+        """The saved replay buffer, if there is one."""
+        path = self.folder / BUFFER
+        return path if path.exists() else None
+
+    def make_env(self, n_envs: int = 1, seed: int = 0) -> VecEnv:
+        """
+        :param n_envs: number of copies
+        :param seed: of the first
+        :return: the environment as the run was trained in, wrappers, arguments and statistics included
+        """
+        from rl_zoo3.utils import create_test_env
+
+        for package in self.arguments.get("gym_packages") or []:
+            importlib.import_module(package)
+        hyperparams = dict(self.hyperparams)
+        env_kwargs = hyperparams.pop("env_kwargs", {})
+        return create_test_env(
+            self.env_id,
+            n_envs=n_envs,
+            stats_path=self.stats_path,
+            seed=seed,
+            should_render=False,
+            hyperparams=hyperparams,
+            env_kwargs=self.arguments.get("env_kwargs") or env_kwargs,
+            vec_env_cls=DummyVecEnv,
+        )
+
+
+def find_run(model_path: Path) -> ZooRun | None:
+    """
+    :param model_path: of a zip file, or the folder of a run
+    :return: the run to which it belongs, None if RL Zoo did not make it
+    :raises FileNotFoundError: if statistics of ``VecNormalize`` have been lost
+    """
+    folder = model_path if model_path.is_dir() else model_path.parent
+    found = sorted(folder.glob("*/args.yml"))
+    if not found:
+        return None
+    import yaml
+    from rl_zoo3.utils import get_saved_hyperparams
+
+    # the zoo's own file, with Python objects such as OrderedDict in it
+    arguments = yaml.load(found[0].read_text(), Loader=yaml.UnsafeLoader)
+    saved = found[0].parent
+    hyperparams, stats_path = get_saved_hyperparams(str(saved), test_mode=True)
+    if hyperparams.get("normalize") and not (saved / "vecnormalize.pkl").exists():
+        raise FileNotFoundError(
+            f"The run {folder} was normalised by VecNormalize, but {saved / 'vecnormalize.pkl'} is missing. Without it "
+            "observations have no units: copy it there from where the model was trained."
+        )
+    return ZooRun(folder, arguments["env"], hyperparams, arguments, stats_path)
+
+
+def find_model(path: Path) -> Path:
+    """
+    :param path: of a zip file, or the folder of a run
+    :return: the zip file: of a folder the final model, or the best one
+    :raises FileNotFoundError: if there is none
+    """
+    if path.is_file():
+        return path
+    zips = [file for file in sorted(path.glob("*.zip")) if file.stem != "best_model"]
+    best = path / "best_model.zip"
+    candidates = [*[file for file in zips if not file.stem.startswith("rl_model_")], *([best] if best.exists() else [])]
+    if not candidates:
+        raise FileNotFoundError(
+            f"There is no model {path}. Pass the zip file that model.save() wrote, or the folder of a run of RL Zoo, such as "
+            "logs/dreamer/CartPole-v1_1."
+        )
+    return candidates[0]
