@@ -14,7 +14,10 @@ exclude_patterns = ["_build"]
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!sb3_dreamer).*"), ("py:class", r".*\.Self[A-Z]\w*")]
 # documented under the name by which it is imported
-nitpick_ignore = [("py:func", "sb3_dreamer.dreamer_v2.exchange.import_model")]
+nitpick_ignore = [
+    ("py:func", "sb3_dreamer.dreamer_v2.exchange.import_model"),
+    ("py:func", "sb3_dreamer.dream.recording.open_recording"),
+]
 html_theme = "sphinx_rtd_theme"
 html_title = f"sb3_dreamer {release}"
 html_theme_options = {"navigation_depth": 3}

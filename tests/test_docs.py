@@ -182,6 +182,8 @@ def problem(line: str) -> str | None:
             return f"there is no {words[1]}"
         else:
             source = source_of(words[2]) if is_module else (ROOT / words[1]).read_text()
+            if is_module and words[2] == "sb3_dreamer.dream" and f'"{arguments[0]}"' not in source:
+                return f"sb3_dreamer.dream knows no {arguments[0]}"
         unknown = option_problems(source, arguments)
         if unknown:
             return f"{words[1:3]} knows no {unknown}"
@@ -220,6 +222,8 @@ def test_commands_exist() -> None:
         "python -m rl_zoo3.train --algo dreamer --env Cartpole-v2",
         "python -m sb3_dreamer.zoo trian",
         "python -m sb3_dreamer.zoos",
+        "python -m sb3_dreamer.dream paly model.zip",
+        "python -m sb3_dreamer.dream video model.zip --episodes-of-all 3",
         "python examples/nothing.py",
         "python examples/atari.py --tiny",
         "dreamer train",
