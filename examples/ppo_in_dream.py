@@ -4,8 +4,8 @@ into the real environment, which it has never seen.
 
     python examples/ppo_in_dream.py
 
-More is not better: what PPO gains beyond some 60,000 steps it gains from the errors of the model. With seed 0 it reaches 500 in
-the real environment after 60,000 steps in the dream, and 155 after 150,000.
+More is not better: what PPO gains beyond some 60,000 steps it gains from the errors of the model. With seed 0 it reaches 500
+in the real environment after 60,000 steps in the dream, and 155 after 150,000.
 """
 
 import argparse

@@ -89,7 +89,7 @@ def test_short_mode_shortens_and_nothing_else() -> None:
 
     with short_mode():
         with pytest.raises(TypeError, match="no_such_argument"):
-            DreamerV2("MlpPolicy", "CartPole-v1", no_such_argument=1)
+            DreamerV2("MlpPolicy", "CartPole-v1", **{"no_such_argument": 1})  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="kl_balance"):
             DreamerV2("MlpPolicy", "CartPole-v1", kl_balance=3.0)
         model = DreamerV2("MlpPolicy", "CartPole-v1", **preset("CartPole-v1")).learn(1e7)

@@ -85,8 +85,8 @@ def test_custom_env(capsys):
 
 def test_dict_observations(capsys):
     output = run("dict_observations", "--steps 1008 --episodes 1", capsys)
-    assert "Seen: camera, fuel; reconstructed: camera" in output
-    assert -9 <= number(r"Return over 1 episodes: ([-\d.]+)", output) <= 9
+    assert "Seen: camera, gauge; reconstructed: camera, gauge" in output
+    assert -20 <= number(r"Return over 1 episodes: ([-\d.]+)", output) <= 20
 
 
 def test_continuous_pixels(capsys):
