@@ -125,9 +125,7 @@ def inspect_model(args: argparse.Namespace) -> None:
     trained = f"{opened.model.num_timesteps:,} steps, {opened.model._n_updates:,} updates"
     draw_page(found, target, f"World model of {name} after {trained}; looked at {found.n_steps:,} recorded steps")
     print(f"parameters: {', '.join(f'{part} {count:,}' for part, count in found.parameters.items())}")
-    print(
-        f"KL(posterior, prior): {found.kl.sum():.3g} nats, of single variables {found.kl.min():.3g} to {found.kl.max():.3g}"
-    )
+    print(f"KL(posterior, prior): {found.kl.sum():.3g} nats, of single variables {found.kl.min():.3g} to {found.kl.max():.3g}")
     if found.perplexity is not None and found.usage is not None:
         print(f"codes in use: {found.perplexity.mean():.1f} of {found.usage.shape[1]} per variable")
     print(f"rewards: error {found.rewards.error:.3g}, of a constant {found.rewards.spread:.3g} (after reward_transform)")

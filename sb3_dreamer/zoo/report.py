@@ -1,5 +1,6 @@
 """
-``python -m sb3_dreamer.zoo report --env CartPole-v1``: evaluates a trained agent and draws its learning curve.
+``python -m sb3_dreamer.zoo report --env CartPole-v1``: evaluates a trained agent, draws its learning curve, and films the
+dreams of an agent that sees pictures.
 
 Reads a run as rl_zoo3 writes it: the model, the monitor files of the training envs and ``evaluations.npz``.
 """
@@ -10,20 +11,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3.exp_manager import ExperimentManager
-from rl_zoo3.utils import ALGOS, create_test_env, get_model_path, get_saved_hyperparams
+from rl_zoo3.utils import ALGOS, get_model_path
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import LoadMonitorResultsError, load_results
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_dreamer.common.observations import ImagePart
+from sb3_dreamer.dream.drawing import save_film
+from sb3_dreamer.dream.plots import prediction_frames
+from sb3_dreamer.dream.recording import open_recording
+from sb3_dreamer.dream.rollout import open_loop
+from sb3_dreamer.dream.zoo_run import find_run
+from sb3_dreamer.dreamer_v2.dreamer_v2 import DreamerV2
 from sb3_dreamer.zoo import ALGO, register
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MAX_EVAL_ENVS = 10
+#: Of the film: steps that are played for it, and frames that the model sees before it dreams
+FILM_STEPS, FILM_CONTEXT = 500, 5
 
 
 def evaluate(model_path: Path, env: VecEnv, episodes: int, deterministic: bool, device: str) -> np.ndarray:
@@ -42,28 +51,45 @@ def evaluate(model_path: Path, env: VecEnv, episodes: int, deterministic: bool, 
     return np.array(returns)
 
 
-def make_env(run: Path, env_name: EnvironmentName, n_envs: int, seed: int) -> VecEnv:
+def make_env(run: Path, n_envs: int, seed: int) -> VecEnv:
     """
     :param run: folder of the run
-    :param env_name: name of the env
     :param n_envs: number of copies
     :param seed: seed of the first copy
     :return: the env as the run was trained in, wrappers and arguments included
+    :raises FileNotFoundError: if the zoo's files are missing
     """
-    hyperparams, stats_path = get_saved_hyperparams(str(run / env_name), test_mode=True)
-    env_kwargs = hyperparams.pop("env_kwargs", {})
-    # the zoo's own file, with Python objects such as OrderedDict in it
-    arguments = yaml.load((run / env_name / "args.yml").read_text(), Loader=yaml.UnsafeLoader)
-    env_kwargs = arguments["env_kwargs"] or env_kwargs
-    return create_test_env(
-        env_name.gym_id,
-        n_envs=n_envs,
-        stats_path=stats_path,
-        seed=seed,
-        should_render=False,
-        hyperparams=hyperparams,
-        env_kwargs=env_kwargs,
-        vec_env_cls=DummyVecEnv,
+    found = find_run(run)
+    if found is None:
+        raise FileNotFoundError(f"RL Zoo's args.yml is missing in {run}.")
+    return found.make_env(n_envs, seed)
+
+
+def film_dream(model_path: Path, run: Path, seed: int, device: str) -> str | None:
+    """
+    A film of dream against truth for agents that see pictures, in episodes that are played for it.
+
+    :param model_path: zip file of the agent
+    :param run: folder of the run
+    :param seed: of the env
+    :param device: PyTorch device
+    :return: what to say about it; None for agents that reconstruct no pictures
+    """
+    model = DreamerV2.load(model_path, device=device)
+    parts, decoded = model.policy.observations.parts, model.policy.world_model.decoder_keys
+    keys = [key for key in decoded if isinstance(parts[key], ImagePart)]
+    if not keys:
+        return None
+    recording = open_recording(model, make_env(run, 1, seed), steps=FILM_STEPS, seed=seed)
+    if recording.longest <= FILM_CONTEXT:
+        return f"no film: episodes of {recording.longest - 1} steps are too short to see {FILM_CONTEXT} frames of"
+    loop = open_loop(model, recording, 3, FILM_CONTEXT, keys=keys[:1], seed=0)
+    path = run / "dream.gif"
+    save_film(prediction_frames(loop, keys[0]), path, fps=6.0)
+    error = loop.error(keys[0])
+    return (
+        f"{path} ({FILM_CONTEXT} frames seen, {len(error.model)} dreamt; error {error.model.mean():.4f}, "
+        f"of a copy of the last frame {error.copy_last.mean():.4f})"
     )
 
 
@@ -165,7 +191,7 @@ def main(args: Any = None) -> None:
     _, model_path, log_path = get_model_path(args.exp_id, args.folder, ALGO, args.env)
     run = Path(log_path)
     deterministic = not (ExperimentManager.is_atari(env_id) or ExperimentManager.is_minigrid(env_id))  # as in rl_zoo3
-    env = make_env(run, args.env, min(args.episodes, MAX_EVAL_ENVS), args.seed)
+    env = make_env(run, min(args.episodes, MAX_EVAL_ENVS), args.seed)
     final = evaluate(Path(model_path), env, args.episodes, deterministic, args.device)
     best_path = run / "best_model.zip"
     best = evaluate(best_path, env, args.episodes, deterministic, args.device) if best_path.is_file() else None
@@ -181,6 +207,9 @@ def main(args: Any = None) -> None:
     if best is not None:
         print(f"  best checkpoint: {best.mean():.1f} ± {best.std():.1f}   {best_path}")
     print(f"  learning curve:  {output}")
+    film = film_dream(Path(model_path), run, args.seed, args.device)
+    if film is not None:
+        print(f"  dream and truth: {film}")
 
 
 if __name__ == "__main__":
