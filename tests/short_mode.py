@@ -8,6 +8,7 @@ What is replaced while :func:`short_mode` is on, and nothing else:
   classes) stays as it was written. Where there is no GPU, the options that need one are left out.
 - ``learn(n)`` of ``DreamerV2`` and ``PPO`` goes on for at most ``STEPS`` environment steps; ``PPO`` has short rollouts.
 - ``train_offline(n)`` makes at most ``UPDATES`` updates.
+- ``open_loop`` is shown at most two steps: the episodes of untrained agents are short.
 - ``evaluate_policy`` plays at most ``EPISODES`` episodes, and ``EvalCallback`` and the checkpoint callbacks fire within the
   shortened run.
 """
@@ -26,8 +27,9 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 
+import sb3_dreamer.dream
 from sb3_dreamer import DreamerV2
-from sb3_dreamer.callbacks import ResumableCheckpointCallback
+from sb3_dreamer.callbacks import ResumableCheckpointCallback, VideoPredictionCallback
 from tests.small import LEARN, SMALL, SMALL_POLICY
 
 STEPS, UPDATES, EPISODES, EVERY = 40, 2, 1, 30
@@ -40,6 +42,7 @@ CALLBACKS: tuple[tuple[type, str], ...] = (
     (EvalCallback, "eval_freq"),
     (CheckpointCallback, "save_freq"),
     (ResumableCheckpointCallback, "save_freq"),
+    (VideoPredictionCallback, "save_freq"),
 )
 
 
@@ -99,6 +102,7 @@ def short_mode() -> Iterator[None]:
         patch.setattr(DreamerV2, "train_offline", at_most(DreamerV2.train_offline, n_updates=UPDATES))
         for algorithm in (DreamerV2, PPO):
             patch.setattr(algorithm, "learn", at_most(algorithm.learn, total_timesteps=STEPS))
+        patch.setattr(sb3_dreamer.dream, "open_loop", at_most(sb3_dreamer.dream.open_loop, context=2))
         for callback, name in CALLBACKS:
             patch.setattr(callback, "__init__", at_most(vars(callback)["__init__"], **{name: EVERY}))
         patch.setattr(PPO, "__init__", at_most(PPO.__init__, n_steps=8, batch_size=8, n_epochs=1))

@@ -25,10 +25,10 @@ from tests.pages import NUMBER, PAGES, ROOT, Block, blocks, parts, printed, prin
 
 WITH_CODE = [page for page in PAGES if parts(page)]
 #: Followed literally, word for word, by someone who is new
-LITERAL = ["installation", "quick_start", "concepts", "custom_env", "resume"]
+LITERAL = ["installation", "quick_start", "concepts", "custom_env", "resume", "dreaming"]
 LANGUAGES = {"python", "bash", "text", "yaml", "bibtex", "{toctree}", "{include}", ""}
 #: Reference pages show what is done with a model that is there already
-GIVEN = {"performance.md", "reliability.md", "troubleshooting.md"}
+GIVEN = {"dream.md", "performance.md", "reliability.md", "troubleshooting.md"}
 
 
 def given(page: Path, folder: Path) -> dict[str, Any]:
@@ -119,8 +119,10 @@ def test_yaml_blocks_name_what_exists() -> None:
     found = [block for page in PAGES for block in blocks(page) if block.language == "yaml"]
     assert found
     for block in found:
-        for section in yaml.safe_load(block.text).values():
-            for callback in section.pop("callback", []):
+        content = yaml.safe_load(block.text)
+        for section in content.values() if all(isinstance(part, dict) for part in content.values()) else [content]:
+            callbacks = section.pop("callback", [])
+            for callback in [callbacks] if isinstance(callbacks, str) else callbacks:
                 ((name, options),) = callback.items() if isinstance(callback, dict) else ((callback, {}),)
                 signature(resolved(name)).bind(**options)
             assert set(section) <= set(signature(resolved("sb3_dreamer.DreamerV2")).parameters) | {"n_timesteps"}
