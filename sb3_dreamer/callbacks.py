@@ -1,6 +1,5 @@
 """Callbacks beyond those of SB3."""
 
-import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat
 
 from sb3_dreamer.common.functional import check_number
 from sb3_dreamer.dream.decoding import ObservationDecoder
-from sb3_dreamer.dream.drawing import gif_bytes, save_film
+from sb3_dreamer.dream.drawing import gif_bytes, safe_name, save_film
 from sb3_dreamer.dream.plots import draw_lines, prediction_frames
 from sb3_dreamer.dream.recording import open_recording
 from sb3_dreamer.dream.rollout import open_loop
@@ -159,7 +158,7 @@ class VideoPredictionCallback(BaseCallback):
             return
         self._problem = None
         for key in loop.truth:
-            name = "" if len(loop.truth) == 1 else f"_{re.sub('[^A-Za-z0-9]+', '-', key)}"
+            name = "" if len(loop.truth) == 1 else f"_{safe_name(key)}"
             if loop.kinds[key] == "picture":
                 self._write_film(name, prediction_frames(loop, key))
             else:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import trim_mean
 
+from benchmarks import dream
 from benchmarks.learning import environments  # noqa: F401  registers the suite's ids
 from benchmarks.learning.aggregate import interquartile_mean, median_steps, normalised, steps_to, stratified_bootstrap
 from benchmarks.learning.quick import CHOSEN, interval
@@ -114,3 +115,15 @@ def test_quick_runs_are_of_the_suite() -> None:
     for name, agent, seed in CHOSEN:
         assert agent in TASKS[name].agents and seed in TASKS[name].seeds
         assert Run(TASKS[name], agent, seed).identity["seed"] == seed
+
+
+def test_tables_of_dreams() -> None:
+    agents = {name: 100.0 for name in ("dreamer_mode", "dreamer_sampled_latent", "ppo_sampled", "untrained_sampled")}
+    spreads = {f"{name}_std": 1.0 for name in (*agents, "dreamer_sampled", "ppo")}
+    transfer = {"benchmark": "transfer", "seed": 0, "dreamer_sampled": 200.0, "ppo": 180.0, **agents, **spreads}
+    speed = [{"benchmark": "speed", "task": "t", "batch": batch, "steps_per_cpu_second": 10.0 * batch} for batch in (1, 1024)]
+    horizon = {"benchmark": "horizon", "model": [0.1] * 16, "copy_last": [0.2] * 16}
+    results: list[dict[str, Any]] = [transfer, horizon, *speed]
+    assert dream.transfer_table(results)[-1].endswith("| 180 ± 1 | 100 ± 1 | 90% | 100 |"), "of the best way to act"
+    assert dream.speed_table(results)[-1] == "| t | 10 | – | 10,240 |"
+    assert dream.horizon_table(results)[-1] == "| 16 | 0.10000 | 0.20000 |"

@@ -1,15 +1,19 @@
 """The world model as an environment: its contract with SB3 and gymnasium, its numbers, and what it refuses."""
 
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+import yaml
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env as check_gymnasium_env
+from huggingface_hub import ModelCard
 from PIL import Image
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.env_checker import check_env
@@ -38,6 +42,7 @@ from tests.small import (
     small_model,
     weights,
 )
+from tests.tasks import PixelCatch
 
 
 @pytest.fixture(scope="module")
@@ -486,3 +491,57 @@ def test_commands_end_with_one_line(saved: Path, tmp_path: Path, monkeypatch: py
             main([*arguments])
     with pytest.raises(SystemExit, match="no display"):
         main(["play", str(tmp_path / "none.zip")])
+
+
+# ------------------------------------------------------------------------------------------------------------ runs of RL Zoo
+
+
+def zoo_run(folder: Path, env_id: str, model: DreamerV2, **arguments: Any) -> Path:
+    """A folder as RL Zoo leaves it."""
+    saved = folder / env_id.replace("/", "-")
+    saved.mkdir(parents=True)
+    args = {"env": env_id, "seed": 0, "env_kwargs": None, "n_timesteps": -1, "gym_packages": []} | arguments
+    (saved / "args.yml").write_text(yaml.safe_dump(args))
+    (saved / "config.yml").write_text(yaml.safe_dump({"policy": "MlpPolicy", "n_timesteps": 60.0, "train_freq": 8}))
+    model.save(folder / f"{saved.name}.zip")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cartpole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = small_model("CartPole-v1", seed=0, **LEARN).learn(40)
+    return zoo_run(tmp_path_factory.mktemp("runs") / "CartPole-v1_1", "CartPole-v1", model)
+
+
+def test_a_run_of_the_zoo_needs_no_arguments(cartpole_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["video", str(cartpole_run / "CartPole-v1.zip"), "--horizon", "2", "--sequences", "1", "--steps", "100"])
+    assert (cartpole_run / "dream.gif").exists() and "2 dreamt" in capsys.readouterr().out
+
+
+def test_model_card(cartpole_run: Path) -> None:
+    main(["card", str(cartpole_run), "--episodes", "2"])
+    card = ModelCard.load(cartpole_run / "README.md")
+    (result,) = card.data.eval_results  # type: ignore[attr-defined]
+    assert (result.dataset_type, result.metric_type) == ("CartPole-v1", "mean_reward") and "+/-" in result.metric_value
+    assert card.data.library_name == "stable-baselines3"  # type: ignore[attr-defined]
+    assert "| environment steps of the training | 40 |" in card.text and "train_freq: 8" in card.text
+    assert "python -m rl_zoo3.train --algo dreamer --env CartPole-v1 --seed 0" in card.text
+
+
+def test_lost_statistics_are_named(tmp_path: Path, cartpole_run: Path) -> None:
+    folder = tmp_path / "CartPole-v1_2"
+    shutil.copytree(cartpole_run, folder)
+    (folder / "CartPole-v1" / "config.yml").write_text("normalize: true\n")
+    with pytest.raises(SystemExit, match=r"vecnormalize\.pkl is missing.* copy it there"):
+        main(["inspect", str(folder)])
+
+
+def test_report_films_pictures(tmp_path: Path, cartpole_run: Path) -> None:
+    from sb3_dreamer.zoo.report import film_dream
+
+    model = small_model(PixelCatch(rows=14), seed=0, policy_kwargs=dict(image_size=(16, 16)), **LEARN).learn(40)
+    gym.register("tests/TallCatch-v0", entry_point="tests.tasks:PixelCatch", kwargs={"rows": 14})
+    folder = zoo_run(tmp_path / "TallCatch-v0_1", "tests/TallCatch-v0", model)
+    said = film_dream(folder / "tests-TallCatch-v0.zip", folder, 0, "cpu")
+    assert said is not None and "5 frames seen, 9 dreamt" in said and (folder / "dream.gif").exists()
+    assert film_dream(cartpole_run / "CartPole-v1.zip", cartpole_run, 0, "cpu") is None, "no pictures, no film"

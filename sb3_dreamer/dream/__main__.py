@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from sb3_dreamer.dream.drawing import save_film
+from sb3_dreamer.dream.drawing import safe_name, save_film
 from sb3_dreamer.dream.env import WINDOW, DreamEnv, check_display, idle_action, key_table
 from sb3_dreamer.dream.inspection import draw_page, inspect
 from sb3_dreamer.dream.model_card import write_card
@@ -83,7 +83,7 @@ def play(args: argparse.Namespace) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # gymnasium's, of plots that are not drawn here
         from gymnasium.utils.play import play as play_env
-    print(f"A dream of {opened.path}: one every {env.horizon} steps. Escape ends it. Keys:")
+    print(f"Dreams of {opened.path}, each of at most {env.horizon} steps. Escape ends them. Keys:")
     for name, action in key_table(env.action_space).values():
         print(f"  {name:>12}  {action}")
     env.reset(seed=args.seed)
@@ -101,10 +101,9 @@ def video(args: argparse.Namespace) -> None:
     options = args.sequences, args.context, args.horizon, args.keys
     loop = open_loop(opened.model, opened.recording, *options, seed=args.seed)
     for key in loop.truth:
-        name = "dream" if len(loop.truth) == 1 else f"dream_{key}"
-        target = args.output or opened.path.parent / f"{name}.gif"
-        if len(loop.truth) > 1 and args.output is not None:
-            target = target.with_name(f"{target.stem}_{key}{target.suffix}")
+        target = args.output or opened.path.parent / "dream.gif"
+        if len(loop.truth) > 1:
+            target = target.with_name(f"{target.stem}_{safe_name(key)}{target.suffix}")
         save_film(prediction_frames(loop, key), target, args.fps)
         error = loop.error(key)
         better = int((error.model < error.copy_last).sum())

@@ -1,6 +1,7 @@
 """Observations as pictures, and pictures as films."""
 
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -88,6 +89,14 @@ def _frame(frames: np.ndarray, colour: tuple[int, int, int]) -> None:
     mask[inner, inner] = True
     mask[GAP : height - GAP, GAP : width - GAP] = False
     frames[:, mask] = colour
+
+
+def safe_name(key: str) -> str:
+    """
+    :param key: of an observation, which may hold any character
+    :return: for the name of a file
+    """
+    return re.sub("[^A-Za-z0-9]+", "-", key)
 
 
 def gif_bytes(frames: Sequence[np.ndarray] | np.ndarray, fps: float) -> bytes:

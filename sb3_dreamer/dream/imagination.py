@@ -51,7 +51,9 @@ class Imagination:
         check_number("threshold", threshold, 0.0, 1.0)
         self.world_model, self.generator, self._action_space = model.policy.world_model, generator, model.action_space
         self._gamma = model.gamma
-        self._termination = termination if self.world_model.discount_head is not None else "never"
+        #: Whether there is something that says when episodes end; with gamma = 0 its labels are all the same
+        self._knows_ends = self.world_model.discount_head is not None and self._gamma > 0.0
+        self._termination = termination if self._knows_ends else "never"
         self._threshold = threshold
         transform = "identity" if transformed_rewards else model.model_objective.reward_transform  # type: ignore[attr-defined]
         self._inverse = INVERSE_REWARD_TRANSFORMS[transform]
@@ -107,8 +109,8 @@ class Imagination:
         """
         rewards = self._inverse(self.world_model.predict_rewards(features))
         continues = th.ones_like(rewards)
-        if self.world_model.discount_head is not None:  # its label is gamma where an episode goes on
-            continues = (self.world_model.discount_head(features).mean / self._gamma).clamp(0.0, 1.0)
+        if self._knows_ends:  # the label is gamma where an episode goes on
+            continues = (self.world_model.discount_head(features).mean / self._gamma).clamp(0.0, 1.0)  # type: ignore[misc]
         limit: th.Tensor | float = self._threshold
         if self._termination == "sample":
             limit = th.empty_like(continues).uniform_(generator=self.generator)

@@ -1,7 +1,7 @@
 """Figures of predictions. They are drawn without pyplot: the caller's backend stays as it is, and no display is needed."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -65,7 +65,7 @@ def draw_lines(loop: OpenLoop, key: str, until: int | None = None) -> "Figure":
     return figure
 
 
-def draw_horizon(loop: OpenLoop, key: str, axes: "object") -> None:
+def draw_horizon(loop: OpenLoop, key: str, axes: Any) -> None:
     """
     Error against horizon, of the model and of the last frame that it has seen.
 
@@ -75,11 +75,11 @@ def draw_horizon(loop: OpenLoop, key: str, axes: "object") -> None:
     """
     error = loop.error(key)
     steps = np.arange(1, len(error.model) + 1)
-    axes.plot(steps, error.model, "o-", markersize=3, color="tab:orange", label="world model")  # type: ignore[attr-defined]
-    axes.plot(steps, error.copy_last, "s--", markersize=3, color="tab:gray", label="copy of the last frame")  # type: ignore[attr-defined]
+    axes.plot(steps, error.model, "o-", markersize=3, color="tab:orange", label="world model")
+    axes.plot(steps, error.copy_last, "s--", markersize=3, color="tab:gray", label="copy of the last frame")
     unit = {"picture": "mean squared error", "numbers": "squared error / variance", "classes": "share that is wrong"}
-    axes.set(xlabel="open-loop steps", ylabel=unit[loop.kinds[key]], ylim=(0, None))  # type: ignore[attr-defined]
-    axes.legend(fontsize="small", frameon=False)  # type: ignore[attr-defined]
+    axes.set(xlabel="open-loop steps", ylabel=unit[loop.kinds[key]], ylim=(0, None))
+    axes.legend(fontsize="small", frameon=False)
 
 
 def prediction_frames(loop: OpenLoop, key: str) -> np.ndarray | list[np.ndarray]:

@@ -46,7 +46,8 @@ class DreamVecEnv(VecEnv):
     :param threshold: likewise
     :param transformed_rewards: rewards as the reward head learned them (tanh, symlog), instead of the environment's units
     :param keys: of a Dict space, to see only these; None for all
-    :param vec_normalize: statistics with which the model was trained, if it has no environment any more
+    :param vec_normalize: statistics with which the model was trained, if it has no environment any more; without them
+        normalised rewards (``norm_reward``) stay normalised
     :param channels_last: of pictures; None is as in the model's environment, True if it has none
     :param start_steps: to play, if ``starts`` is an environment
     :param seed: of everything random; ``seed()`` before ``reset()`` does the same

@@ -80,7 +80,9 @@ def film_dream(model_path: Path, run: Path, seed: int, device: str) -> str | Non
     keys = [key for key in decoded if isinstance(parts[key], ImagePart)]
     if not keys:
         return None
-    recording = open_recording(model, make_env(run, 1, seed), steps=FILM_STEPS, seed=seed)
+    env = make_env(run, 1, seed)
+    recording = open_recording(model, env, steps=FILM_STEPS, seed=seed)
+    env.close()
     if recording.longest <= FILM_CONTEXT:
         return f"no film: episodes of {recording.longest - 1} steps are too short to see {FILM_CONTEXT} frames of"
     loop = open_loop(model, recording, 3, FILM_CONTEXT, keys=keys[:1], seed=0)
