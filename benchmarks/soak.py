@@ -112,7 +112,8 @@ def work(folder: Path, kind: str, at: int) -> None:
     if checkpoints(folder / "checkpoints"):
         model = DreamerV2.resume(folder / "checkpoints", env)
     else:
-        shutil.rmtree(folder / "replay", ignore_errors=True)
+        if (folder / "replay").exists():  # renamed, since this process may be killed while it removes the files
+            (folder / "replay").rename(folder / f"removed {time.time_ns()}")
         storage = dict(storage_path=str(folder / "replay"), storage_compression=1 if folder.name == COMPRESSED else None)
         model = DreamerV2("MlpPolicy", env, replay_buffer_kwargs=storage, **OPTIONS)
     print("ready", flush=True)
@@ -162,7 +163,7 @@ class Folder:
         self.faults[kind] += 1
         self._check(kind)
 
-    def _wait(self, pid: int, ready: Callable[[], bool], seconds: float = 30.0) -> None:
+    def _wait(self, pid: int, ready: Callable[[], bool], seconds: float = 120.0) -> None:
         end = time.monotonic() + seconds
         while not ready() and time.monotonic() < end:
             time.sleep(0.0005)
