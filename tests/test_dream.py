@@ -336,7 +336,11 @@ def test_errors_by_hand() -> None:
 
 def test_recorded_play_is_what_happened(vector_model: DreamerV2) -> None:
     env = RandomEnv(length=4)
+    before = th.get_rng_state(), np.random.get_state()[1]  # type: ignore[index]
     buffer = record(vector_model, env, 20, seed=3)
+    assert th.equal(before[0], th.get_rng_state()) and np.array_equal(before[1], np.random.get_state()[1])  # type: ignore[index]
+    th.manual_seed(17)
+    assert np.array_equal(record(vector_model, RandomEnv(length=4), 20, seed=3).actions, buffer.actions)
     stored = buffer.observations[: buffer.size(), 0]  # type: ignore[index]
     assert np.array_equal(stored, np.array(env.observations)[: len(stored)])
     assert buffer.num_records == 25, "20 steps in 5 episodes, one more record each"
