@@ -1,5 +1,6 @@
 """The world model as an environment: its contract with SB3 and gymnasium, its numbers, and what it refuses."""
 
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -549,3 +550,21 @@ def test_report_films_pictures(tmp_path: Path, cartpole_run: Path) -> None:
     said = film_dream(folder / "tests-TallCatch-v0.zip", folder, 0, "cpu")
     assert said is not None and "5 frames seen, 9 dreamt" in said and (folder / "dream.gif").exists()
     assert film_dream(cartpole_run / "CartPole-v1.zip", cartpole_run, 0, "cpu") is None, "no pictures, no film"
+
+
+def test_code_of_the_page_runs(cartpole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "dream.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    for long, short in {
+        "60_000": "64",
+        '"MlpPolicy", dream': '"MlpPolicy", dream, n_steps=8, batch_size=32, n_epochs=1',
+    }.items():
+        assert long in code
+        code = code.replace(long, short)
+    monkeypatch.chdir(tmp_path)
+    model = small_model("CartPole-v1", seed=0, **LEARN).learn(40)
+    model.save("model.zip")
+    model.save_replay_buffer("replay_buffer.pkl")
+    names: dict[str, Any] = {}
+    exec(compile(code, "dream.md", "exec"), names)
+    assert names["agent"].num_timesteps >= 64 and names["dream"].observation_space == model.observation_space
