@@ -16,7 +16,7 @@ ROOMS: dict[str, tuple[str, str]] = {
     ),
     "world_model": ("latents convolutions encoders decoders rssm world_model", "common"),
     "behavior": ("actors actor_critic exploration", "common"),
-    "replay": ("files storage disk_storage records windows buffer conversion", "common"),
+    "replay": ("files rows storage disk_storage records windows buffer conversion", "common"),
     "dreamer_v2": (
         "networks policies reporting diagnostics update graphs engine checkpoint saving sequence_algorithm dreamer_v2 "
         "exchange",

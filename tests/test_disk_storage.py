@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,36 @@ from sb3_dreamer import DreamerV2, SequenceReplayBuffer
 from sb3_dreamer.dreamer_v2.graphs import tensors_of
 from sb3_dreamer.replay import disk_storage
 from sb3_dreamer.replay.disk_storage import DiskStorage
+from sb3_dreamer.replay.rows import CompressedRows, Compression
 from sb3_dreamer.replay.storage import Field
 from tests.small import DISCRETE, LEARN, SMALL, SMALL_POLICY, VECTOR, RandomEnv
 
 SPACE = spaces.Dict({"camera": spaces.Box(0, 255, (1, 6, 5), np.uint8), "arm": spaces.Box(-1.0, 1.0, (3,), np.float32)})
+#: Chunks are smaller than the rings of these tests
+CHUNK = 4
+PLAIN, COMPRESSED = None, Compression(1, CHUNK)
+KINDS = pytest.mark.parametrize("kind", [PLAIN, COMPRESSED], ids=["plain", "compressed"])
 FIELDS = {
     "number": Field((4,), np.dtype(np.int64)),
     **{name: Field((), np.dtype(bool)) for name in ("done", "timeout", "episode_start")},
 }
 
 
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Compression.__new__, "__defaults__", (CHUNK,))
+
+
 def make_buffer(
-    folder: Path | None, size: int = 60, n_envs: int = 2, resume: bool = False, **kwargs: Any
+    folder: Path | None,
+    size: int = 60,
+    n_envs: int = 2,
+    resume: bool = False,
+    kind: Compression | None = PLAIN,
+    **kwargs: Any,
 ) -> SequenceReplayBuffer:
-    storage = {} if folder is None else dict(storage_path=str(folder), storage_resume=resume)
+    level = None if kind is None else kind.level
+    storage = {} if folder is None else dict(storage_path=str(folder), storage_resume=resume, storage_compression=level)
     options = dict(n_envs=n_envs, batch_length=5, image_size=None, **storage)
     buffer = SequenceReplayBuffer(size, SPACE, DISCRETE, "cpu", **{**options, **kwargs})
     buffer.seed(0)
@@ -65,10 +82,12 @@ def same_samples(a: SequenceReplayBuffer, b: SequenceReplayBuffer) -> None:
             assert x.dtype == y.dtype and x.equal(y)
 
 
+@KINDS
 @pytest.mark.parametrize("steps", [3, 20, 100], ids=["few", "half", "wrapped"])
-def test_the_same_buffer(steps: int, tmp_path: Path) -> None:
+def test_the_same_buffer(steps: int, kind: Compression | None, tmp_path: Path) -> None:
     """Beside one in memory, while it is written, and opened again."""
-    memory, disk = make_buffer(None), make_buffer(tmp_path / "replay")
+    memory, disk = make_buffer(None), make_buffer(tmp_path / "replay", kind=kind)
+    assert isinstance(disk._storage._rows, CompressedRows) == (kind is not None)  # type: ignore[union-attr]
     for buffer in (memory, disk):
         fill(buffer, steps)
     same_samples(memory, disk)
@@ -76,7 +95,7 @@ def test_the_same_buffer(steps: int, tmp_path: Path) -> None:
     for name in ("actions", "rewards", "dones", "timeouts"):
         rows = slice(disk.size())
         np.testing.assert_array_equal(getattr(memory, name)[rows], getattr(disk, name)[rows])
-    again = make_buffer(tmp_path / "replay", resume=True)
+    again = make_buffer(tmp_path / "replay", resume=True, kind=kind)
     same_samples(memory, again)
     assert again._storage.damaged() == []  # type: ignore[union-attr]
     for buffer in (memory, again):
@@ -95,6 +114,7 @@ def test_whoever_opens_a_folder_must_say_so(tmp_path: Path) -> None:
         (dict(size=80), "capacity: the folder has 30, expected 40"),
         (dict(n_envs=3), "n_envs: the folder has 2, expected 3"),
         (dict(image_size=(3, 3)), "row: "),
+        (dict(kind=COMPRESSED), r"compression: the folder has None, expected \{'name': 'zstandard'"),
     ):
         with pytest.raises(ValueError, match=text):
             make_buffer(tmp_path, resume=True, **options)
@@ -114,9 +134,10 @@ def test_another_process_is_kept_out(tmp_path: Path) -> None:
     fill(buffer, 1)
 
 
-def test_pickle_refers_to_the_folder(tmp_path: Path) -> None:
+@KINDS
+def test_pickle_refers_to_the_folder(kind: Compression | None, tmp_path: Path) -> None:
     """A checkpoint is small; loaded again it has what it had then, not what came after."""
-    buffer = make_buffer(tmp_path / "replay", size=1000)
+    buffer = make_buffer(tmp_path / "replay", size=1000, kind=kind)
     fill(buffer, 50)
     checkpoint = pickle.dumps(buffer)
     assert len(checkpoint) < 5000
@@ -134,23 +155,26 @@ def test_pickle_refers_to_the_folder(tmp_path: Path) -> None:
         pickle.loads(checkpoint)
 
 
-def test_forgetting_everything(tmp_path: Path) -> None:
-    buffer = make_buffer(tmp_path)
+@KINDS
+def test_forgetting_everything(kind: Compression | None, tmp_path: Path) -> None:
+    buffer = make_buffer(tmp_path, kind=kind)
     fill(buffer, 100)
     buffer.reset()
     assert buffer.num_records == 0
-    assert make_buffer(tmp_path, resume=True).num_records == 0
-    again, memory = make_buffer(tmp_path, resume=True), make_buffer(None)
+    assert make_buffer(tmp_path, resume=True, kind=kind).num_records == 0
+    again, memory = make_buffer(tmp_path, resume=True, kind=kind), make_buffer(None)
     for one in (again, memory):
-        fill(one, 4)
+        fill(one, 14)
     same_samples(again, memory)
 
 
 # ------------------------------------------------------------------------------------------------------------ accidents
 
 
-def storage(folder: Path, resume: bool = False, capacity: int = 16, flush_interval: int = 10) -> DiskStorage:
-    return DiskStorage(FIELDS, 2, capacity, folder, resume=resume, flush_interval=flush_interval)
+def storage(
+    folder: Path, kind: Compression | None = PLAIN, resume: bool = False, capacity: int = 16, flush_interval: int = 10
+) -> DiskStorage:
+    return DiskStorage(FIELDS, 2, capacity, folder, "", resume, kind, flush_interval)
 
 
 def append(target: DiskStorage, count: int) -> None:
@@ -170,10 +194,10 @@ def check(target: DiskStorage) -> None:
             assert (found == number).all(), (env, number, found)
 
 
-def write_until_killed(folder: Path, told: mmap.mmap) -> None:
+def write_until_killed(folder: Path, kind: Compression | None, told: mmap.mmap) -> None:
     """In a child process; tells how many records are complete."""
     try:
-        target = storage(folder, capacity=64, flush_interval=50)
+        target = storage(folder, kind, capacity=64, flush_interval=50)
         while True:
             append(target, 1)
             told[:16] = target.written.tobytes()
@@ -182,7 +206,8 @@ def write_until_killed(folder: Path, told: mmap.mmap) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_fifty_kills(tmp_path: Path) -> None:
+@KINDS
+def test_fifty_kills(kind: Compression | None, tmp_path: Path) -> None:
     """SIGKILL at random moments of writing, in children of this warm process: nothing is lost, nothing is torn."""
     random, told = np.random.default_rng(0), mmap.mmap(-1, 16)
     records = 0
@@ -191,14 +216,14 @@ def test_fifty_kills(tmp_path: Path) -> None:
         told[:16] = bytes(16)
         child = os.fork()
         if child == 0:
-            write_until_killed(folder, told)
+            write_until_killed(folder, kind, told)
         while told[:16] == bytes(16):
             pass
         time.sleep(float(random.uniform(0.0, 0.01)))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         complete = np.frombuffer(told[:16], np.int64)
-        target = storage(folder, resume=True, capacity=64, flush_interval=50)
+        target = storage(folder, kind, resume=True, capacity=64, flush_interval=50)
         assert (target.written >= complete).all() and (target.written <= complete + 1).all()
         check(target)
         assert target.damaged() == [] and (target.written - target.first >= np.minimum(complete, 63)).all()
@@ -209,21 +234,22 @@ def test_fifty_kills(tmp_path: Path) -> None:
     assert records > 500, "they were killed in the midst of it"
 
 
-def test_records_after_the_flush_that_a_power_cut_tore(tmp_path: Path) -> None:
+@KINDS
+def test_records_after_the_flush_that_a_power_cut_tore(kind: Compression | None, tmp_path: Path) -> None:
     """The disk keeps what was flushed; of what came later any part may be missing, old rows may be half overwritten."""
-    target = storage(tmp_path)
-    append(target, 20)  # 40 records, flushed
-    assert target._unflushed == 0
+    target = storage(tmp_path, kind)
+    append(target, 20)
+    target.flush()
     append(target, 4)
     target.close_without_flush()
-    row, index = target._row.itemsize, disk_storage.INDEX.itemsize
+    index = disk_storage.INDEX.itemsize
     with open(tmp_path / "records.bin", "r+b") as file:
-        file.seek((22 % 16) * row)  # of ring 0: its index entry is on the disk, its content is not
+        file.seek(target._rows._place(0, 22))  # of ring 0: its index entry is on the disk, its content is not
         file.write(b"\xff" * 8)
     with open(tmp_path / "index.bin", "r+b") as file:
         file.seek((16 + 21 % 16) * index)  # of ring 1: the other way round
         file.write(bytes(index))
-    again = storage(tmp_path, resume=True)
+    again = storage(tmp_path, kind, resume=True)
     assert again.written.tolist() == [22, 21]
     # Rows of records 22 and 23 are no longer those of 6 and 7
     assert again.first.tolist() == [8, 8]
@@ -231,27 +257,32 @@ def test_records_after_the_flush_that_a_power_cut_tore(tmp_path: Path) -> None:
     assert again.damaged() == []
 
 
+@KINDS
 @pytest.mark.parametrize("more", [5, 14, 40])
-def test_truncated_records_do_not_come_back(more: int, tmp_path: Path) -> None:
+def test_truncated_records_do_not_come_back(more: int, kind: Compression | None, tmp_path: Path) -> None:
     """Neither at once nor behind the records that take their places, nor do the rows that they overwrote."""
-    target = storage(tmp_path)
-    append(target, 20)
+    target = storage(tmp_path, kind)
+    append(target, 23)
     target.truncate([18, 18])
+    check(target)
     append(target, more)
     target.truncate([20, 20])
     held = (target.first.tolist(), target.written.tolist())
     target.close()
-    again = storage(tmp_path, resume=True)
+    again = storage(tmp_path, kind, resume=True)
     assert (again.first.tolist(), again.written.tolist()) == held and again.damaged() == []
     append(again, 1)
     again.close_without_flush()
-    last = storage(tmp_path, resume=True)
+    last = storage(tmp_path, kind, resume=True)
     assert last.written.tolist() == [21, 21] and last.damaged() == []
     check(last)
 
 
-def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    buffer, memory = make_buffer(tmp_path), make_buffer(None)
+@KINDS
+def test_a_full_disk_is_one_error_and_loses_nothing(
+    kind: Compression | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer, memory = make_buffer(tmp_path, kind=kind), make_buffer(None)
     for one in (buffer, memory):
         fill(one, 20)
     write, calls = os.pwrite, [0]
@@ -260,44 +291,76 @@ def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path: Path, monkeypatch:
         calls[0] += 1
         return write(descriptor, content[: len(content) // 2], offset)
 
-    monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(OSError, match="No space left"):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(os, "pwrite", full)
         fill(buffer, 1, seed=1)
-    monkeypatch.undo()
     assert calls[0] == 1
     same_samples(memory, buffer)
-    again = make_buffer(tmp_path, resume=True)
+    again = make_buffer(tmp_path, resume=True, kind=kind)
     assert again._storage.damaged() == []  # type: ignore[union-attr]
     same_samples(memory, again)
 
 
-@pytest.mark.parametrize("name", ["records.bin", "index.bin", "flushed.bin", "format.json"])
+@KINDS
+def test_whichever_write_finds_the_disk_full(
+    kind: Compression | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a chunk, a record, an index entry, the first or the second ring; full rings too."""
+    target, write, left = storage(tmp_path, kind), os.pwrite, [0]
+
+    def full(descriptor: int, content: bytes, offset: int) -> int:
+        left[0] -= 1
+        return write(descriptor, content if left[0] >= 0 else content[: len(content) // 2], offset)
+
+    for count in range(60):
+        left[0] = 7 * count % 41
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+            patch.setattr(os, "pwrite", full)
+            append(target, 100)
+        check(target)
+        held = target.written.copy()
+        assert held[0] == held[1], "a step counts in all rings or in none"
+    target.close_without_flush()
+    again = storage(tmp_path, kind, resume=True)
+    assert again.damaged() == [] and (again.written >= held).all() and held[0] > 100
+    check(again)
+
+
+@pytest.mark.parametrize("name", ["records.bin", "chunks.bin", "index.bin", "flushed.bin", "format.json"])
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.9])
 def test_truncated_and_missing_files_are_named(name: str, part: float, tmp_path: Path) -> None:
-    fill(make_buffer(tmp_path), 10)
+    make = partial(make_buffer, tmp_path, kind=COMPRESSED)
+    fill(make(), 10)
     path = tmp_path / name
     content = path.read_bytes()
     path.write_bytes(content[: int(part * len(content))])
     with pytest.raises(ValueError, match=rf"{name} (is damaged|has format)"):
-        make_buffer(tmp_path, resume=True)
+        make(resume=True)
     path.unlink()
     if name != "format.json":
         with pytest.raises(ValueError, match=f"{name} is damaged"):
-            make_buffer(tmp_path, resume=True)
+            make(resume=True)
     path.write_bytes(content)
-    assert make_buffer(tmp_path, resume=True).num_records > 0
+    assert make(resume=True).num_records > 0
 
 
-def test_flipped_bits_are_found(tmp_path: Path) -> None:
-    target = storage(tmp_path, capacity=100)
+@KINDS
+def test_flipped_bits_are_found(kind: Compression | None, tmp_path: Path) -> None:
+    target = storage(tmp_path, kind, capacity=100)
     append(target, 50)
     target.close()
-    with open(tmp_path / "records.bin", "r+b") as file:
-        file.seek((100 + 7) * target._row.itemsize + 3)
+    rows: Any = target._rows
+    name, place = ("records.bin", rows._place(1, 7) + 3) if kind is None else ("chunks.bin", rows._slot(1, 4) + 20)
+    with open(tmp_path / name, "r+b") as file:
+        file.seek(place)
         byte = file.read(1)
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte[0] ^ 4]))
-    assert storage(tmp_path, resume=True, capacity=100).damaged() == [(1, 7)]
+    again = storage(tmp_path, kind, resume=True, capacity=100)
+    assert again.damaged() == [(1, 7)] if kind is None else [(1, 4), (1, 5), (1, 6), (1, 7)]
+    if kind is not None:
+        with pytest.raises(ValueError, match=r"chunks\.bin is damaged: the chunk of record 4 of ring 1"):
+            again.read(np.array([1]), np.array([3]), 3)
 
 
 def test_another_version_is_named(tmp_path: Path) -> None:
@@ -307,6 +370,35 @@ def test_another_version_is_named(tmp_path: Path) -> None:
     (tmp_path / "format.json").write_text(text.replace('"format": 1', '"format": 7'))
     with pytest.raises(ValueError, match="has format 7, expected 1: another version"):
         make_buffer(tmp_path, resume=True)
+
+
+def test_what_can_be_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames that repeat themselves take little of the disk, noise takes no more than it has."""
+    monkeypatch.setattr(Compression.__new__, "__defaults__", (64,))
+    frames, random = spaces.Box(0, 255, (1, 64, 64), np.uint8), np.random.default_rng(0)
+    used = {}
+    for name in ("dark", "noise"):
+        folder = tmp_path / name
+        buffer = SequenceReplayBuffer(500, frames, DISCRETE, "cpu", storage_path=str(folder), storage_compression=1)
+        for _ in range(400):
+            obs = random.integers(2 if name == "dark" else 256, size=(2, 1, 1, 64, 64), dtype=np.uint8)
+            obs[:, :, :, 2:] *= name == "noise"
+            buffer.add(obs[0], obs[1], np.zeros(1, np.int64), np.zeros(1), np.zeros(1, bool), [{}])
+        buffer._storage.flush()  # type: ignore[union-attr]
+        used[name] = (folder / "chunks.bin").stat().st_blocks * 512 / (384 * 4096)
+    assert used["dark"] < 0.1 and 0.9 < used["noise"] < 1.1
+
+
+def test_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="storage_compression=3 needs a storage_path"):
+        SequenceReplayBuffer(60, SPACE, DISCRETE, "cpu", storage_compression=3)
+    for level in (0, 23, 1.5, True):
+        with pytest.raises(ValueError, match="must be a level of zstandard from 1 to 22"):
+            make_buffer(tmp_path, kind=Compression(level))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(ImportError, match="pip install zstandard"):
+        make_buffer(tmp_path, kind=COMPRESSED)
+    assert not (tmp_path / "format.json").exists()
 
 
 def test_nothing_is_mapped_or_kept_in_memory(tmp_path: Path) -> None:

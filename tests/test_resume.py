@@ -265,9 +265,11 @@ def test_a_part_that_was_exchanged_is_found(whole: Path, tmp_path: Path) -> None
         DreamerV2.load(tmp_path / "m.zip")
 
 
-def test_a_loaded_model_opens_its_folder_when_it_learns(tmp_path: Path) -> None:
+@pytest.mark.parametrize("level", [None, 3])
+def test_a_loaded_model_opens_its_folder_when_it_learns(level: int | None, tmp_path: Path) -> None:
     """To look at a model must not disturb the run that writes its buffer."""
-    storage: dict[str, Any] = {"replay_buffer_kwargs": dict(storage_path=str(tmp_path / "replay"))}
+    options = dict(storage_path=str(tmp_path / "replay"), storage_compression=level)
+    storage: dict[str, Any] = {"replay_buffer_kwargs": options}
     model = DreamerV2("MlpPolicy", Clockwork(), **OPTIONS, **storage)
     model.learn(40)
     model.save(tmp_path / "model.zip")
@@ -278,6 +280,18 @@ def test_a_loaded_model_opens_its_folder_when_it_learns(tmp_path: Path) -> None:
     looked_at.learn(10, reset_num_timesteps=False)
     assert looked_at.replay_buffer.storage_path == str(tmp_path / "replay")
     assert looked_at.replay_buffer.num_records == records + 11
+
+
+def test_a_loaded_model_keeps_the_buffer_that_it_was_given(whole: Path, tmp_path: Path) -> None:
+    """Its own folder is opened only if there is nothing else to learn from."""
+    storage: dict[str, Any] = {"replay_buffer_kwargs": dict(storage_path=str(tmp_path / "replay"))}
+    model = DreamerV2("MlpPolicy", Clockwork(), **OPTIONS, **storage).learn(20)
+    model.save(tmp_path / "model.zip")
+    loaded = DreamerV2.load(tmp_path / "model.zip", Clockwork())
+    loaded.load_replay_buffer(whole / "buffer.pkl")
+    given, records = loaded.replay_buffer, loaded.replay_buffer.num_records
+    loaded.learn(10, reset_num_timesteps=False)
+    assert loaded.replay_buffer is given and given.storage_path is None and given.num_records == records + 11
 
 
 # ------------------------------------------------------------------------------------------ without an environment, bad ones

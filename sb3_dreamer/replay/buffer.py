@@ -29,6 +29,7 @@ from sb3_dreamer.common.preprocessing import ImageSize, NumpyObs, action_dim
 from sb3_dreamer.common.type_aliases import SequenceBatch
 from sb3_dreamer.replay.disk_storage import DiskStorage
 from sb3_dreamer.replay.records import OBSERVATION_PREFIX, RecordFormat
+from sb3_dreamer.replay.rows import Compression
 from sb3_dreamer.replay.storage import RamStorage
 from sb3_dreamer.replay.windows import RecordRange, draw_windows, usable_length
 
@@ -58,6 +59,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         of the environment has no end in this sense, since nothing happened there
     :param storage_path: folder in which the records are kept on the disk instead of in memory; see docs/reliability.md
     :param storage_resume: go on with what this folder holds; otherwise it must be empty
+    :param storage_compression: level of zstandard, 1 (fastest) to 22, that compresses the records there
     :param sample_running: whether records of episodes that have not ended may be sampled; if not, as in the released code,
         they wait until the episode ends or is cut off by a reset
     :raises ValueError: if an option or a space is not supported
@@ -79,6 +81,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         sample_running: bool = True,
         storage_path: str | None = None,
         storage_resume: bool = False,
+        storage_compression: int | None = None,
     ) -> None:
         # ReplayBuffer.__init__ is not called: it allocates every frame twice
         if optimize_memory_usage:
@@ -88,6 +91,8 @@ class SequenceReplayBuffer(ReplayBuffer):
             )
         if batch_length < 1:
             raise ValueError(f"batch_length must be at least 1, but is {batch_length}.")
+        self.storage_path = None if storage_path is None else str(Path(storage_path).absolute())
+        self.storage_compression = Compression.of_level(storage_compression, storage_path)
         self._total_size = int(buffer_size)
         self.buffer_size = max(self._total_size // n_envs, 1)
         self.observation_space = observation_space
@@ -101,8 +106,6 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.float_images = float_images
         self.prioritize_ends = prioritize_ends
         self.sample_running = sample_running
-
-        self.storage_path = None if storage_path is None else str(Path(storage_path).absolute())
         self._make_storage(storage_resume)  # refuses unsupported spaces
         self.action_dim = action_dim(action_space)
         self.obs_shape = get_obs_shape(observation_space)  # type: ignore[assignment]  # SB3 annotates the Box case only
@@ -111,12 +114,13 @@ class SequenceReplayBuffer(ReplayBuffer):
         self._take_over_counts()
 
     def _make_storage(self, resume: bool) -> None:
-        spaces_, layout = (self.observation_space, self.action_space), (self.image_size, self.float_images)
-        self._format = RecordFormat(*spaces_, self.n_envs, *layout)
+        spaces_ = self.observation_space, self.action_space
+        self._format = RecordFormat(*spaces_, self.n_envs, self.image_size, self.float_images)
         size = self._format.fields(), self.n_envs, self.buffer_size
         self._storage: RamStorage | DiskStorage = RamStorage(*size)
         if self.storage_path is not None:
-            self._storage = DiskStorage(*size, self.storage_path, self._format.description, resume)
+            how = resume, self.storage_compression
+            self._storage = DiskStorage(*size, self.storage_path, self._format.description, *how)
 
     def _take_over_counts(self) -> None:
         """Go on with what a folder holds already."""
@@ -337,7 +341,7 @@ class SequenceReplayBuffer(ReplayBuffer):
                 f"This replay buffer has format {state.get('format')} (sb3_dreamer {state.get('package_version')}), "
                 f"expected format {PICKLE_FORMAT}."
             )
-        self.__dict__.update(state["attributes"])
+        self.__dict__.update({"storage_compression": None, **state["attributes"]})
         self.device = get_device(self.device)  # the CPU, if it was saved on a GPU that is not here
         self._starting = np.ones(self.n_envs, dtype=bool)  # whoever goes on with it has reset the environments
         if self.storage_path is not None and not Path(self.storage_path, "format.json").exists():
@@ -357,7 +361,11 @@ class SequenceReplayBuffer(ReplayBuffer):
         :param envs: the rings, (n,)
         :param records: one array (n, *shape) for every field
         """
-        self._storage.write(envs, self._written[envs] % self.buffer_size, records)
+        try:
+            self._storage.write(envs, self._written[envs] % self.buffer_size, records)
+        except OSError:  # a full disk: the rows of the oldest records may have been written to
+            self._first = np.maximum(self._first, self._written + 1 - self.buffer_size)
+            raise
         for env in envs[records["done"]]:
             ends = self._ends[env]
             ends.append(int(self._written[env]))

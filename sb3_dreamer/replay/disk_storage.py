@@ -2,7 +2,8 @@
 The replay buffer's records on disk: a folder that outlives the process that writes it.
 
     format.json   version, package version, layout
-    records.bin   n_envs rings of capacity rows, each row one record
+    records.bin   n_envs rings of capacity rows, each row one record; compressed: of as many rows as wait for compression
+    chunks.bin    compressed: records in chunks, see :mod:`~sb3_dreamer.replay.rows`
     index.bin     for every row: number of the record, checksum, flags; written after the record, which makes it count
     flushed.bin   records of each ring that are known to be on the disk, with a checksum
     lock          held by the process that writes
@@ -24,13 +25,12 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from sb3_dreamer.replay.files import atomic_file
+from sb3_dreamer.replay.rows import CompressedRows, Compression, PlainRows, read_at, write_at
 from sb3_dreamer.replay.storage import Field
 
 FORMAT = 1
 INDEX = np.dtype([("number", "<i8"), ("checksum", "<u4"), ("flags", "u1"), ("unused", "u1", (3,))])
 FLAGS = ("done", "timeout", "episode_start")
-NAMES = ("records.bin", "index.bin")
-
 
 #: Folders that this process has open: whoever opens one again takes it over
 _OPEN: WeakValueDictionary[Path, "DiskStorage"] = WeakValueDictionary()
@@ -46,8 +46,10 @@ class DiskStorage:
     :param folder: made if it is not there
     :param layout: what else must agree when the folder is opened again
     :param resume: go on with what the folder holds; otherwise it must hold nothing
+    :param compression: how records are compressed, None if they are not
     :param flush_interval: records (of all rings) after which everything is brought to the disk
     :raises ValueError: if the folder holds something else, another layout, or damaged files
+    :raises ImportError: if they are to be compressed and the package ``zstandard`` is missing
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class DiskStorage:
         folder: str | Path,
         layout: str = "",
         resume: bool = False,
+        compression: Compression | None = None,
         flush_interval: int = 1000,
     ) -> None:
         self.folder = Path(folder).absolute()
@@ -70,7 +73,11 @@ class DiskStorage:
             "capacity": capacity,
             "row": str(self._row.descr),
             "layout": layout,
+            "compression": None if compression is None else {"name": "zstandard", "chunk": compression.chunk},
         }
+        self._rows = PlainRows(self._row, n_envs, capacity)
+        if compression is not None:
+            self._rows = CompressedRows(self._row, n_envs, capacity, compression, max(self.flush_interval, n_envs))
         self.written = np.zeros(n_envs, dtype=np.int64)  # records of each ring so far
         self.first = np.zeros(n_envs, dtype=np.int64)  # the oldest that is whole
         self._unflushed = 0
@@ -103,18 +110,24 @@ class DiskStorage:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all records when every ring is full, on the disk."""
+        """Bytes of all records when every ring is full, on the disk, before compression."""
         return (self._row.itemsize + INDEX.itemsize) * self._n_envs * self._capacity
 
     def view(self, name: str) -> np.ndarray:
         """
-        A field of all rows, to read; mapped, not copied.
+        A field of all rows, to read; mapped, not copied, unless it is compressed.
 
         :param name: name of a field
         :return: (n_envs, capacity, *shape)
         """
-        rows = np.memmap(self.folder / "records.bin", self._row, "r", shape=(self._n_envs, self._capacity))
-        return rows[name]
+        shape = (self._n_envs, self._capacity)
+        if not isinstance(self._rows, CompressedRows):
+            return np.memmap(self.folder / "records.bin", self._row, "r", shape=shape)[name]
+        result = np.zeros((*shape, *self._row[name].shape), self._row[name].base)
+        for env in range(self._n_envs):
+            for number in range(int(self.first[env]), int(self.written[env])):
+                result[env, number % self._capacity] = self._rows.read(env, number, 1)[name][0]
+        return result
 
     def write(self, envs: np.ndarray, positions: np.ndarray, records: Mapping[str, np.ndarray]) -> None:
         """
@@ -123,10 +136,23 @@ class DiskStorage:
         :param envs: the rings, (n,)
         :param positions: the row in each of them, (n,)
         :param records: one array (n, *shape) for every field
-        :raises OSError: if the disk is full; the record then does not count
+        :raises OSError: if the disk is full; none of the records counts then
         """
         if self.closed:
             raise ValueError(f"The replay buffer in {self.folder} has been closed, or opened again by another one.")
+        if self._unflushed + len(envs) > self.flush_interval:
+            self.flush()
+        for env in envs.tolist():
+            self._rows.settle(env, int(self.written[env]))
+        before = self.written.copy()
+        try:
+            self._append(envs, positions, records)
+        except OSError:
+            self.written = before
+            raise
+        self._unflushed += len(envs)
+
+    def _append(self, envs: np.ndarray, positions: np.ndarray, records: Mapping[str, np.ndarray]) -> None:
         rows = np.empty(len(envs), dtype=self._row)
         for name in self._row.names or ():
             rows[name] = records[name]
@@ -136,13 +162,10 @@ class DiskStorage:
             number = int(self.written[env])
             entry = np.zeros((), dtype=INDEX)
             entry["number"], entry["checksum"], entry["flags"] = number, checksum(content, number, int(flag)), flag
-            _write_at(self._files["records.bin"], content, place * self._row.itemsize)
-            _write_at(self._files["index.bin"], entry.tobytes(), place * INDEX.itemsize)
+            self.first[env] = max(self.first[env], number + 1 - self._capacity)
+            self._rows.write(env, number, content)
+            write_at(self._files["index.bin"], entry.tobytes(), place * INDEX.itemsize)
             self.written[env] += 1
-            self.first[env] = max(self.first[env], self.written[env] - self._capacity)
-        self._unflushed += len(envs)
-        if self._unflushed >= self.flush_interval:
-            self.flush()
 
     def read(self, envs: np.ndarray, starts: np.ndarray, length: int) -> dict[str, np.ndarray]:
         """
@@ -156,18 +179,18 @@ class DiskStorage:
         names = self._row.names or ()
         result = {n: np.empty((length, len(envs), *self._row[n].shape), self._row[n].base.newbyteorder("=")) for n in names}
         for column, (env, start) in enumerate(zip(envs.tolist(), starts.tolist(), strict=True)):
-            head = min(length, self._capacity - start)
-            pieces = [(0, start, head)] + ([(head, 0, length - head)] if head < length else [])
-            for offset, position, count in pieces:
-                rows = self._rows(env, position, count)
-                for name in names:
-                    result[name][offset : offset + count, column] = rows[name]
+            newest = int(self.written[env]) - 1
+            rows = self._rows.read(env, newest - (newest - start) % self._capacity, length)
+            for name in names:
+                result[name][:, column] = rows[name]
         return result
 
     def flush(self) -> None:
         """Bring everything written so far to the disk."""
         if self._unflushed == 0:
             return
+        for env in range(self._n_envs):
+            self._rows.settle(env, int(self.written[env]))
         for descriptor in self._files.values():
             _sync(descriptor)
         self._write_counts()
@@ -182,8 +205,9 @@ class DiskStorage:
         """Forget all records."""
         for name, descriptor in self._files.items():
             os.ftruncate(descriptor, 0)
-            os.ftruncate(descriptor, self._bytes(name))
+            os.ftruncate(descriptor, self._sizes[name])
         self.written[:], self.first[:], self._unflushed = 0, 0, 1
+        self._rows.open(self._files, self.written)
         self.flush()
 
     def truncate(self, written: Sequence[int]) -> None:
@@ -196,13 +220,15 @@ class DiskStorage:
         wanted = np.asarray(written, dtype=np.int64)
         if wanted.shape != self.written.shape or np.any(wanted > self.written):
             raise ValueError(f"{self.folder} holds {self.written.tolist()} records, expected at least {list(written)}.")
+        for env in range(self._n_envs):
+            self._rows.cut(env, int(self.first[env]), int(wanted[env]))
         before, self.written, self._unflushed = self.written, wanted.copy(), 1
         self.first = np.minimum(self.first, self.written)
         self.flush()
         # Whole as they are, they would count again behind the records that take their places
         for env, number in ((e, n) for e in range(self._n_envs) for n in range(int(wanted[e]), int(before[e]))):
             place = (env * self._capacity + number % self._capacity) * INDEX.itemsize
-            _write_at(self._files["index.bin"], bytes(INDEX.itemsize), place)
+            write_at(self._files["index.bin"], bytes(INDEX.itemsize), place)
 
     def flags(self, env: int) -> np.ndarray:
         """
@@ -242,19 +268,20 @@ class DiskStorage:
     def __del__(self) -> None:
         try:
             self.close()
-        except (OSError, AttributeError, TypeError):  # the interpreter is going down
+        except (OSError, AttributeError, TypeError, ImportError):  # the interpreter is going down
             pass
 
     # ---------------------------------------------------------------------------------------------------------- opening
 
-    def _bytes(self, name: str) -> int:
-        return {"records.bin": self._row, "index.bin": INDEX}[name].itemsize * self._n_envs * self._capacity
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {**self._rows.sizes, "index.bin": INDEX.itemsize * self._n_envs * self._capacity}
 
     def _create(self) -> None:
         """Sparse files: the disk gives room when a row is written. The format comes last, which makes the folder a buffer."""
-        for name in NAMES:
+        for name, size in self._sizes.items():
             with open(self.folder / name, "wb") as file:
-                file.truncate(self._bytes(name))
+                file.truncate(size)
         self._write_counts()
         version = files("sb3_dreamer").joinpath("version.txt").read_text().strip()
         with atomic_file(self.folder / "format.json") as file:
@@ -266,13 +293,16 @@ class DiskStorage:
         if different:
             texts = [f"{name}: the folder has {found.get(name)}, expected {self._format[name]}" for name in different]
             raise ValueError(f"The replay buffer in {self.folder} does not fit: " + "; ".join(texts) + ".")
-        for name in NAMES:
+        for name, size in self._sizes.items():
             path = self.folder / name
-            size = path.stat().st_size if path.exists() else -1
-            if size != self._bytes(name):
-                raise ValueError(f"{path} is damaged: it has {max(size, 0)} bytes, expected {self._bytes(name)}.")
+            held = path.stat().st_size if path.exists() else 0
+            if held != size or not path.exists():
+                raise ValueError(f"{path} is damaged: it has {held} bytes, expected {size}.")
             self._files[name] = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
-        self._recover(self._flushed_counts())
+        flushed = self._flushed_counts()
+        self._rows.open(self._files, flushed)
+        self._recover(flushed)
+        self._unflushed = int((self.written - flushed).sum())
 
     def _flushed_counts(self) -> np.ndarray:
         path = self.folder / "flushed.bin"
@@ -300,20 +330,19 @@ class DiskStorage:
     def _entries(self, env: int, numbers: np.ndarray) -> np.ndarray:
         """Index entries in the places of some records, all of one ring."""
         start = env * self._capacity * INDEX.itemsize
-        ring = np.frombuffer(_read_at(self._files["index.bin"], self._capacity * INDEX.itemsize, start), INDEX)
+        ring = np.frombuffer(read_at(self._files["index.bin"], self._capacity * INDEX.itemsize, start), INDEX)
         return ring[numbers % self._capacity]
 
     def _is_whole(self, env: int, number: int) -> bool:
         place = env * self._capacity + number % self._capacity
-        entry = np.frombuffer(_read_at(self._files["index.bin"], INDEX.itemsize, place * INDEX.itemsize), INDEX)[0]
+        entry = np.frombuffer(read_at(self._files["index.bin"], INDEX.itemsize, place * INDEX.itemsize), INDEX)[0]
         if entry["number"] != number or entry["checksum"] == 0:
             return False
-        content = self._rows(env, number % self._capacity, 1).tobytes()
+        try:
+            content = self._rows.read(env, number, 1).tobytes()
+        except ValueError:  # of a chunk
+            return False
         return bool(entry["checksum"] == checksum(content, number, int(entry["flags"])))
-
-    def _rows(self, env: int, position: int, count: int) -> np.ndarray:
-        place = (env * self._capacity + position) * self._row.itemsize
-        return np.frombuffer(_read_at(self._files["records.bin"], count * self._row.itemsize, place), self._row)
 
 
 def checksum(content: bytes, number: int, flags: int) -> int:
@@ -351,27 +380,6 @@ def _lock(folder: Path) -> int | None:
         os.close(descriptor)
         raise ValueError(f"The replay buffer in {folder} is in use by another buffer or process.") from error
     return descriptor
-
-
-def _read_at(descriptor: int, count: int, offset: int) -> bytes:
-    if hasattr(os, "pread"):
-        content = os.pread(descriptor, count, offset)
-    else:
-        os.lseek(descriptor, offset, os.SEEK_SET)
-        content = os.read(descriptor, count)
-    if len(content) != count:
-        raise ValueError(f"The replay buffer on disk ends early: {len(content)} of {count} bytes at {offset}.")
-    return content
-
-
-def _write_at(descriptor: int, content: bytes, offset: int) -> None:
-    if hasattr(os, "pwrite"):
-        done = os.pwrite(descriptor, content, offset)
-    else:
-        os.lseek(descriptor, offset, os.SEEK_SET)
-        done = os.write(descriptor, content)
-    if done != len(content):  # a full disk writes a part first
-        raise OSError(28, "No space left on device for the replay buffer")
 
 
 def _sync(descriptor: int) -> None:
