@@ -350,6 +350,13 @@ def test_recorded_play_is_what_happened(vector_model: DreamerV2) -> None:
     assert dream.recording.buffer.num_records == 15
 
 
+def test_starts_from_a_buffer_on_the_disk(tmp_path: Path) -> None:
+    stored = dict(storage_path=str(tmp_path / "replay"))
+    model = random_model(VECTOR, seed=0, replay_buffer_kwargs=stored, **LEARN).learn(40)
+    in_memory = random_model(VECTOR, seed=0, **LEARN).learn(40)
+    assert equal(DreamVecEnv(model, 4, seed=0).reset(), DreamVecEnv(in_memory, 4, seed=0).reset())
+
+
 # ----------------------------------------------------------------------------------------------------- inspection, tools
 
 
