@@ -1,5 +1,5 @@
 # On a fresh machine with Python and make:
-#   make train                      trains CartPole-v1 and draws a learning curve
+#   make train                      trains CartPole-v1 and draws a learning curve (of pixel tasks also a film: dream and truth)
 #   make train ENV=ALE/Pong-v5      any env of gymnasium; SEED=1, N=100000 (steps), ARGS="..." (more options of rl_zoo3.train)
 #   make test                       runs the tests
 

@@ -1,5 +1,6 @@
 """The world model as an environment: its contract with SB3 and gymnasium, its numbers, and what it refuses."""
 
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -336,13 +337,24 @@ def test_errors_by_hand() -> None:
 
 def test_recorded_play_is_what_happened(vector_model: DreamerV2) -> None:
     env = RandomEnv(length=4)
+    before = th.get_rng_state(), np.random.get_state()[1]  # type: ignore[index]
     buffer = record(vector_model, env, 20, seed=3)
+    assert th.equal(before[0], th.get_rng_state()) and np.array_equal(before[1], np.random.get_state()[1])  # type: ignore[index]
+    th.manual_seed(17)
+    assert np.array_equal(record(vector_model, RandomEnv(length=4), 20, seed=3).actions, buffer.actions)
     stored = buffer.observations[: buffer.size(), 0]  # type: ignore[index]
     assert np.array_equal(stored, np.array(env.observations)[: len(stored)])
     assert buffer.num_records == 25, "20 steps in 5 episodes, one more record each"
     assert vector_model.replay_buffer is not buffer
     dream = DreamVecEnv(vector_model, 2, RandomEnv(length=4), start_steps=12)
     assert dream.recording.buffer.num_records == 15
+
+
+def test_starts_from_a_buffer_on_the_disk(tmp_path: Path) -> None:
+    stored = dict(storage_path=str(tmp_path / "replay"))
+    model = random_model(VECTOR, seed=0, replay_buffer_kwargs=stored, **LEARN).learn(40)
+    in_memory = random_model(VECTOR, seed=0, **LEARN).learn(40)
+    assert equal(DreamVecEnv(model, 4, seed=0).reset(), DreamVecEnv(in_memory, 4, seed=0).reset())
 
 
 # ----------------------------------------------------------------------------------------------------- inspection, tools
@@ -545,3 +557,21 @@ def test_report_films_pictures(tmp_path: Path, cartpole_run: Path) -> None:
     said = film_dream(folder / "tests-TallCatch-v0.zip", folder, 0, "cpu")
     assert said is not None and "5 frames seen, 9 dreamt" in said and (folder / "dream.gif").exists()
     assert film_dream(cartpole_run / "CartPole-v1.zip", cartpole_run, 0, "cpu") is None, "no pictures, no film"
+
+
+def test_code_of_the_page_runs(cartpole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "dream.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    for long, short in {
+        "60_000": "64",
+        '"MlpPolicy", dream': '"MlpPolicy", dream, n_steps=8, batch_size=32, n_epochs=1',
+    }.items():
+        assert long in code
+        code = code.replace(long, short)
+    monkeypatch.chdir(tmp_path)
+    model = small_model("CartPole-v1", seed=0, **LEARN).learn(40)
+    model.save("model.zip")
+    model.save_replay_buffer("replay_buffer.pkl")
+    names: dict[str, Any] = {}
+    exec(compile(code, "dream.md", "exec"), names)
+    assert names["agent"].num_timesteps >= 64 and names["dream"].observation_space == model.observation_space

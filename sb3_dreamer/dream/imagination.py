@@ -16,6 +16,9 @@ from sb3_dreamer.world_model.rssm import ObservedSequence
 #: How an episode ends in a dream
 TERMINATIONS = ("threshold", "sample", "never")
 
+#: Dreams from which on sums of rows are faster than products with one-hot states: before them, the weights are transposed
+SMALLEST_SPARSE_BATCH = 16
+
 
 class DreamStep(NamedTuple):
     """What one step of some dreams has brought."""
@@ -97,7 +100,7 @@ class Imagination:
         :return: (n, ...)
         """
         rssm = self.world_model.rssm
-        return rssm.imagine_step(state, actions, self.noise(len(actions)), rssm.one_hot(state))
+        return rssm.imagine_step(state, actions, self.noise(len(actions)), self._one_hot(state))
 
     @th.no_grad()
     def judge(self, features: th.Tensor | OneHotFeatures) -> DreamStep:
@@ -125,8 +128,11 @@ class Imagination:
         :return: (n, ...), and what came of it
         """
         state = self.advance(state, self.action_vectors(actions, len(state.deterministic)))
-        one_hot = self.world_model.rssm.one_hot(state)
+        one_hot = self._one_hot(state)
         return state, self.judge(state.features if one_hot is None else one_hot)
+
+    def _one_hot(self, state: LatentState) -> OneHotFeatures | None:
+        return self.world_model.rssm.one_hot(state) if len(state.stochastic) >= SMALLEST_SPARSE_BATCH else None
 
     def action_vectors(self, actions: np.ndarray, count: int) -> th.Tensor:
         """

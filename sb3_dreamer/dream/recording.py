@@ -181,8 +181,8 @@ def record(
     :param model: the agent
     :param env: wrapped as while training, ``VecNormalize`` included
     :param steps: of every environment
-    :param seed: of the environment
-    :return: what was seen
+    :param seed: of the environment and of the agent's actions
+    :return: what was seen; the global random numbers are left as they were
     :raises ValueError: if the environment has other spaces than the model
     """
     venv = model._wrap_env(env, verbose=0, monitor_wrapper=False)
@@ -194,6 +194,16 @@ def record(
                 f"The environment has the {name} space {given}, but the model was trained with {ours}: wrap the environment "
                 "as while training."
             )
+    drawn = np.random.get_state()
+    with th.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        if seed is not None:
+            th.manual_seed(seed)
+        buffer = _play(model, venv, steps, seed)
+    np.random.set_state(drawn)
+    return buffer
+
+
+def _play(model: SequenceOffPolicyAlgorithm, venv: VecEnv, steps: int, seed: int | None) -> SequenceReplayBuffer:
     policy, normalize = model.policy, unwrap_vec_normalize(venv)
     buffer = SequenceReplayBuffer(
         (steps * 2 + 1) * venv.num_envs,  # episodes of one step have two records

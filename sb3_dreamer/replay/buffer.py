@@ -25,7 +25,7 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dreamer.common.observations import OBSERVATION_KEY
-from sb3_dreamer.common.preprocessing import ImageSize, NumpyObs, action_dim, encode_actions
+from sb3_dreamer.common.preprocessing import ImageSize, NumpyObs, action_dim
 from sb3_dreamer.common.type_aliases import SequenceBatch
 from sb3_dreamer.replay.disk_storage import DiskStorage
 from sb3_dreamer.replay.records import OBSERVATION_PREFIX, RecordFormat
@@ -294,17 +294,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         :return: see :meth:`sample`
         """
         records = self._storage.read(envs, starts % self.buffer_size, length)
-        records["episode_start"][0] = True  # a sub-sequence's latent state begins at zero, in the middle of an episode too
-        episode_starts = self._to_device(records["episode_start"])
-        actions = encode_actions(self._to_device(records["action"]), self.action_space)
-        observations = {key: records[OBSERVATION_PREFIX + key] for key in self._format.observation_keys}
-        return SequenceBatch(
-            {key: self._to_device(value) for key, value in self._format.normalised(observations, env).items()},
-            actions.masked_fill(episode_starts.unsqueeze(-1), 0.0),
-            self._to_device(records["reward"] if env is None else env.normalize_reward(records["reward"])),
-            self._to_device(1.0 - (records["done"] & ~records["timeout"]).astype(np.float32)),
-            episode_starts,
-        )
+        return self._format.batch(records, env, self._to_device)
 
     def check_compatible(
         self,

@@ -1,13 +1,16 @@
 """What one arrival record holds, and the door where transitions are checked before they become records."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dreamer.common.observations import OBSERVATION_KEY, ObservationFormat, refuse
-from sb3_dreamer.common.preprocessing import ImageSize, NumpyObs, action_blocks, action_dim
+from sb3_dreamer.common.preprocessing import ImageSize, NumpyObs, action_blocks, action_dim, encode_actions
+from sb3_dreamer.common.type_aliases import SequenceBatch
 from sb3_dreamer.replay.storage import Field
 
 OBSERVATION_PREFIX = "observation/"  # a user's key may be called "action"
@@ -107,6 +110,30 @@ class RecordFormat:
         records["timeout"] = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
         records["episode_start"] = np.zeros(self._n_envs, dtype=bool)
         return records
+
+    def batch(
+        self, records: dict[str, np.ndarray], env: VecNormalize | None, to_device: Callable[[np.ndarray], th.Tensor]
+    ) -> SequenceBatch:
+        """
+        :param records: sub-sequences, one array (T, B, *shape) per field
+        :param env: normalises vector observations and rewards with its present statistics
+        :param to_device: from arrays to tensors
+        :return: (T, B, ...)
+        """
+        resets = records["episode_start"]
+        resets[0] = True  # the latent state of a sub-sequence begins at zero, in the middle of an episode too
+        rewards = records["reward"] if env is None else env.normalize_reward(records["reward"])
+        terminals = records["done"] & ~records["timeout"]
+        episode_starts = to_device(resets)
+        actions = encode_actions(to_device(records["action"]), self._action_space)
+        observations = {key: records[OBSERVATION_PREFIX + key] for key in self.observation_keys}
+        return SequenceBatch(
+            observations={key: to_device(value) for key, value in self.normalised(observations, env).items()},
+            actions=actions.masked_fill(episode_starts.unsqueeze(-1), 0.0),
+            rewards=to_device(rewards),
+            continues=to_device(1.0 - terminals.astype(np.float32)),
+            episode_starts=episode_starts,
+        )
 
     def differences(self, other: "RecordFormat") -> list[str]:
         """
