@@ -3,9 +3,10 @@ Short mode: documentation and examples as they stand, with everything that takes
 
 What is replaced while :func:`short_mode` is on, and nothing else:
 
-- ``DreamerV2(...)``: the arguments are checked against the real signature, then the sizes of networks, batches, buffer and
-  warm-up become those of ``tests/small.py``. Everything else (policy, spaces, losses, schedules, storage, exploration, encoder
-  classes) stays as it was written. Where there is no GPU, the options that need one are left out.
+- ``DreamerV2(...)``: the arguments are checked against the real signature, then the sizes of networks, batches and buffer, the
+  warm-up, the train ratio, the horizon and the device become those of ``tests/small.py``. Everything else (policy, spaces,
+  losses, schedules, storage, exploration, encoder classes) stays as it was written. Where there is no GPU, the options that
+  need one are left out.
 - ``learn(n)`` of ``DreamerV2`` and ``PPO`` goes on for at most ``STEPS`` environment steps; ``PPO`` has short rollouts.
 - ``train_offline(n)`` makes at most ``UPDATES`` updates.
 - ``open_loop`` is shown at most two steps: the episodes of untrained agents are short.
