@@ -66,7 +66,7 @@ def manager(env_id: str, folder: Path, **hyperparams: Any) -> ExperimentManager:
         "dreamer",
         env_id,
         str(folder),
-        n_timesteps=300,
+        n_timesteps=90,
         eval_freq=-1,
         hyperparams=hyperparams,
         seed=0,
@@ -160,16 +160,16 @@ CHOSEN = {env_id for _, ids in FAMILIES.values() for env_id in ids}
 
 @pytest.mark.parametrize("env_id", sections(lambda env_id: env_id in CHOSEN))
 def test_section_starts(env_id: str, tmp_path: Path) -> None:
-    """300 steps of rl_zoo3's own training with the section's networks; where an update takes seconds, on a smaller batch."""
+    """90 steps of rl_zoo3's own training with the section's networks; where an update takes seconds, on a smaller batch."""
     need(env_id)
     small_batch = dict(batch_size=2, batch_length=8) if re.fullmatch(LARGE, env_id) else {}
-    experiment = manager(env_id, tmp_path, learning_starts=200, train_freq=100, buffer_size=1000, **small_batch)
+    experiment = manager(env_id, tmp_path, learning_starts=50, train_freq=45, buffer_size=1000, **small_batch)
     made = experiment.setup_experiment()
     assert made is not None
     model = made[0]
     before = {name: value.clone() for name, value in model.policy.state_dict().items()}
     experiment.learn(model)
-    assert model.num_timesteps == 300 and model._n_updates == 1
+    assert model.num_timesteps == 90 and model._n_updates == 1
     after = model.policy.state_dict()
     assert all(bool(th.isfinite(value).all()) for value in after.values())
     for part in ("world_model.", "behavior.actor", "behavior.critic."):
