@@ -380,7 +380,7 @@ def main() -> None:
     result |= {name: checks[name] for name in names} | {"damage_named": checks["damage named"]}
     print(result)
     if not options.no_record:
-        record(result, FOLDER / "soak.json", ("faults",))
+        record({"kind": "soak", **result}, FOLDER / "soak.json", ("kind",))
         write_page(result)
     sys.exit(1 if problems else 0)
 
