@@ -4,6 +4,7 @@ from pathlib import Path
 
 from stable_baselines3.common.callbacks import BaseCallback
 
+from sb3_dreamer.common.distributed import rank
 from sb3_dreamer.dreamer_v2.checkpoint import save_checkpoint
 from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
 
@@ -23,6 +24,8 @@ class ResumableCheckpointCallback(BaseCallback):
     """
 
     model: SequenceOffPolicyAlgorithm  # type: ignore[assignment]
+    #: Where several processes learn together, callbacks run on rank 0 but for those that say so; this one has parts on all
+    every_rank = True
 
     def __init__(self, save_freq: int, folder: str | Path, keep: int | None = 2, verbose: int = 0):
         super().__init__(verbose)
@@ -48,5 +51,5 @@ class ResumableCheckpointCallback(BaseCallback):
     def _save(self) -> None:
         path = save_checkpoint(self.model, self.folder, self.keep)
         self._saved_at = self.model.num_timesteps
-        if self.verbose >= 1:
+        if self.verbose >= 1 and rank() == 0:
             print(f"Saved {path}")
