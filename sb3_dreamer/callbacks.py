@@ -4,7 +4,7 @@ from pathlib import Path
 
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_dreamer.common.distributed import rank
+from sb3_dreamer.common.distributed import rank, world_size
 from sb3_dreamer.dreamer_v2.checkpoint import save_checkpoint
 from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
 
@@ -49,6 +49,8 @@ class ResumableCheckpointCallback(BaseCallback):
             self._save()
 
     def _save(self) -> None:
+        if world_size() > 1 and self.model._team is None:  # rl_zoo3 ends training twice, also after a rank was lost
+            return
         path = save_checkpoint(self.model, self.folder, self.keep)
         self._saved_at = self.model.num_timesteps
         if self.verbose >= 1 and rank() == 0:

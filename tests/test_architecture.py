@@ -25,7 +25,10 @@ ROOMS: dict[str, tuple[str, str]] = {
     "envs": ("atari atari_vec_env scaling wrappers optional crafter dmc minatar procgen registration", "common"),
     "callbacks": ("callbacks", "common world_model behavior replay dreamer_v2"),
     "presets": ("presets", "common world_model behavior replay dreamer_v2"),
-    "zoo": ("hyperparams_opt __init__ report __main__", "common world_model behavior replay dreamer_v2 envs presets"),
+    "zoo": (
+        "hyperparams_opt ranks __init__ report __main__",
+        "common world_model behavior replay dreamer_v2 callbacks envs presets",
+    ),
     "": ("__init__", "common world_model behavior replay dreamer_v2 presets"),
 }
 HEAVY = {"ale_py", "cv2", "rl_zoo3", "optuna", "matplotlib", "yaml"}
