@@ -39,10 +39,10 @@ COMMON: dict[str, Any] = dict(
 SIZES: dict[str, Any] = dict(deterministic_size=64, hidden_size=64, net_arch=[64, 64])
 TASKS: dict[str, dict[str, Any]] = {
     "CartPole-v1": dict(
-        steps=3200, policy="MlpPolicy", batch_length=16, policy_kwargs=SIZES | dict(stochastic_size=8, stochastic_classes=8)
+        steps=1600, policy="MlpPolicy", batch_length=16, policy_kwargs=SIZES | dict(stochastic_size=8, stochastic_classes=8)
     ),
     "PixelCatch": dict(
-        steps=2400, policy="CnnPolicy", batch_length=8,
+        steps=1280, policy="CnnPolicy", batch_length=8,
         policy_kwargs=SIZES | dict(stochastic_size=16, stochastic_classes=16, cnn_depth=8),
     ),
 }  # fmt: skip
@@ -67,7 +67,7 @@ def run(task: str, seed: int, folder: str) -> None:
     model = DreamerV2(policy, env, seed=seed, buffer_size=20_000, **options)
     if distributed.rank() == 0:
         model.set_logger(configure(folder, ["json"]))
-    model.learn(steps, callback=LogEveryNTimesteps(160), log_interval=None)
+    model.learn(steps, callback=LogEveryNTimesteps(80), log_interval=None)
 
 
 def curve(path: Path) -> list[dict[str, float]]:
@@ -86,8 +86,8 @@ def curve(path: Path) -> list[dict[str, float]]:
 
 def measure() -> None:
     """All runs that are not there yet, one after the other."""
-    for task in TASKS:
-        for seed in SEEDS:
+    for seed in SEEDS:
+        for task in TASKS:
             for ranks in (1, 2):
                 if known(FILE, task=task, seed=seed, ranks=ranks):
                     continue

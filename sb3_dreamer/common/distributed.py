@@ -172,13 +172,23 @@ def join() -> None:
             )
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         try:
-            backend = "cpu:gloo,cuda:nccl" if th.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+            _meet(me, size, timedelta(seconds=seconds))
         except (RuntimeError, ValueError) as error:  # whatever the store makes of it
             raise RankError(
                 f"Rank {me} of {size} waited up to {seconds:g} s at {where} in vain: not all ranks came. {first_line(error)}"
             ) from error
     _ranks = Ranks()
+
+
+def _meet(me: int, size: int, patience: timedelta) -> None:
+    """Make the group that gradients go through."""
+    store, _, _ = next(dist.rendezvous("env://", rank=me, world_size=size, timeout=patience))
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(size):
+        # With --master-port torchrun's store outlives a restart, and with it the addresses of those that have died; with more
+        # machines there has to be another rendezvous (--rdzv-backend c10d), which begins with a new store
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "cpu:gloo,cuda:nccl" if th.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=me, world_size=size, timeout=patience)
 
 
 def leave() -> None:
