@@ -42,4 +42,4 @@ def test_atari(tmp_path, capsys):
 
 
 def test_no_example_without_a_test():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"atari", "distributed", "quick_start"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"atari", "distributed", "quick_start", "sweep"}
