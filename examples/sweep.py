@@ -92,8 +92,10 @@ def search(storage: str, options: argparse.Namespace, others: Sequence[str]) -> 
         ]
         while any(worker.poll() is None for worker in workers):
             time.sleep(0.5)
-            if not killed and len(finished(study)) >= 2:  # to show what happens
-                workers[0].kill()
+            alive = [worker for worker in workers if worker.poll() is None]
+            running = len(study.get_trials(states=(TrialState.RUNNING,)))
+            if not killed and finished(study) and running == len(alive) > 0:  # to show what happens: each has a trial
+                alive[0].kill()
                 killed = True
         before = len(finished(study))
         for trial in study.get_trials(states=(TrialState.RUNNING,)):
@@ -127,7 +129,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--study-name", default="dreamer")
     parser.add_argument("--storage", default="sweep.log", help="URL of a database, or a journal file (.log)")
     parser.add_argument("--postgresql", metavar="FOLDER", help="start a PostgreSQL in this folder and use it")
-    parser.add_argument("--kill-one", action="store_true", help="kill one worker after the second finished trial")
+    parser.add_argument(
+        "--kill-one", action="store_true", help="kill one worker in the middle, after the first finished trial"
+    )
     options, others = parser.parse_known_args(arguments)
     with (
         postgresql(Path(options.postgresql).absolute()) if options.postgresql else contextlib.nullcontext(options.storage)

@@ -1,5 +1,6 @@
 """Several processes are one learner: the same parameters, the gradients of the joined batch, one end for all of them."""
 
+import json
 import os
 import re
 import signal
@@ -16,12 +17,15 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_dreamer import DreamerV2
+from sb3_dreamer.callbacks import ResumableCheckpointCallback
 from sb3_dreamer.common import distributed
 from sb3_dreamer.common.distributed import RankError
 from sb3_dreamer.common.heartbeat import Heartbeat
 from sb3_dreamer.common.normalization import Moments
 from sb3_dreamer.common.observations import ObservationFormat
 from sb3_dreamer.common.type_aliases import SequenceBatch
+from sb3_dreamer.dreamer_v2.checkpoint import checkpoints
+from sb3_dreamer.dreamer_v2.rank_files import taken_by
 from sb3_dreamer.dreamer_v2.update import UpdateNoise
 from tests.ranks import rank_environment, results, run_ranks
 from tests.small import BOX, DISCRETE, VECTOR, random_envs, random_model, same_weights, small_model, weights
@@ -217,7 +221,8 @@ def test_statistics_of_vec_normalize_are_those_of_all_ranks() -> None:
         env = VecNormalize(random_envs(n_envs=2))
         model = small_model(env, "MlpPolicy", seed=5)
         model.learn(160, log_interval=None)
-        return env.obs_rms.mean, env.obs_rms.var, env.obs_rms.count, env.ret_rms.var  # type: ignore[union-attr]
+        statistics: Any = env.obs_rms
+        return statistics.mean, statistics.var, statistics.count, env.ret_rms.var
 
     first, second = results(run_ranks(job))
     for ours, theirs in zip(first, second, strict=True):
@@ -501,3 +506,78 @@ def test_training_offline_together() -> None:
 
     (first, updates), (second, _) = results(run_ranks(job))
     assert same_weights(first, second) and updates == 4
+
+
+# -------------------------------------------------------------------------------------------------------------- resuming
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
+    """Two ranks, a checkpoint in mid-training, and what both had in the end."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+
+    def job(rank: int) -> Any:
+        model = random_model(seed=0, policy_kwargs=dict(normalize_observations=True))
+        model.learn(160, callback=ResumableCheckpointCallback(160, folder))
+        return weights(model), float(model.replay_buffer.rewards.sum()), model.replay_buffer.num_records
+
+    return folder, results(run_ranks(job))
+
+
+def test_a_checkpoint_has_the_parts_of_all_ranks(checkpoint: tuple[Path, list[Any]]) -> None:
+    (path,) = checkpoints(checkpoint[0])
+    buffers, states = {"replay_buffer.pkl", "replay_buffer.rank1.pkl"}, {"random.json", "random.rank1.json"}
+    assert {one.name for one in path.iterdir()} == {"model.zip", "contents.json"} | buffers | states
+    assert set(json.loads((path / "contents.json").read_text())) == {"model.zip"} | buffers | states
+
+
+def test_two_ranks_go_on_with_what_they_had(checkpoint: tuple[Path, list[Any]]) -> None:
+    """Each with its own buffer and random numbers, both with the same parameters."""
+
+    def job(rank: int) -> Any:
+        resumed = DreamerV2.resume(checkpoint[0], random_envs())
+        found = float(resumed.replay_buffer.rewards.sum()), resumed.replay_buffer.num_records
+        before = weights(resumed)
+        resumed.learn(64, reset_num_timesteps=False)
+        return before, *found, weights(resumed), th.rand(1).item()
+
+    first, second = results(run_ranks(job))
+    for rank, resumed in enumerate((first, second)):
+        saved, rewards, records = checkpoint[1][rank]
+        assert same_weights(resumed[0], saved) and resumed[1:3] == (rewards, records)
+    assert same_weights(first[3], second[3]) and first[4] != second[4]
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_another_number_of_ranks_goes_on(size: int, checkpoint: tuple[Path, list[Any]]) -> None:
+    """Buffers are put together or copied, and it is said; nothing is lost with fewer ranks."""
+
+    def job(rank: int) -> Any:
+        with pytest.warns(UserWarning, match="replay buffers were saved by 2 ranks") as said:
+            resumed = DreamerV2.resume(checkpoint[0], random_envs(), batch_size=6)
+        found = resumed.replay_buffer.num_records
+        resumed.learn(48, reset_num_timesteps=False)
+        return found, weights(resumed), resumed.num_timesteps, [str(one.message) for one in said]
+
+    outcomes = [job(0)] if size == 1 else results(run_ranks(job, size))
+    records = [one[2] for one in checkpoint[1]]
+    assert [one[0] for one in outcomes] == ([sum(records)] if size == 1 else [records[0], records[1], records[0]])
+    assert all(same_weights(one[1], outcomes[0][1]) and one[2] == 160 + 48 for one in outcomes)
+
+
+def test_buffers_on_disk_have_folders_of_their_own(tmp_path: Path) -> None:
+    def job(rank: int) -> int:
+        model = random_model(seed=0, replay_buffer_kwargs=dict(storage_path=str(tmp_path / "replay")))
+        model.learn(64, callback=ResumableCheckpointCallback(64, tmp_path / "checkpoints"))
+        return model.replay_buffer.num_records
+
+    first, second = results(run_ranks(job))
+    assert {"replay", "replay.rank1"} < {path.name for path in tmp_path.iterdir()}
+    with pytest.warns(UserWarning, match="saved by 2 ranks, on disk: its own is taken"):
+        resumed = DreamerV2.resume(tmp_path / "checkpoints", random_envs())
+    assert resumed.replay_buffer.num_records == first == second
+
+
+@pytest.mark.parametrize("size, saved, expected", [(2, 4, [[0, 2], [1, 3]]), (4, 2, [[0], [1], [0], [1]]), (3, 1, [[0]] * 3)])
+def test_who_takes_whose_files(size: int, saved: int, expected: list[list[int]]) -> None:
+    assert [taken_by(rank, size, saved) for rank in range(size)] == expected

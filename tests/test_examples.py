@@ -1,13 +1,16 @@
 """The examples run to their end, in the short mode that their arguments offer."""
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 from types import ModuleType
 
+import optuna
 import pytest
 
 from sb3_dreamer import DreamerV2
+from tests.test_zoo import TINY
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -39,6 +42,39 @@ def test_atari(tmp_path, capsys):
     model = DreamerV2.load(tmp_path / "final")
     assert model.action_space.n == 18 and model._n_updates > 0
     assert len(list(tmp_path.glob("rl_model_250_steps.zip"))) == 1
+
+
+def test_sweep(tmp_path, capfd, monkeypatch):
+    """Two workers on one journal file; one is killed, and another takes its place."""
+    (tmp_path / "tiny.yml").write_text(TINY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SB3_DREAMER_SIZES", "tiny")
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent), prepend=os.pathsep)
+    study = "--trials 3 --workers 2 --storage study.log --study-name tiny --kill-one"
+    zoo = "-conf tiny.yml -n 150 --n-evaluations 2 --eval-episodes 1 --n-startup-trials 1 --verbose 0"
+    load("sweep").main([*study.split(), *zoo.split()])
+    output = capfd.readouterr().out
+    rows = re.findall(r"^\| (\d+) \| (\w+) \|", output, re.MULTILINE)
+    states = [state for _, state in rows]
+    assert sorted(int(number) for number, _ in rows) == list(range(len(rows))), "no trial twice"
+    assert states.count("complete") + states.count("pruned") >= 3 and "fail" in states, output
+    assert "was left by a worker that died" in output and "trials finished; best: " in output
+    study = optuna.load_study(study_name="tiny", storage=journal(tmp_path / "study.log"))
+    assert all(0 < len(trial.intermediate_values) <= 2 for trial in study.trials if trial.state.name in ("COMPLETE", "PRUNED"))
+    assert all(trial.params["size"] == "tiny" for trial in study.trials if trial.params)
+
+
+def journal(path):
+    return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+
+
+def test_distributed(tmp_path):
+    """In one process, twice: the second goes on from the first one's checkpoint."""
+    arguments = ["--save-every", "500", "--folder", str(tmp_path)]
+    load("distributed").main(["--steps", "1020", *arguments])
+    load("distributed").main(["--steps", "1040", *arguments])
+    model = DreamerV2.load(tmp_path / "final")
+    assert model.num_timesteps == 1040 and model._n_updates == 10
 
 
 def test_no_example_without_a_test():
