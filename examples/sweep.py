@@ -13,6 +13,7 @@ user ``postgres``.
 
 import argparse
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -106,8 +107,8 @@ def search(storage: str, options: argparse.Namespace, others: Sequence[str]) -> 
     return study
 
 
-def report(study: optuna.Study) -> None:
-    """All trials, the best first."""
+def report(study: optuna.Study, path: Path | None) -> None:
+    """All trials, the best first, and as a JSON file."""
     print("| trial | state | return | intermediate returns | parameters |\n|---|---|---|---|---|")
     trials = study.get_trials()
     order = sorted(trials, key=lambda t: -t.value if t.state == TrialState.COMPLETE and t.value is not None else float("inf"))
@@ -118,6 +119,13 @@ def report(study: optuna.Study) -> None:
         print(f"| {trial.number} | {trial.state.name.lower()} | {value} | {steps} | {chosen} |")
     numbers = [trial.number for trial in trials]
     assert sorted(numbers) == list(range(len(trials))), "no trial is there twice"
+    if path is not None:
+        rows = [
+            dict(number=t.number, state=t.state.name.lower(), value=t.value, intermediate=[*t.intermediate_values.values()])
+            | dict(params=t.params)
+            for t in order
+        ]
+        path.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
     print(f"{len(finished(study))} trials finished; best: {study.best_trial.number} with {study.best_value:.1f}")
 
 
@@ -132,11 +140,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--kill-one", action="store_true", help="kill one worker in the middle, after the first finished trial"
     )
+    parser.add_argument("--result", type=Path, help="JSON file for all trials")
     options, others = parser.parse_known_args(arguments)
     with (
         postgresql(Path(options.postgresql).absolute()) if options.postgresql else contextlib.nullcontext(options.storage)
     ) as url:
-        report(search(url, options, others))
+        report(search(url, options, others), options.result)
 
 
 if __name__ == "__main__":
