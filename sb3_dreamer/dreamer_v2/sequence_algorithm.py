@@ -201,7 +201,8 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
             self.replay_buffer.start_episodes()
         if self.verbose >= 1:
             print(training_summary(self, result[0]))
-        warn_if_memory_is_short(self.replay_buffer)
+        if rank() == 0:
+            warn_if_memory_is_short(self.replay_buffer)
         return result
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
@@ -382,10 +383,12 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         return originals
 
     def dump_logs(self) -> None:
-        """Write the means of all updates since the last time to the logger, beside what SB3 logs."""
+        """Write the means of all updates since the last time to the logger, beside what SB3 logs; on rank 0 alone."""
+        if rank() > 0:
+            self._metrics.pop()
+            return
         self._record_training()
-        if rank() == 0:
-            super().dump_logs()
+        super().dump_logs()
 
     def _record_training(self) -> None:
         means = self._metrics.pop()
