@@ -71,19 +71,20 @@ def child(of: int) -> dict[int, int]:
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_rank_and_the_restart(victim: int, tmp_path: Path) -> None:
     """In mid-training: the other rank says what happened, and after the restart both go on from the checkpoint to the end."""
-    script = [str(ROOT / "examples" / "distributed.py"), "--steps", "2400", "--save-every", "200", "--folder", "run"]
+    script = [str(ROOT / "examples" / "distributed.py"), "--steps", "2000", "--save-every", "200", "--folder", "run"]
     process = torchrun(tmp_path, *script, restarts=1)
     until = time.monotonic() + 300
-    while len(checkpoints(tmp_path / "run" / "checkpoints")) < 2 and time.monotonic() < until:
+    reached = 0
+    while reached < 1200 and time.monotonic() < until:  # training begins at 1,000
         time.sleep(0.1)
-    time.sleep(1.0)
-    reached = max(int(path.name.removeprefix("step_")) for path in checkpoints(tmp_path / "run" / "checkpoints"))
+        reached = max([int(path.name.removeprefix("step_")) for path in checkpoints(tmp_path / "run" / "checkpoints")] + [0])
+    time.sleep(0.3)
     killed = time.monotonic()
     os.kill(child(process.pid)[victim], signal.SIGKILL)
     output = process.communicate(timeout=400)[0]
     assert process.returncode == 0, output
     survivor = 1 - victim
     assert f"RankError: Rank {survivor} of 2 stops: rank {victim} has ended without a word (killed?)" in output, output
-    assert f"Going on from step {reached}" in output and reached < 2400, output
-    assert DreamerV2.load(tmp_path / "run" / "final").num_timesteps == 2400
+    assert f"Going on from step {reached}" in output and 1200 <= reached < 2000, output
+    assert DreamerV2.load(tmp_path / "run" / "final").num_timesteps == 2000
     print(f"killed at step {reached}, finished {time.monotonic() - killed:.0f} s later")

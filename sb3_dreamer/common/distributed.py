@@ -6,6 +6,7 @@ In a process of its own everything here returns what it is given. The environmen
 process learn for itself, ``SB3_DREAMER_TIMEOUT`` is the number of seconds after which a silent rank is lost (600).
 """
 
+import atexit
 import io
 import os
 import pickle
@@ -178,6 +179,7 @@ def join() -> None:
                 f"Rank {me} of {size} waited up to {seconds:g} s at {where} in vain: not all ranks came. {first_line(error)}"
             ) from error
     _ranks = Ranks()
+    atexit.register(_ranks.heartbeat.stop)  # before the store goes
 
 
 def _meet(me: int, size: int, patience: timedelta) -> None:
