@@ -5,8 +5,8 @@ What a rollout and its update cost with W ranks: a simulator of the lockstep of 
     between:                         agreement (small)        gradients   gradients  gradients
 
 Every bar is a point at which all ranks wait for the slowest. The time of an all-reduce is that of a ring: 2 (W - 1) messages
-one after the other, which carry 2 (W - 1) / W of the bytes. (Thakur, Rabenseifner and Gropp, Optimization of Collective
-Communication Operations in MPICH, 2005, section 4.5.)
+one after the other, which carry 2 (W - 1) / W of the bytes (Thakur, Rabenseifner and Gropp, Optimization of Collective
+Communication Operations in MPICH, 2005).
 """
 
 from collections.abc import Sequence
