@@ -8,6 +8,7 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 
+from sb3_dreamer.common.distributed import rank, world_size
 from sb3_dreamer.common.functional import check_number
 from sb3_dreamer.dream.decoding import ObservationDecoder
 from sb3_dreamer.dream.drawing import gif_bytes, safe_name, save_film
@@ -34,6 +35,8 @@ class ResumableCheckpointCallback(BaseCallback):
     """
 
     model: SequenceOffPolicyAlgorithm  # type: ignore[assignment]
+    #: Where several processes learn together, callbacks run on rank 0 but for those that say so; this one has parts on all
+    every_rank = True
 
     def __init__(self, save_freq: int, folder: str | Path, keep: int | None = 2, verbose: int = 0):
         super().__init__(verbose)
@@ -57,9 +60,11 @@ class ResumableCheckpointCallback(BaseCallback):
             self._save()
 
     def _save(self) -> None:
+        if world_size() > 1 and self.model._team is None:  # rl_zoo3 ends training twice, also after a rank was lost
+            return
         path = save_checkpoint(self.model, self.folder, self.keep)
         self._saved_at = self.model.num_timesteps
-        if self.verbose >= 1:
+        if self.verbose >= 1 and rank() == 0:
             print(f"Saved {path}")
 
 

@@ -10,16 +10,16 @@ PACKAGE = Path(__file__).parents[1] / "sb3_dreamer"
 #: Rooms from the foundation up. A file imports only files before it in its room, and only rooms that the second entry names
 ROOMS: dict[str, tuple[str, str]] = {
     "common": (
-        "precision one_hot type_aliases functional schedules distributions action_distributions layers heads "
-        "preprocessing observations normalization optimization metrics",
+        "heartbeat distributed precision one_hot type_aliases functional schedules distributions action_distributions "
+        "layers heads preprocessing observations normalization optimization metrics",
         "",
     ),
     "world_model": ("latents convolutions encoders decoders rssm world_model", "common"),
     "behavior": ("actors actor_critic exploration", "common"),
     "replay": ("files rows storage disk_storage records windows buffer conversion", "common"),
     "dreamer_v2": (
-        "networks policies reporting diagnostics update graphs engine checkpoint saving sequence_algorithm dreamer_v2 "
-        "exchange",
+        "networks policies reporting diagnostics update graphs engine rank_files saving checkpoint agreement team "
+        "sequence_algorithm dreamer_v2 exchange",
         "common world_model behavior replay",
     ),
     "envs": ("atari atari_vec_env scaling wrappers optional crafter dmc minatar procgen registration", "common"),
@@ -29,7 +29,10 @@ ROOMS: dict[str, tuple[str, str]] = {
     ),
     "callbacks": ("callbacks", "common world_model behavior replay dreamer_v2 dream"),
     "presets": ("presets", "common world_model behavior replay dreamer_v2"),
-    "zoo": ("hyperparams_opt __init__ report __main__", "common world_model behavior replay dreamer_v2 envs presets dream"),
+    "zoo": (
+        "hyperparams_opt ranks __init__ report __main__",
+        "common world_model behavior replay dreamer_v2 callbacks envs presets dream",
+    ),
     "": ("__init__", "common world_model behavior replay dreamer_v2 presets"),
 }
 HEAVY = {"ale_py", "cv2", "rl_zoo3", "optuna", "matplotlib", "yaml"}

@@ -6,12 +6,14 @@ there are some updates. What is measured elsewhere (``benchmarks/``) is measured
 import ast
 import importlib.util
 import json
+import os
 import re
 from pathlib import Path
 from types import ModuleType
 
 import gymnasium as gym
 import numpy as np
+import optuna
 import pytest
 
 from benchmarks import exploration
@@ -20,6 +22,7 @@ from sb3_dreamer import DreamerV2
 from tests.envs import PixelReacher
 from tests.short_mode import short_mode
 from tests.tasks import SparseGrid
+from tests.test_zoo import TINY
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -157,6 +160,39 @@ def test_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
             exec(compile(cell, "quick_start.ipynb", "exec"), namespace)
     output = capsys.readouterr().out
     assert number(r"One more episode: ([\d.]+)", output) >= 8 and "error after 15 imagined steps: [" in output
+
+
+def test_sweep(tmp_path, capfd, monkeypatch):
+    """Two workers on one journal file; one is killed, and another takes its place."""
+    (tmp_path / "tiny.yml").write_text(TINY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SB3_DREAMER_SIZES", "tiny")
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent), prepend=os.pathsep)
+    study = "--trials 3 --workers 2 --storage study.log --study-name tiny --kill-one"
+    zoo = "-conf tiny.yml -n 150 --n-evaluations 2 --eval-episodes 1 --n-startup-trials 1 --verbose 0"
+    load("sweep").main([*study.split(), *zoo.split()])
+    output = capfd.readouterr().out
+    rows = re.findall(r"^\| (\d+) \| (\w+) \|", output, re.MULTILINE)
+    states = [state for _, state in rows]
+    assert sorted(int(number) for number, _ in rows) == list(range(len(rows))), "no trial twice"
+    assert states.count("complete") + states.count("pruned") >= 3 and "fail" in states, output
+    assert "was left by a worker that died" in output and "trials finished; best: " in output
+    study = optuna.load_study(study_name="tiny", storage=journal(tmp_path / "study.log"))
+    assert all(0 < len(trial.intermediate_values) <= 2 for trial in study.trials if trial.state.name in ("COMPLETE", "PRUNED"))
+    assert all(trial.params["size"] == "tiny" for trial in study.trials if trial.params)
+
+
+def journal(path):
+    return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+
+
+def test_distributed(tmp_path):
+    """In one process, twice: the second goes on from the first one's checkpoint."""
+    arguments = ["--save-every", "500", "--folder", str(tmp_path)]
+    load("distributed").main(["--steps", "1020", *arguments])
+    load("distributed").main(["--steps", "1040", *arguments])
+    model = DreamerV2.load(tmp_path / "final")
+    assert model.num_timesteps == 1040 and model._n_updates == 10
 
 
 def test_no_example_without_a_test():

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch as th
 from torch import nn
 
+from sb3_dreamer.common.distributed import average
 from sb3_dreamer.common.distributions import Distribution, UnitNormal
 from sb3_dreamer.common.functional import check_number, lambda_returns
 from sb3_dreamer.common.heads import ScalarHead
@@ -93,7 +94,7 @@ class RewardNormalizer(nn.Module):
 
     def forward(self, rewards: th.Tensor, momentum: float, scale: float = 1.0, epsilon: float = 1e-8) -> th.Tensor:
         """
-        Update the state with the current rewards, then divide by it. The state is a constant in the gradient.
+        Update the state with the current rewards (of all ranks), then divide by it. The state is a constant in the gradient.
 
         :param rewards: (...) or (..., C)
         :param momentum: share of the old state that is kept
@@ -101,7 +102,7 @@ class RewardNormalizer(nn.Module):
         :param epsilon: added to the state
         :return: the same shape
         """
-        sizes = rewards.detach().abs().reshape(-1, *self.magnitude.shape).mean(0)
+        sizes = average(rewards.detach().abs().reshape(-1, *self.magnitude.shape).mean(0))
         moved = self.magnitude * momentum + sizes * (1.0 - momentum)
         self.magnitude.copy_(th.where(th.isfinite(moved), moved, self.magnitude))
         return rewards / (self.magnitude + epsilon) * scale

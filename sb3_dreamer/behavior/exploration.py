@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_dreamer.behavior.actor_critic import ActorCritic, RewardNormalizer
+from sb3_dreamer.common.distributed import average
 from sb3_dreamer.common.distributions import UnitNormal
 from sb3_dreamer.common.functional import check_number
 from sb3_dreamer.common.heads import ScalarHead
@@ -240,7 +241,8 @@ class Plan2Explore(Exploration):
         predictions = UnitNormal(self.ensemble(inputs), event_dims=1)  # over (M, T - 1, B, target)
         starts = experience.episode_starts[1:]
         losses = -predictions.log_prob(self._targets(experience)[1:]).sum(0).masked_fill(starts, 0.0)
-        return losses.sum() / (~starts).sum().clamp(min=1)
+        # The ranks' mean of this is the sum of all losses over the number of all steps
+        return losses.sum() / average((~starts).sum()).clamp(min=1)
 
     def _targets(self, experience: Experience) -> th.Tensor:
         """What is predicted, (T, B, target)."""

@@ -205,6 +205,7 @@ def balanced_kl(
     free_nats: float = 0.0,
     free_nats_average: bool = True,
     forward: bool = False,
+    mean: Callable[[th.Tensor], th.Tensor] = th.mean,
 ) -> tuple[th.Tensor, th.Tensor]:
     """
     KL loss with balancing and free nats (V2, algorithm 2).
@@ -221,11 +222,13 @@ def balanced_kl(
     :param free_nats_average: compare ``free_nats`` with the mean over batch and time (the original's default); otherwise
         with every element
     :param forward: use KL(prior, posterior) instead of KL(posterior, prior)
+    :param mean: over batch and time, where it is compared with ``free_nats``; several learners have one batch together
     :return: the loss (scalar) and the KL values without free nats and without gradient, shape (T, B)
     """
     if balance is not None:
         posterior = scale_gradient(posterior, 1.0 - balance)
         prior = scale_gradient(prior, balance)
     value = kl(prior, posterior) if forward else kl(posterior, prior)
-    loss = value.mean().clamp(min=free_nats) if free_nats_average else value.clamp(min=free_nats).mean()
+    average = mean(value) if free_nats_average and free_nats > 0.0 else value.mean()
+    loss = average.clamp(min=free_nats) if free_nats_average else value.clamp(min=free_nats).mean()
     return loss, value.detach()

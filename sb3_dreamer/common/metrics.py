@@ -24,6 +24,12 @@ class MetricAverager:
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
             self._counts[name] = self._counts.get(name, 0) + 1
 
+    def take(self) -> dict[str, th.Tensor]:
+        """Means since the last call, by name, still on the device."""
+        means = {name: total / self._counts[name] for name, total in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        return means
+
     def pop(self) -> dict[str, float]:
         """Means since the last call, by name, as Python numbers."""
         names = list(self._sums)

@@ -1,11 +1,43 @@
 """Observations in units of their own spread, measured while an agent collects and saved with its networks."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch as th
 from torch import nn
 
 from sb3_dreamer.common.observations import ObservationFormat
+
+
+class Moments(NamedTuple):
+    """What is known of numbers that have been seen."""
+
+    number: th.Tensor  # ()
+    mean: th.Tensor  # (...)
+    squares: th.Tensor  # (...) sum of squared distances from the mean
+
+    def with_more(self, more: "Moments") -> "Moments":
+        """
+        :param more: moments of other numbers
+        :return: of both together
+        """
+        difference, total = more.mean - self.mean, self.number + more.number
+        squares = self.squares + (more.squares + difference**2 * (self.number * more.number / total))
+        return Moments(total, self.mean + difference * (more.number / total), squares)
+
+    def since(self, before: "Moments") -> "Moments":
+        """
+        The inverse of :meth:`with_more`, in float64 as good as exact.
+
+        :param before: moments of the first of these numbers
+        :return: of the others
+        """
+        count = self.number - before.number
+        if count <= 0:
+            return Moments(*(th.zeros_like(part) for part in self))
+        mean = before.mean + (self.mean - before.mean) * (self.number / count)
+        squares = self.squares - before.squares - (mean - before.mean) ** 2 * (before.number * count / self.number)
+        return Moments(count, mean, squares.clamp(min=0.0))
 
 
 class ObservationNormalizer(nn.Module):
@@ -39,6 +71,16 @@ class ObservationNormalizer(nn.Module):
         variance = self.squares / self.count.clamp(min=1.0)
         return th.where(self.count > 1.0, (variance + 1e-8).sqrt(), 1.0)
 
+    @property
+    def moments(self) -> Moments:
+        """What :meth:`update` has seen; assigned in place."""
+        return Moments(self.count, self.mean, self.squares)
+
+    @moments.setter
+    def moments(self, moments: Moments) -> None:
+        for own, new in zip(self.moments, moments, strict=True):
+            own.copy_(new)
+
     @th.no_grad()
     def update(self, stored: Mapping[str, th.Tensor]) -> None:
         """
@@ -47,11 +89,9 @@ class ObservationNormalizer(nn.Module):
         :param stored: observations as stored, per key (n, *stored shape)
         """
         rows = th.cat([stored[key].flatten(1) for key in self.shapes], dim=-1).double()
-        count, mean = len(rows), rows.mean(0)
-        difference, total = mean - self.mean, self.count + count
-        self.squares += ((rows - mean) ** 2).sum(0) + difference**2 * (self.count * count / total)
-        self.mean += difference * (count / total)
-        self.count.copy_(total)
+        mean = rows.mean(0)
+        seen = Moments(th.full_like(self.count, len(rows)), mean, ((rows - mean) ** 2).sum(0))
+        self.moments = self.moments.with_more(seen)
 
     def forward(self, encoded: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
         """

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch as th
 
+from sb3_dreamer.common.distributed import average_
 from sb3_dreamer.common.precision import outside_autocast
 
 
@@ -157,13 +158,14 @@ class ParameterOptimizer:
 
     def apply(self, max_grad_norm: float | None) -> th.Tensor:
         """
-        Clip the gradients by their global norm and take a step; none if the norm is not finite, so that weights and moments
-        stay what they were.
+        Average the gradients over all ranks, clip them by their global norm and take a step; none if the norm is not finite,
+        so that weights and moments stay what they were. One rank's NaN is in every rank's mean: all of them skip.
 
         :param max_grad_norm: largest norm; None does not clip
         :return: the norm before clipping, scalar
         """
         gradients = [p.grad for p in self.parameters if p.grad is not None]
+        average_(gradients)
         norm = global_norm(gradients)
         if max_grad_norm is not None:
             th._foreach_mul_(gradients, max_grad_norm / norm.clamp(min=max_grad_norm))

@@ -13,6 +13,8 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_dreamer.common.distributed import gather, rank
+from sb3_dreamer.dreamer_v2.rank_files import file_of_rank, is_of_rank
 from sb3_dreamer.replay.files import atomic_file, sync_folder
 
 if TYPE_CHECKING:
@@ -26,7 +28,8 @@ NAME = re.compile(r"step_(\d{12})")
 
 def save_checkpoint(algorithm: "SequenceOffPolicyAlgorithm", folder: str | Path, keep: int | None = None) -> Path:
     """
-    Write one checkpoint; it is there as a whole or not at all.
+    Write one checkpoint; it is there as a whole or not at all. Several ranks do so together, in a folder that all of them see:
+    rank 0 writes the model, and every rank its own buffer and random states.
 
     :param algorithm: in training
     :param folder: of all checkpoints
@@ -36,28 +39,47 @@ def save_checkpoint(algorithm: "SequenceOffPolicyAlgorithm", folder: str | Path,
     folder = Path(folder)
     target = folder / f"step_{algorithm.num_timesteps:012d}"
     hidden = folder / f".{target.name}.tmp"
-    shutil.rmtree(hidden, ignore_errors=True)
-    hidden.mkdir(parents=True)
+    if rank() == 0:
+        shutil.rmtree(hidden, ignore_errors=True)
+        hidden.mkdir(parents=True)
+    gather(None)  # the folder is there
     try:
-        algorithm.save(hidden / MODEL)
-        algorithm.save_replay_buffer(hidden / BUFFER)
-        normalize = algorithm.get_vec_normalize_env()
-        if normalize is not None:
-            normalize.save(str(hidden / NORMALIZE))
-        with atomic_file(hidden / RANDOM) as file:
-            file.write(json.dumps(random_states(algorithm)).encode())
-        contents = {path.name: digest(path) for path in sorted(hidden.iterdir())}
+        if not hidden.is_dir():
+            raise FileNotFoundError(f"Rank {rank()} does not see rank 0's {hidden}: all ranks must share the folder.")
+        write_parts(algorithm, hidden)
+        names = [path.name for path in sorted(hidden.iterdir()) if not path.name.startswith(".")]
+        digests = {name: digest(hidden / name) for name in names if is_of_rank(name) == rank()}
+        contents = {name: value for part in gather(digests) for name, value in part.items()}
+        if rank() > 0:
+            return target
         with atomic_file(hidden / CONTENTS) as file:
             file.write(json.dumps(contents).encode())
         shutil.rmtree(target, ignore_errors=True)
         os.replace(hidden, target)
     except BaseException:
-        shutil.rmtree(hidden, ignore_errors=True)
+        if rank() == 0:
+            shutil.rmtree(hidden, ignore_errors=True)
         raise
     sync_folder(folder)
     for old in checkpoints(folder)[:-keep] if keep is not None else []:
         shutil.rmtree(old)
     return target
+
+
+def write_parts(algorithm: "SequenceOffPolicyAlgorithm", folder: Path) -> None:
+    """
+    What one rank has to write.
+
+    :param algorithm: in training
+    :param folder: of one checkpoint
+    """
+    algorithm.save(folder / MODEL)
+    algorithm.save_replay_buffer(folder / BUFFER)
+    normalize = algorithm.get_vec_normalize_env()
+    if normalize is not None:
+        normalize.save(str(file_of_rank(folder / NORMALIZE)))
+    with atomic_file(file_of_rank(folder / RANDOM)) as file:
+        file.write(json.dumps(random_states(algorithm)).encode())
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
@@ -130,11 +152,15 @@ def random_states(algorithm: "SequenceOffPolicyAlgorithm") -> dict[str, Any]:
     return states
 
 
-def restore_random_states(algorithm: "SequenceOffPolicyAlgorithm", states: dict[str, Any]) -> None:
+def restore_random_states(algorithm: "SequenceOffPolicyAlgorithm", path: Path) -> None:
     """
     :param algorithm: that goes on
-    :param states: of :func:`random_states`
+    :param path: of a checkpoint; a rank that it does not know keeps the random states of its seed
     """
+    file = file_of_rank(path / RANDOM)
+    if not file.exists():
+        return
+    states = json.loads(file.read_text())
     th.set_rng_state(th.tensor(states["torch"], dtype=th.uint8))
     if "cuda" in states and algorithm.device.type == "cuda":
         th.cuda.set_rng_state(th.tensor(states["cuda"], dtype=th.uint8), algorithm.device)
@@ -159,6 +185,7 @@ def restore_normalization(path: Path, normalize: VecNormalize | None) -> None:
         said = ("with", "without") if has_file else ("without", "with")
         raise ValueError(f"{path} was made {said[0]} VecNormalize, but the environment comes {said[1]}: wrap it as before.")
     if normalize is not None:
-        saved = VecNormalize.load(str(path / NORMALIZE), normalize.venv)
+        own = file_of_rank(path / NORMALIZE)
+        saved = VecNormalize.load(str(own if own.exists() else path / NORMALIZE), normalize.venv)
         for name in ("obs_rms", "ret_rms", "returns", "clip_obs", "clip_reward", "gamma", "epsilon"):
             setattr(normalize, name, getattr(saved, name))

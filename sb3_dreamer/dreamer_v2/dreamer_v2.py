@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
 from sb3_dreamer.behavior.actor_critic import BehaviorObjective
+from sb3_dreamer.common.distributed import device_of_rank, rank, share
 from sb3_dreamer.common.functional import check_number
 from sb3_dreamer.common.schedules import parse_schedule, schedule_value
 from sb3_dreamer.common.type_aliases import LatentState, SequenceBatch
@@ -170,8 +171,8 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
             policy_kwargs=None if policy_kwargs is None else dict(policy_kwargs),
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
-            verbose=verbose,
-            device=device,
+            verbose=verbose if rank() == 0 else 0,
+            device=device_of_rank(device),
             support_multi_env=True,
             seed=seed,
             sde_support=False,
@@ -297,18 +298,19 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
         :func:`~sb3_dreamer.dreamer_v2.update.training_update`.
 
         :param gradient_steps: number of updates
-        :param batch_size: sequences of each
+        :param batch_size: sequences of each, over all ranks
         """
-        if self.replay_buffer.num_sampleable == 0:
+        if not (self.replay_buffer.num_sampleable > 0 if self._team is None else self._team.can_sample):
             return
         self.policy.set_training_mode(True)
         self._update_learning_rates()
         self.clock.first_update(self.num_timesteps, self._n_updates)
         self.engine.before_updates()
+        own_size = share("batch_size", batch_size)
         for _ in range(gradient_steps):
-            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env, batch_length=self.batch_length)
+            batch = self.replay_buffer.sample(own_size, env=self._vec_normalize_env, batch_length=self.batch_length)
             metrics = self.update(batch).metrics
-            self._metrics.add(metrics)
+            self._metrics.add(metrics) if self._team is None else self._team.note_update(metrics)
             self._guard(metrics, self.policy)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 

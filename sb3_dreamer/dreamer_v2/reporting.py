@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch as th
 from stable_baselines3.common.callbacks import ProgressBarCallback
 
+from sb3_dreamer.common.distributed import world_size
 from sb3_dreamer.dreamer_v2.policies import DreamerPolicy
 from sb3_dreamer.replay.buffer import SequenceReplayBuffer
 
@@ -69,11 +70,12 @@ def training_summary(algorithm: "SequenceOffPolicyAlgorithm", total_timesteps: i
     steps = max(total_timesteps - algorithm.num_timesteps, 0)
     filled = min(1.0, steps / max(algorithm.buffer_size, 1))
     name, total, batch = type(algorithm).__name__, sum(counts.values()), f"{algorithm.batch_size} sequences"
+    ranks = f" on each of {world_size()} ranks" if world_size() > 1 else ""
     return "\n".join(
         [
             f"{name} on {algorithm.device}, {dtype}: {total / 1e6:.2f}M parameters ({parts})",
-            f"Replay: {algorithm.buffer_size:,} steps take {bytes_full / GIGABYTE:.2f} GB of memory when full "
-            f"({filled * bytes_full / GIGABYTE:.2f} GB in this run)",
+            f"Replay{ranks}: {algorithm.buffer_size // world_size():,} steps take {bytes_full / GIGABYTE:.2f} GB of memory "
+            f"when full ({filled * bytes_full / GIGABYTE:.2f} GB in this run)",
             f"Updates: {train_ratio_text(algorithm)}, each on {batch} of {algorithm.batch_length} steps, "
             f"after {int(algorithm.learning_starts):,} random steps",
         ]
@@ -90,7 +92,7 @@ def train_ratio_text(algorithm: "SequenceOffPolicyAlgorithm") -> str:
         return "1 per environment step"
     if unit == "episode":
         return f"{algorithm.gradient_steps} per {frequency} episodes"
-    per_rollout = frequency * algorithm.n_envs
+    per_rollout = frequency * algorithm.n_envs * world_size()
     updates = per_rollout if algorithm.gradient_steps < 0 else algorithm.gradient_steps
     return f"{updates} per {per_rollout} environment steps"
 

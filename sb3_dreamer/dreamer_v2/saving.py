@@ -16,8 +16,10 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import open_path, save_to_pkl
 from stable_baselines3.common.type_aliases import GymEnv
 
+from sb3_dreamer.common.distributed import rank, world_size
 from sb3_dreamer.dreamer_v2.engine import Engine, EngineOptions
 from sb3_dreamer.dreamer_v2.policies import DreamerPolicy
+from sb3_dreamer.dreamer_v2.rank_files import file_of_rank, number_of_ranks, remove_others, taken_by
 from sb3_dreamer.replay.buffer import SequenceReplayBuffer
 from sb3_dreamer.replay.conversion import refill
 from sb3_dreamer.replay.files import atomic_file, is_path
@@ -56,7 +58,7 @@ class SavingAlgorithm(OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         derived = ["_engine", "_acting_state", "_metrics", "_check_learning", "_guard", "clock", "_step_in_flight", "_loading"]
-        return [*super()._excluded_save_params(), *derived, "_learning_rate_schedules"]
+        return [*super()._excluded_save_params(), *derived, "_learning_rate_schedules", "_team"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         optimizers = ["policy.optimizer", "policy.actor_optimizer.optimizer", "policy.critic_optimizer.optimizer"]
@@ -71,7 +73,8 @@ class SavingAlgorithm(OffPolicyAlgorithm):
         include: Iterable[str] | None = None,
     ) -> None:
         """
-        Save the model. See SB3's ``BaseAlgorithm.save``; an older file is replaced only by a complete one.
+        Save the model. See SB3's ``BaseAlgorithm.save``; an older file is replaced only by a complete one. Of several ranks
+        only rank 0 writes it; the file does not know how many there were.
 
         :param path: of the zip file
         :param exclude: attributes to leave out, besides those that always are
@@ -79,6 +82,8 @@ class SavingAlgorithm(OffPolicyAlgorithm):
         """
         if not is_path(path) or os.path.isdir(path):  # type: ignore[arg-type]
             return super().save(path, exclude, include)
+        if rank() > 0:
+            return None
         with atomic_file(path, "zip") as file:  # type: ignore[arg-type]
             super().save(file, exclude, include)  # type: ignore[arg-type]
 
@@ -115,35 +120,42 @@ class SavingAlgorithm(OffPolicyAlgorithm):
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """
-        Save the buffer; an older file is replaced only by a complete one. Of a buffer on disk only a reference is saved.
+        Save the buffer; an older file is replaced only by a complete one. Of a buffer on disk only a reference is saved. Every
+        rank has a file of its own, ``replay_buffer.rank1.pkl`` beside ``replay_buffer.pkl``.
 
         :param path: of the file
         """
         assert self.replay_buffer is not None, "The replay buffer is not defined"
         if not is_path(path):
             return save_to_pkl(path, self.replay_buffer, self.verbose)
-        with atomic_file(path, "pkl") as file:  # type: ignore[arg-type]
+        named = with_suffix(path)
+        with atomic_file(file_of_rank(named)) as file:
             checked = ChecksumWriter(file)
             pickle.dump(self.replay_buffer, checked, protocol=pickle.HIGHEST_PROTOCOL)
             file.write(TRAILER + checked.value.to_bytes(4, "little"))
+        if rank() == 0:
+            remove_others(named)
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
         Load a saved buffer; if it does not fit, the present one is kept. The file is unpickled, which runs whatever a
         malicious file contains; a buffer on disk (``storage_path``, ``storage_resume``) is opened without. A buffer
-        of another number of environments is copied into the present one, episode by episode.
+        of another number of environments is copied into the present one, episode by episode, and so are those of a run
+        with another number of ranks: with fewer ranks each takes several, with more of them the later ones take copies.
 
         :param path: of the file
         :param truncate_last_traj: not needed here: after loading every environment begins a new episode in the buffer
         :raises ValueError: if the file is damaged or holds something else, or other shapes
         """
         present: SequenceReplayBuffer | None = self.replay_buffer
+        if is_path(path):
+            named = with_suffix(path)
+            saved = number_of_ranks(named)
+            if saved != world_size():
+                return self._load_buffers_of(named, saved)
+            path = file_of_rank(named) if world_size() > 1 else path
         try:
-            buffer = unpickle(path, self.verbose)
-            if not isinstance(buffer, SequenceReplayBuffer):
-                raise ValueError(f"{path} holds a {type(buffer).__name__}, not a SequenceReplayBuffer.")
-            layout = self.policy.image_size, not self.policy.normalize_images
-            buffer.check_compatible(self.observation_space, self.action_space, buffer.n_envs, *layout)
+            buffer = self._read_buffer(path)
         except BaseException:
             if present is not None:
                 present.reopen()
@@ -165,6 +177,42 @@ class SavingAlgorithm(OffPolicyAlgorithm):
             for option in ("prioritize_ends", "sample_running", "handle_timeout_termination"):  # the present choice holds
                 setattr(buffer, option, getattr(present, option))
         self.replay_buffer = buffer
+
+    def _read_buffer(self, path: Any) -> SequenceReplayBuffer:
+        """A buffer of these spaces from a file."""
+        buffer = unpickle(path, self.verbose)
+        if not isinstance(buffer, SequenceReplayBuffer):
+            raise ValueError(f"{path} holds a {type(buffer).__name__}, not a SequenceReplayBuffer.")
+        layout = self.policy.image_size, not self.policy.normalize_images
+        buffer.check_compatible(self.observation_space, self.action_space, buffer.n_envs, *layout)
+        return buffer
+
+    def _load_buffers_of(self, path: pathlib.Path, saved: int) -> None:
+        """Buffers of a run with another number of ranks."""
+        me, size = rank(), world_size()
+        said = f"Rank {me} of {size}: the replay buffers were saved by {saved} ranks"
+        if "storage_path" in self.replay_buffer_kwargs:  # its folder may be in use, and too large for memory
+            if me < saved:
+                self.replay_buffer = self._read_buffer(file_of_rank(path))
+                self.replay_buffer.device = self.device
+            warnings.warn(f"{said}, on disk: " + ("its own is taken." if me < saved else "this one begins with an empty one."))
+            return
+        taken = taken_by(me, size, saved)
+        buffers = [self._read_buffer(file_of_rank(path, other)) for other in taken]
+        dropped = refill(self.replay_buffer, *buffers)
+        warnings.warn(
+            f"{said}: the episodes of rank {', '.join(map(str, taken))} were copied"
+            + (f", but for the oldest {dropped} steps, for which there is no room." if dropped else ".")
+        )
+
+
+def with_suffix(path: Any) -> pathlib.Path:
+    """
+    :param path: of a buffer's file
+    :return: the same, with the suffix that SB3 appends where there is none
+    """
+    path = pathlib.Path(path)
+    return path if path.suffix else pathlib.Path(f"{path}.pkl")
 
 
 class ChecksumWriter:

@@ -1,6 +1,5 @@
 """What any world-model algorithm needs of SB3 beyond ``OffPolicyAlgorithm``: memory while acting, sequences, safe files."""
 
-import json
 import math
 import pathlib
 from copy import deepcopy
@@ -10,13 +9,15 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn
 from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
+from sb3_dreamer.common.distributed import rank, share, world_size
 from sb3_dreamer.common.functional import check_number
 from sb3_dreamer.common.metrics import MetricAverager
 from sb3_dreamer.common.observations import check_observation_space
@@ -24,13 +25,13 @@ from sb3_dreamer.common.preprocessing import NumpyObs, action_blocks, decode_act
 from sb3_dreamer.dreamer_v2.checkpoint import (
     BUFFER,
     MODEL,
-    RANDOM,
     find_checkpoint,
     restore_normalization,
     restore_random_states,
 )
 from sb3_dreamer.dreamer_v2.diagnostics import LearningCheck
 from sb3_dreamer.dreamer_v2.policies import ActingState, DreamerPolicy
+from sb3_dreamer.dreamer_v2.rank_files import folder_of_rank
 from sb3_dreamer.dreamer_v2.reporting import (
     DreamerProgressBar,
     TrainingClock,
@@ -38,6 +39,7 @@ from sb3_dreamer.dreamer_v2.reporting import (
     warn_if_memory_is_short,
 )
 from sb3_dreamer.dreamer_v2.saving import SavingAlgorithm
+from sb3_dreamer.dreamer_v2.team import Team, team_of
 from sb3_dreamer.replay.buffer import SequenceReplayBuffer
 
 SelfSequence = TypeVar("SelfSequence", bound="SequenceOffPolicyAlgorithm")
@@ -54,6 +56,8 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
     batch_length: int
     #: Between the constructor and ``_setup_model`` of a model that is read from a file
     _loading = False
+    #: This process' part in a common run, while there is one
+    _team: Team | None = None
 
     def _setup_model(self) -> None:
         if not issubclass(self.policy_class, DreamerPolicy):
@@ -62,6 +66,11 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
                 "(was this file saved by another algorithm?)."
             )
         self._check_options()
+        if not self._loading:
+            share("batch_size", self.batch_size)
+        if getattr(self, "n_envs", None) == 0:
+            raise ValueError(f"Rank {rank()}: n_envs is {self.n_envs}, but every rank needs an environment of its own.")
+        self.verbose = self.verbose if rank() == 0 else 0
         self.replay_buffer_class = self.replay_buffer_class or SequenceReplayBuffer
         if not issubclass(self.replay_buffer_class, SequenceReplayBuffer):
             raise ValueError(
@@ -76,9 +85,10 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         # A subclass of the policy may have an image_size of its own, which is known only once it is built; a folder is not
         # touched by a model that is only loaded
         in_memory = {name: value for name, value in given.items() if not name.startswith("storage_")}
-        self.replay_buffer_kwargs = {"batch_length": self.batch_length, **in_memory}
+        self.replay_buffer_kwargs, of_all = {"batch_length": self.batch_length, **in_memory}, self.buffer_size
+        self.buffer_size = max(of_all // world_size(), 1)
         super()._setup_model()
-        self.replay_buffer_kwargs = given
+        self.replay_buffer_kwargs, self.buffer_size = given, of_all
         layout = {"image_size": self.policy.image_size, "float_images": not self.policy.normalize_images}
         on_disk = given != in_memory and not self._loading
         if on_disk or any(getattr(self.replay_buffer, name) != value for name, value in layout.items()):
@@ -95,8 +105,10 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         """The buffer for this policy, with options of ``replay_buffer_kwargs``."""
         assert self.replay_buffer_class is not None
         drawn = np.random.get_state()
+        if options.get("storage_path") is not None:
+            options = {**options, "storage_path": folder_of_rank(options["storage_path"])}
         buffer: Any = self.replay_buffer_class(
-            self.buffer_size,
+            max(self.buffer_size // world_size(), 1),
             self.observation_space,
             self.action_space,
             device=self.device,
@@ -123,10 +135,13 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """
-        Seed python, NumPy, torch, the action space, the environment and the replay buffer.
+        Seed python, NumPy, torch, the action space, the environment and the replay buffer. Environment i of rank r has the
+        seed that it would have if all were in one process: ``seed + r * n_envs + i``.
 
         :param seed: None for no change
         """
+        if seed is not None and rank() > 0:
+            seed = (seed + rank() * (getattr(self, "n_envs", None) or 1)) % 2**32
         super().set_random_seed(seed)
         if seed is not None and self.replay_buffer is not None:
             self.replay_buffer.seed(seed)
@@ -145,7 +160,8 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         :param env: wrapped as before; a ``VecNormalize`` gets its statistics back
         :param device: to load to
         :param kwargs: constructor arguments to change
-        :return: the model
+        :return: the model; of several ranks each with its own buffer and random states, for another number of ranks see
+            :meth:`load_replay_buffer`
         :raises FileNotFoundError: if there is no checkpoint
         :raises ValueError: if it is damaged or does not fit
         """
@@ -153,7 +169,7 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         model = cls.load(path / MODEL, env, device, **kwargs)
         model.load_replay_buffer(path / BUFFER)
         restore_normalization(path, model.get_vec_normalize_env())
-        restore_random_states(model, json.loads((path / RANDOM).read_text()))
+        restore_random_states(model, path)
         return model
 
     # ------------------------------------------------------------------------------------------------------- collecting
@@ -172,6 +188,8 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         if waits_for_folder and self.replay_buffer.num_records == 0:  # of a loaded model, given no other buffer since
             self.replay_buffer = self._make_replay_buffer({**self.replay_buffer_kwargs, "storage_resume": True})
         self.clock = TrainingClock()
+        if rank() > 0:
+            self.set_logger(Logger(None, []))
         reset = reset_num_timesteps or self._last_obs is None
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         assert self.env is not None
@@ -183,10 +201,15 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
             self.replay_buffer.start_episodes()
         if self.verbose >= 1:
             print(training_summary(self, result[0]))
-        warn_if_memory_is_short(self.replay_buffer)
+        if rank() == 0:
+            warn_if_memory_is_short(self.replay_buffer)
         return result
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        if self._team is not None:
+            bar: list[BaseCallback] = [DreamerProgressBar()] if progress_bar and rank() == 0 else []
+            callback = CallbackList([self._team.callback(callback), *bar])
+            progress_bar = False
         if not progress_bar:
             return super()._init_callback(callback)
         given = callback if isinstance(callback, list) else [] if callback is None else [callback]
@@ -217,7 +240,8 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         if math.isnan(total_timesteps):
             raise ValueError("total_timesteps must be a number, but is nan.")
         steps = int(total_timesteps) if math.isfinite(total_timesteps) else total_timesteps
-        return super().learn(steps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)  # type: ignore[arg-type]
+        with team_of(self, total_timesteps=steps, reset_num_timesteps=reset_num_timesteps):
+            return super().learn(steps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)  # type: ignore[arg-type]
 
     def train_offline(self: SelfSequence, n_updates: int, log_interval: int | None = 100) -> SelfSequence:
         """
@@ -232,15 +256,22 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         check_number("n_updates", n_updates, 0)
         if self.replay_buffer is None or self.replay_buffer.num_sampleable == 0:
             raise ValueError("There is no experience to learn from: call load_replay_buffer() first.")
+        if rank() > 0:
+            self.set_logger(Logger(None, []))
         if not self._custom_logger:
             self._logger = configure_logger(self.verbose, self.tensorboard_log, "offline", reset_num_timesteps=True)
         self.clock = TrainingClock()
-        for done in range(n_updates):
-            self._current_progress_remaining = 1.0 - done / n_updates
-            self.train(1, self.batch_size)
-            if log_interval is not None and (done + 1) % log_interval == 0:
-                self._record_training()
-                self.logger.dump(step=self._n_updates)
+        with team_of(self, n_updates=n_updates):
+            if self._team is not None:
+                self._team.agree_on_data()
+            for done in range(n_updates):
+                self._current_progress_remaining = 1.0 - done / n_updates
+                self.train(1, self.batch_size)
+                if log_interval is not None and (done + 1) % log_interval == 0:
+                    if self._team is not None:
+                        self._team.share_metrics()
+                    self._record_training()
+                    self.logger.dump(step=self._n_updates)
         return self
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
@@ -258,7 +289,12 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
             step = kwargs["callback"].locals if "callback" in kwargs else args[1].locals
             names = ("replay_buffer", "buffer_actions", "new_obs", "rewards", "dones", "infos")
             self._store_transition(*(step[name] for name in names))
-        return rollout
+        return rollout if self._team is None else self._team.after_rollout(rollout)
+
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
+        super()._update_info_buffer(infos, dones)
+        if self._team is not None and dones is not None:
+            self._team.note_episodes(infos, dones)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -347,7 +383,10 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         return originals
 
     def dump_logs(self) -> None:
-        """Write the means of all updates since the last time to the logger, beside what SB3 logs."""
+        """Write the means of all updates since the last time to the logger, beside what SB3 logs; on rank 0 alone."""
+        if rank() > 0:
+            self._metrics.pop()
+            return
         self._record_training()
         super().dump_logs()
 

@@ -7,16 +7,21 @@ import numpy as np
 from sb3_dreamer.replay.buffer import SequenceReplayBuffer
 
 
-def refill(target: SequenceReplayBuffer, source: SequenceReplayBuffer) -> int:
+def refill(target: SequenceReplayBuffer, *sources: SequenceReplayBuffer) -> int:
     """
-    Replace everything by the records of another buffer, episode by episode, the oldest first.
+    Replace everything by the records of other buffers, episode by episode, the oldest first.
 
     :param target: to be filled
-    :param source: with the same spaces
+    :param sources: with the same spaces
     :return: the number of records that have no room, the oldest
     """
     target.reset()
-    for env, first, end in episodes(source):
+    found = [
+        (first - int(source._written[env]), source, env, first, end)
+        for source in sources
+        for env, first, end in episodes(source)
+    ]
+    for _, source, env, first, end in sorted(found, key=lambda part: part[0]):
         ring = int(target._written.argmin())
         target.start_episodes([ring])
         target._episode_first[ring] = target._written[ring]
@@ -26,7 +31,7 @@ def refill(target: SequenceReplayBuffer, source: SequenceReplayBuffer) -> int:
             record["episode_start"] |= number == first
             target.append(np.array([ring]), record)
     target.start_episodes()
-    return source.num_records - target.num_records
+    return sum(source.num_records for source in sources) - target.num_records
 
 
 def episodes(buffer: SequenceReplayBuffer) -> list[tuple[int, int, int]]:

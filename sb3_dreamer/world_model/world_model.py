@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch as th
 from torch import nn
 
+from sb3_dreamer.common.distributed import batch_mean
 from sb3_dreamer.common.distributions import Distribution
 from sb3_dreamer.common.functional import (
     REWARD_TRANSFORMS,
@@ -198,6 +199,7 @@ class WorldModel(nn.Module):
             objective.free_nats,
             objective.free_nats_average,
             objective.kl_forward,
+            batch_mean,
         )
         total = objective.reward_scale * reward_loss + objective.kl_scale * kl_loss
         total = total + sum(objective.scale_of(key) * loss for key, loss in observation_losses.items())

@@ -18,6 +18,7 @@ from typing import Any
 import gymnasium as gym
 
 from sb3_dreamer import presets
+from sb3_dreamer.common.distributed import rank
 
 __all__ = ["ALGO", "default_config", "extend", "register"]
 
@@ -86,6 +87,7 @@ def _extend_optimization(module: ModuleType) -> None:
 
 def _extend_manager(module: ModuleType) -> None:
     from sb3_dreamer.envs import register_envs
+    from sb3_dreamer.zoo.ranks import share_the_work
 
     register_envs()  # so that no --gym-packages is needed for what dreamer.yml plays
     manager = module.ExperimentManager
@@ -95,6 +97,7 @@ def _extend_manager(module: ModuleType) -> None:
     manager.__init__ = _with_default_config(manager.__init__)
     manager._preprocess_hyperparams = _with_our_conventions(manager._preprocess_hyperparams)
     manager.read_hyperparameters = _with_default_for_pixels(manager.read_hyperparameters)
+    share_the_work(manager, ALGO)
 
 
 def _with_default_config(init: Callable[..., None]) -> Callable[..., None]:
@@ -132,6 +135,8 @@ def _with_our_conventions(preprocess: Callable[..., Any]) -> Callable[..., Any]:
         processed = preprocess(self, hyperparams, *args, **kwargs)
         if self.algo == ALGO and self._dreamer_shares_env_kwargs:
             self.eval_env_kwargs = self.env_kwargs
+        if self.algo == ALGO and self.n_envs < 1:
+            raise ValueError(f"Rank {rank()}: n_envs is {self.n_envs}, but every rank needs an environment of its own.")
         return processed
 
     return wrapper

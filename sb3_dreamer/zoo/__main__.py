@@ -1,8 +1,10 @@
 """``python -m sb3_dreamer.zoo train|enjoy|...``: rl_zoo3's commands with ``dreamer`` among the algorithms, hook or no hook."""
 
+import os
 import runpy
 import sys
 
+from sb3_dreamer.common.distributed import rank
 from sb3_dreamer.zoo import register
 
 # name of the command -> module that runs it
@@ -28,6 +30,8 @@ def main() -> None:
         known = "|".join(COMMANDS)
         sys.exit(f"usage: python -m sb3_dreamer.zoo {known} ...\nunknown command: {command!r}")
     register()
+    if rank() > 0:
+        sys.stdout = open(os.devnull, "w")  # rank 0 speaks for all
     sys.argv[:2] = [f"python -m sb3_dreamer.zoo {command}"]
     runpy.run_module(COMMANDS[command], run_name="__main__")
 

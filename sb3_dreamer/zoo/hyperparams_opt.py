@@ -1,5 +1,6 @@
 """Search space of ``python -m rl_zoo3.train --algo dreamer -optimize``."""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +21,20 @@ SIZES: dict[str, dict[str, Any]] = {
         deterministic_size=600, hidden_size=600, stochastic_size=32, stochastic_classes=32, net_arch=[400] * 4, cnn_depth=48
     ),
 }
+
+
+def chosen_sizes() -> list[str]:
+    """
+    The sizes that are tried: all, or those that the environment variable ``SB3_DREAMER_SIZES`` names (``tiny,small`` on CPUs).
+
+    :return: keys of ``SIZES``
+    :raises KeyError: for another name; no error of a trial, which rl_zoo3 would prune
+    """
+    names = [name.strip() for name in os.environ.get("SB3_DREAMER_SIZES", ",".join(SIZES)).split(",")]
+    unknown = [name for name in names if name not in SIZES]
+    if unknown:
+        raise KeyError(f"SB3_DREAMER_SIZES names {unknown}; known are {list(SIZES)}.")
+    return names
 
 
 def sample_dreamer_params(
@@ -45,7 +60,7 @@ def sample_dreamer_params(
         "batch_size": trial.suggest_categorical("batch_size", [16, 32, 50]),
         "batch_length": trial.suggest_categorical("batch_length", [16, 32, 50]),
         "imagination_horizon": trial.suggest_int("imagination_horizon", 5, 20),
-        "size": trial.suggest_categorical("size", list(SIZES)),
+        "size": trial.suggest_categorical("size", chosen_sizes()),
     }
     for name, value in convert_dreamer_params(params).items():
         # what the raw numbers of the study's report stand for

@@ -1,0 +1,1 @@
+"""How several processes as one learner scale: measured here, and predicted for more."""

@@ -1,0 +1,325 @@
+"""
+Several processes as one learner, started by torchrun: rank, world size, means over all ranks.
+
+In a process of its own everything here returns what it is given. The environment variables are those of torchrun (``RANK``,
+``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR``, ``MASTER_PORT``) and two of our own: ``SB3_DREAMER_DISTRIBUTED=0`` lets every
+process learn for itself, ``SB3_DREAMER_TIMEOUT`` is the number of seconds after which a silent rank is lost (600).
+"""
+
+import atexit
+import io
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch as th
+import torch.distributed as dist
+
+from sb3_dreamer.common.heartbeat import Heartbeat, RankError
+
+DEFAULT_TIMEOUT = 600.0
+#: Between two looks at the others while waiting, seconds
+POLL = timedelta(seconds=1)
+#: Waiting for a rank that lives has no end: it may evaluate for hours
+NEVER = timedelta(days=365)
+
+
+def _number(name: str, default: int) -> int:
+    """A whole number of the environment."""
+    text = os.environ.get(name, "")
+    try:
+        return int(text) if text else default
+    except ValueError:
+        raise RankError(
+            f"The environment variable {name} must be a whole number, but is {text!r}: start with torchrun."
+        ) from None
+
+
+def timeout() -> float:
+    """Seconds after which a rank that is not heard of is lost."""
+    text = os.environ.get("SB3_DREAMER_TIMEOUT", "")
+    try:
+        seconds = float(text) if text else DEFAULT_TIMEOUT
+    except ValueError:
+        seconds = -1.0
+    if not 0.0 < seconds < float("inf"):
+        raise RankError(f"SB3_DREAMER_TIMEOUT must be a positive number of seconds, but is {text!r}.")
+    return seconds
+
+
+def world_size() -> int:
+    """Number of processes that learn together, 1 without torchrun."""
+    if os.environ.get("SB3_DREAMER_DISTRIBUTED", "1") == "0":
+        return 1
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else max(_number("WORLD_SIZE", 1), 1)
+
+
+def rank() -> int:
+    """Number of this process among them; rank 0 logs, evaluates and saves."""
+    if world_size() == 1:
+        return 0
+    return dist.get_rank() if dist.is_initialized() else _number("RANK", 0)
+
+
+def share(name: str, value: int) -> int:
+    """
+    Share of every rank in something that all of them have together.
+
+    :param name: of the option
+    :param value: for all ranks
+    :return: for one
+    :raises ValueError: naming rank and value, if there is a rest
+    """
+    size = world_size()
+    if value % size:
+        near = max(size * round(value / size), size)
+        raise ValueError(f"Rank {rank()}: {name}={value} cannot be divided among {size} ranks: give a multiple, e.g. {near}.")
+    return value // size
+
+
+def device_of_rank(device: th.device | str) -> th.device | str:
+    """
+    Every rank has a GPU of its own.
+
+    :param device: as given to the algorithm; one with a number is taken as it is
+    :return: the same, or the GPU of this rank
+    :raises RankError: naming rank and number, if there are too few
+    """
+    if world_size() == 1 or str(device) not in ("auto", "cuda") or not th.cuda.is_available():
+        return device
+    local, available = _number("LOCAL_RANK", 0), th.cuda.device_count()
+    if local >= available:
+        raise RankError(
+            f"Rank {rank()} would need GPU {local} of its machine, which has {available}: start at most {available} processes "
+            "per machine, or use device='cpu'."
+        )
+    th.cuda.set_device(local)
+    return th.device("cuda", local)
+
+
+class Ranks:
+    """
+    The processes that have found one another.
+
+    Two groups: gradients go through the one that was there first (NCCL for GPUs, gloo for CPUs; a silent rank is an error
+    after the timeout), agreements through gloo, where a rank may be waited for as long as it lives.
+    """
+
+    def __init__(self) -> None:
+        self.size, self.rank = dist.get_world_size(), dist.get_rank()
+        self.control = dist.new_group(backend="gloo", timeout=NEVER)
+        store = dist.distributed_c10d._get_default_store()
+        self.heartbeat = Heartbeat(store, self.rank, self.size, timeout())
+
+    def finish(self, work: Any) -> None:
+        """
+        Wait for a collective operation, whatever the others are doing before they come to it.
+
+        :param work: the operation
+        :raises RankError: if a rank has gone, or nothing is heard of it
+        """
+        with self.heartbeat.waiting():
+            while True:
+                was_over = work.is_completed()
+                try:
+                    work.wait(POLL)
+                    return
+                except RuntimeError as error:
+                    if was_over:
+                        raise self.heartbeat.lost(error) from error
+                    self.heartbeat.check()
+
+    def gather(self, mine: th.Tensor) -> list[th.Tensor]:
+        """
+        :param mine: on the CPU, of one shape everywhere
+        :return: those of all ranks
+        """
+        everyone = [th.empty_like(mine) for _ in range(self.size)]
+        self.finish(dist.all_gather(everyone, mine.contiguous(), group=self.control, async_op=True))
+        return everyone
+
+
+_ranks: Ranks | None = None
+
+
+def joined() -> Ranks | None:
+    """The processes that this one learns with; None before :func:`join`, and for a process of its own."""
+    return _ranks
+
+
+def join() -> None:
+    """
+    Find the other processes; nothing happens the second time, or in a process of its own.
+
+    :raises RankError: naming rank and address, if they are not there
+    """
+    global _ranks
+    size = world_size()
+    if size == 1 or _ranks is not None:
+        return
+    if not dist.is_initialized():
+        me, seconds = rank(), timeout()
+        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+        if missing or not 0 <= me < size:
+            said = f"{', '.join(missing)} not set" if missing else f"RANK={me}"
+            raise RankError(
+                f"Rank {me} of {size} has no rendezvous: {said}. Start with `torchrun --nproc-per-node {size} ...`; "
+                "SB3_DREAMER_DISTRIBUTED=0 lets every process learn for itself."
+            )
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        try:
+            _meet(me, size, timedelta(seconds=seconds))
+        except (RuntimeError, ValueError) as error:  # whatever the store makes of it
+            raise RankError(
+                f"Rank {me} of {size} waited up to {seconds:g} s at {where} in vain: not all ranks came. {first_line(error)}"
+            ) from error
+    _ranks = Ranks()
+    atexit.register(_ranks.heartbeat.stop)  # before the store goes
+
+
+def _meet(me: int, size: int, patience: timedelta) -> None:
+    """Make the group that gradients go through."""
+    store, _, _ = next(dist.rendezvous("env://", rank=me, world_size=size, timeout=patience))
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(size):
+        # With --master-port torchrun's store outlives a restart, and with it the addresses of those that have died; with more
+        # machines there has to be another rendezvous (--rdzv-backend c10d), which begins with a new store
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "cpu:gloo,cuda:nccl" if th.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=me, world_size=size, timeout=patience)
+
+
+def leave() -> None:
+    """Forget the other processes; for tests, and for scripts that go on alone."""
+    global _ranks
+    if _ranks is not None:
+        _ranks.heartbeat.stop()
+        _ranks = None
+        dist.destroy_process_group()
+
+
+def first_line(error: BaseException) -> str:
+    """
+    :param error: whose text may have many lines
+    :return: the first
+    """
+    return f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
+
+
+# ------------------------------------------------------------------------------------------------------------- tensors
+
+
+@th.no_grad()
+def average_(tensors: Sequence[th.Tensor]) -> None:
+    """
+    Replace tensors by their means over all ranks, in one operation.
+
+    :param tensors: of one dtype and device, the same shapes everywhere
+    :raises RankError: if a rank has gone
+    """
+    ranks = _ranks
+    if ranks is None or not tensors:
+        return
+    flat = th.cat([tensor.reshape(-1) for tensor in tensors])
+    try:
+        dist.all_reduce(flat)
+    except RuntimeError as error:
+        raise ranks.heartbeat.lost(error) from error
+    flat /= ranks.size
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    th._foreach_copy_(list(tensors), [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
+
+
+def average(tensor: th.Tensor) -> th.Tensor:
+    """
+    :param tensor: any
+    :return: its mean over all ranks, a constant; the tensor itself in a process of its own
+    """
+    if _ranks is None:
+        return tensor
+    result = tensor.detach().clone() if tensor.is_floating_point() else tensor.detach().to(th.float32)
+    average_([result])
+    return result
+
+
+def batch_mean(values: th.Tensor) -> th.Tensor:
+    """
+    Mean over the batches of all ranks together, for functions of a mean that are not linear.
+
+    The gradient is this rank's own part, so that the mean of the ranks' gradients is the gradient of the mean.
+
+    :param values: of this rank's batch, as many as on every rank
+    :return: scalar
+    """
+    own = values.mean()
+    return own if _ranks is None else own + (average(own) - own).detach()
+
+
+# ------------------------------------------------------------------------------------------------------------- objects
+
+
+def gather(value: Any) -> list[Any]:
+    """
+    :param value: anything that can be pickled
+    :return: those of all ranks, by rank; a list of one in a process of its own
+    """
+    if _ranks is None:
+        return [value]
+    content = pickle.dumps(value)
+    sizes = [int(size) for size in _ranks.gather(th.tensor([len(content)]))]
+    mine = th.zeros(max(sizes), dtype=th.uint8)
+    mine[: len(content)] = th.frombuffer(bytearray(content), dtype=th.uint8)
+    everyone = _ranks.gather(mine)
+    return [pickle.loads(part[:size].numpy().tobytes()) for part, size in zip(everyone, sizes, strict=True)]
+
+
+def broadcast(tensors_of: Any) -> Any:
+    """
+    :param tensors_of: tree of tensors and plain values of rank 0, ignored on the others
+    :return: rank 0's, on the CPU where this is not rank 0
+    """
+    if _ranks is None:
+        return tensors_of
+    file = io.BytesIO()
+    if _ranks.rank == 0:
+        th.save(tensors_of, file)
+    size = th.tensor([len(file.getvalue())])
+    _ranks.finish(dist.broadcast(size, 0, group=_ranks.control, async_op=True))
+    content = th.zeros(int(size), dtype=th.uint8)
+    if _ranks.rank == 0:
+        content[:] = th.frombuffer(bytearray(file.getvalue()), dtype=th.uint8)
+    _ranks.finish(dist.broadcast(content, 0, group=_ranks.control, async_op=True))
+    if _ranks.rank == 0:
+        return tensors_of
+    return th.load(io.BytesIO(content.numpy().tobytes()), map_location="cpu", weights_only=True)
+
+
+@contextmanager
+def failures_are_told() -> Iterator[None]:
+    """
+    While all ranks work together: whoever fails tells the others why, and the launcher's signal to end is an error with that
+    reason instead of silence.
+    """
+    ranks = _ranks
+    assert ranks is not None
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    takes_over = in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+    def on_terminate(number: int, frame: Any) -> None:
+        if not ranks.heartbeat.is_losing:
+            raise ranks.heartbeat.ended()
+
+    if takes_over:
+        signal.signal(signal.SIGTERM, on_terminate)
+    try:
+        yield
+    except BaseException as error:
+        ranks.heartbeat.tell(error)
+        raise
+    finally:
+        if takes_over:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,295 @@
+"""
+One learner made of several processes: W ranks with n environments each do what one process with W·n environments would do.
+
+In lockstep: every rank makes the same number of steps between two updates, and at the end of each such rollout all of them
+share what only one of them knows: whether a callback wants to stop, whether there is enough to sample, episodes, statistics.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFrequencyUnit
+
+from sb3_dreamer.common import distributed
+from sb3_dreamer.common.metrics import MetricAverager
+from sb3_dreamer.common.normalization import Moments
+from sb3_dreamer.dreamer_v2.agreement import check_agreement
+
+if TYPE_CHECKING:
+    from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
+
+
+@contextmanager
+def team_of(algorithm: "SequenceOffPolicyAlgorithm", **arguments: Any) -> Iterator[None]:
+    """
+    The surroundings of training: with torchrun all ranks find one another, compare what they are about to do, and take over
+    rank 0's parameters and optimizers. Without it nothing happens.
+
+    :param algorithm: set up, with an environment
+    :param arguments: of ``learn`` that must be the same everywhere
+    :raises RankError: if ranks are missing, or get lost
+    :raises ValueError: if they differ
+    """
+    if distributed.world_size() == 1:
+        yield
+        return
+    distributed.join()
+    with distributed.failures_are_told():
+        check_agreement(algorithm, arguments)
+        algorithm._team = Team(algorithm)
+        try:
+            algorithm._team.take_over()
+            with algorithm._team.ranks.heartbeat.working():
+                yield
+        finally:
+            algorithm._team = None
+
+
+class Team:
+    """
+    This rank's part in the common work.
+
+    :param algorithm: set up, with an environment
+    """
+
+    def __init__(self, algorithm: "SequenceOffPolicyAlgorithm") -> None:
+        ranks = distributed.joined()
+        assert ranks is not None
+        self.algorithm, self.ranks = algorithm, ranks
+        #: A callback of this rank wants to stop
+        self.stopping = False
+        #: All ranks have something to learn from
+        self.can_sample = False
+        #: Of this rank, since the last rollout
+        self.metrics = MetricAverager()
+        self.episodes: list[tuple[dict[str, Any] | None, Any]] = []
+        self._check_options()
+        #: What all ranks together had measured when they last agreed
+        self._before: list[Moments] = []
+
+    def _check_options(self) -> None:
+        distributed.share("batch_size", self.algorithm.batch_size)
+        frequency = self.algorithm.train_freq
+        unit = getattr(frequency, "unit", frequency[1] if isinstance(frequency, tuple) else "step")
+        if unit in ("episode", TrainFrequencyUnit.EPISODE):
+            raise ValueError(
+                f"Rank {self.ranks.rank}: train_freq={frequency} counts episodes, of which ranks have different numbers."
+            )
+        if self.algorithm.engine.options.cuda_graphs and "nccl" not in str(th.distributed.get_backend_config()):
+            raise ValueError(
+                f"Rank {self.ranks.rank}: cuda_graphs=True needs NCCL, but torch.distributed was given another backend."
+            )
+
+    def take_over(self) -> None:
+        """Rank 0's parameters and optimizers, to the bit."""
+        policy = self.algorithm.policy
+        optimizers = [part.optimizer for group in policy.optimizers_by_rate for part in group]
+        measured = [tuple(moments) for moments, _ in self._statistics()]
+        mine = policy.state_dict(), [optimizer.state_dict() for optimizer in optimizers], measured
+        weights, moments_of_adam, measured = distributed.broadcast(mine)
+        self._before = [Moments(*parts) for parts in measured]
+        if self.ranks.rank > 0:
+            policy.load_state_dict(weights)
+            for optimizer, saved in zip(optimizers, moments_of_adam, strict=True):
+                optimizer.load_state_dict(saved)
+            self.algorithm.engine.forget()
+            self._write_statistics()
+
+    # -------------------------------------------------------------------------------------------------------- collecting
+
+    def callback(self, given: MaybeCallback) -> "TeamCallback":
+        """
+        :param given: to ``learn``
+        :return: what runs on this rank: on rank 0 everything, on the others what has ``every_rank = True``
+        """
+        return TeamCallback(given if self.ranks.rank == 0 else on_every_rank(given), self)
+
+    @property
+    def steps_of_others(self) -> int:
+        """Environment steps that the other ranks make while this one makes its own."""
+        return (self.ranks.size - 1) * self.algorithm.n_envs
+
+    def after_rollout(self, rollout: RolloutReturn) -> RolloutReturn:
+        """
+        What all ranks agree on before they go on.
+
+        :param rollout: of this rank
+        :return: of all of them
+        """
+        empty = self.algorithm.replay_buffer.num_sampleable == 0
+        found, moved = [float(self.stopping), float(empty), float(len(self.episodes))], self._changes()
+        everyone = th.stack(self.ranks.gather(th.cat([th.tensor(found, dtype=th.float64), *moved])))
+        stops, missing, episodes = everyone[:, : len(found)].sum(0).tolist()
+        self.can_sample = missing == 0
+        self._merge(everyone[:, len(found) :])
+        if episodes:
+            self._share_episodes()
+        self.share_metrics()
+        return RolloutReturn(rollout.episode_timesteps * self.ranks.size, rollout.n_episodes, stops == 0)
+
+    def note_update(self, metrics: dict[str, th.Tensor]) -> None:
+        """
+        :param metrics: of an update of this rank
+        """
+        self.metrics.add(metrics)
+        self.ranks.heartbeat.progress += 1
+
+    def agree_on_data(self) -> None:
+        """Whether all ranks have something to sample, where nothing is collected."""
+        empty = th.tensor([float(self.algorithm.replay_buffer.num_sampleable == 0)])
+        self.can_sample = bool(th.stack(self.ranks.gather(empty)).sum() == 0)
+
+    def share_metrics(self) -> None:
+        """The means over all ranks of what was measured since the last time."""
+        means = self.metrics.take()
+        if means:
+            stacked = th.stack([value.float() for value in means.values()])
+            distributed.average_([stacked])
+            self.algorithm._metrics.add(dict(zip(means, stacked.unbind(), strict=True)))
+
+    def _share_episodes(self) -> None:
+        """Rank 0 logs the returns of all ranks' episodes."""
+        algorithm = self.algorithm
+        assert algorithm.ep_info_buffer is not None and algorithm.ep_success_buffer is not None
+        for number, episodes in enumerate(distributed.gather(self.episodes)):
+            for info, success in episodes if number != self.ranks.rank else ():
+                algorithm._episode_num += 1
+                algorithm.ep_info_buffer.extend([] if info is None else [info])
+                algorithm.ep_success_buffer.extend([] if success is None else [success])
+        self.episodes = []
+
+    def note_episodes(self, infos: list[dict[str, Any]], dones: np.ndarray) -> None:
+        """
+        :param infos: of a step, one dict for each environment
+        :param dones: whether an episode ended
+        """
+        self.episodes += [
+            (info.get("episode"), info.get("is_success")) for info, done in zip(infos, dones, strict=True) if done
+        ]
+
+    # -------------------------------------------------------------------------------------------------------- statistics
+
+    def _statistics(self) -> list[tuple[Moments, Any]]:
+        """Copies of the moments that this rank has been measuring, and where they are."""
+        found: list[tuple[Moments, Any]] = []
+        normalizer = self.algorithm.engine.collector.world_model.normalizer
+        if normalizer is not None:
+            with self.algorithm.engine.acting:
+                found.append((Moments(*(part.detach().cpu().clone() for part in normalizer.moments)), normalizer))
+        vec_normalize = self.algorithm.get_vec_normalize_env()
+        if vec_normalize is not None:
+            observed = getattr(vec_normalize, "obs_rms", None)  # only with norm_obs
+            several = list(observed.values()) if isinstance(observed, dict) else [] if observed is None else [observed]
+            found += [(moments_of(statistics), statistics) for statistics in [*several, vec_normalize.ret_rms]]
+        return found
+
+    def _changes(self) -> list[th.Tensor]:
+        """What came in since the last time, flat."""
+        now = [moments for moments, _ in self._statistics()]
+        news = [after.since(before) for after, before in zip(now, self._before, strict=True)]
+        return [part.reshape(-1) for moments in news for part in moments]
+
+    def _merge(self, changes: th.Tensor) -> None:
+        """All ranks' changes, in one order everywhere; (W, ...)."""
+        sizes = [part.numel() for moments in self._before for part in moments]
+        by_rank = [iter(row.split(sizes)) for row in changes]
+        for index, before in enumerate(self._before):
+            for parts in by_rank:
+                more = Moments(*(next(parts).view_as(part) for part in before))
+                if more.number > 0:
+                    self._before[index] = self._before[index].with_more(more)
+        self._write_statistics()
+
+    def _write_statistics(self) -> None:
+        """Every rank goes on with what all of them have measured."""
+        for merged, (_, place) in zip(self._before, self._statistics(), strict=True):
+            if isinstance(place, RunningMeanStd):
+                place.count, place.mean = float(merged.number), merged.mean.numpy().copy()
+                place.var = (merged.squares / merged.number).numpy()
+            else:
+                with self.algorithm.engine.acting:
+                    place.moments = merged
+
+
+def moments_of(statistics: RunningMeanStd) -> Moments:
+    """
+    :param statistics: of a ``VecNormalize``
+    :return: the same as moments
+    """
+    count = th.tensor(float(statistics.count), dtype=th.float64)
+    mean = th.as_tensor(np.asarray(statistics.mean, dtype=np.float64)).clone()
+    return Moments(count, mean, th.as_tensor(np.asarray(statistics.var, dtype=np.float64)) * count)
+
+
+def on_every_rank(given: MaybeCallback) -> list[BaseCallback]:
+    """
+    :param given: to ``learn``
+    :return: those of it that run on every rank
+    """
+    inner = given.callbacks if isinstance(given, CallbackList) else given if isinstance(given, list) else [given]
+    found: list[BaseCallback] = []
+    for one in inner:
+        if isinstance(one, CallbackList):
+            found += on_every_rank(one)
+        elif getattr(one, "every_rank", False):
+            found.append(one)  # type: ignore[arg-type]
+    return found
+
+
+class TeamCallback(BaseCallback):
+    """
+    Between SB3 and the callbacks of this rank: steps of all ranks are counted, and a wish to stop waits for the end of the
+    rollout, where all ranks hear of it.
+
+    :param given: callbacks of this rank
+    :param team: this rank's part
+    """
+
+    def __init__(self, given: MaybeCallback, team: Team):
+        super().__init__()
+        several = given if isinstance(given, list) else [] if given is None else [given]
+        self.inner = CallbackList([one if isinstance(one, BaseCallback) else ConvertCallback(one) for one in several])
+        self.team, self.heartbeat = team, team.ranks.heartbeat
+
+    def _init_callback(self) -> None:
+        self.inner.init_callback(self.model)
+
+    def update_child_locals(self, locals_: dict[str, Any]) -> None:
+        """
+        :param locals_: of ``collect_rollouts``
+        """
+        self.inner.update_locals(locals_)
+
+    def _on_training_start(self) -> None:
+        with self.heartbeat.waiting():
+            self.inner.on_training_start(self.locals, self.globals)
+
+    def _on_rollout_start(self) -> None:
+        with self.heartbeat.waiting():
+            self.inner.on_rollout_start()
+
+    def on_step(self) -> bool:
+        """Count the other ranks' steps, then as ever."""
+        self.model.num_timesteps += self.team.steps_of_others
+        self.heartbeat.progress += 1
+        return super().on_step()
+
+    def _on_step(self) -> bool:
+        if not self.team.stopping:
+            with self.heartbeat.waiting():
+                self.team.stopping = not self.inner.on_step()
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if not self.team.stopping:
+            with self.heartbeat.waiting():
+                self.inner.on_rollout_end()
+
+    def _on_training_end(self) -> None:
+        with self.heartbeat.waiting():
+            self.inner.on_training_end()
