@@ -92,12 +92,9 @@ def search(storage: str, options: argparse.Namespace, others: Sequence[str]) -> 
             for _ in range(min(options.workers, missing))
         ]
         while any(worker.poll() is None for worker in workers):
-            time.sleep(0.5)
-            alive = [worker for worker in workers if worker.poll() is None]
-            running = len(study.get_trials(states=(TrialState.RUNNING,)))
-            if not killed and finished(study) and running == len(alive) > 0:  # to show what happens: each has a trial
-                alive[0].kill()
-                killed = True
+            time.sleep(0.05)
+            if not killed:
+                killed = kill_one(study, workers)
         before = len(finished(study))
         for trial in study.get_trials(states=(TrialState.RUNNING,)):
             print(f"Trial {trial.number} was left by a worker that died: failed, another one takes its place.")
@@ -105,6 +102,16 @@ def search(storage: str, options: argparse.Namespace, others: Sequence[str]) -> 
         if before == 0 and all(worker.returncode for worker in workers):
             sys.exit("No worker has finished a trial; their errors are above.")
     return study
+
+
+def kill_one(study: optuna.Study, workers: Sequence[subprocess.Popen]) -> bool:
+    """To show what happens: a worker ends in the middle of its trial."""
+    alive = [worker for worker in workers if worker.poll() is None]
+    running = study.get_trials(states=(TrialState.RUNNING,))
+    if len(running) != len(alive) or not any(trial.intermediate_values for trial in running):
+        return False
+    alive[0].kill()
+    return True
 
 
 def report(study: optuna.Study, path: Path | None) -> None:

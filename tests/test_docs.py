@@ -157,6 +157,8 @@ def source_of(module: str) -> str:
 def problem(line: str) -> str | None:
     """What is wrong with a command, None if nothing is."""
     words = shlex.split(line, comments=True)
+    if words[0] == "torchrun" or "=" in words[0]:
+        return torchrun_problem(words[1:]) if words[0] == "torchrun" else variable_problem(*words)
     makefile = (ROOT / "Makefile").read_text()
     if words[0] == "make":
         for word in words[1:]:
@@ -184,6 +186,7 @@ def problem(line: str) -> str | None:
             return f"there is no {words[1]}"
         else:
             source = source_of(words[2]) if is_module else (ROOT / words[1]).read_text()
+            source += source_of("rl_zoo3.train") if "parse_known_args" in source else ""  # a script that calls the zoo
             if is_module and words[2] == "sb3_dreamer.dream" and f'"{arguments[0]}"' not in source:
                 return f"sb3_dreamer.dream knows no {arguments[0]}"
         unknown = option_problems(source, arguments)
@@ -193,6 +196,20 @@ def problem(line: str) -> str | None:
     else:
         return f"{words[0]} is no program that is known here"
     return None
+
+
+def variable_problem(assignment: str, *words: str) -> str | None:
+    """An environment variable of ours in front of a command."""
+    name = assignment.split("=")[0]
+    known = any(f'"{name}"' in path.read_text() for path in (ROOT / "sb3_dreamer").rglob("*.py"))
+    return problem(shlex.join(words)) if known else f"nothing reads {name}"
+
+
+def torchrun_problem(words: list[str]) -> str | None:
+    """Its own options are followed by a module or a script with theirs."""
+    start = next((index for index, word in enumerate(words) if word == "-m" or word.endswith(".py")), len(words))
+    unknown = option_problems(source_of("torch.distributed.run"), words[:start])
+    return f"torchrun knows no {unknown}" if unknown else problem(shlex.join(["python", *words[start:]]))
 
 
 def script_problem(name: str, arguments: list[str]) -> str | None:
@@ -229,6 +246,9 @@ def test_commands_exist() -> None:
         "python examples/nothing.py",
         "python examples/atari.py --tiny",
         "dreamer train",
+        "torchrun --processes 2 examples/distributed.py",
+        "torchrun --nproc-per-node 2 examples/nothing.py",
+        "SB3_DREAMER_WEIGHTS=2 python examples/sweep.py",
     ],
 )
 def test_wrong_commands_are_found(line: str) -> None:
