@@ -3,13 +3,15 @@ What one rank needs, what the link between two processes gives, and how fast one
 
     torchrun --standalone --nproc-per-node 2 -m benchmarks.scaling.measure --config pixel-small
 
-Rank 0 times its parts, then learns alone while rank 1 sleeps, then both learn together, with the same work for each rank; and
-again. One thread each (``OMP_NUM_THREADS=1``).
+Rank 0 times its parts and learns while rank 1 sleeps; then both do the same at the same time, each for itself, which tells
+what the cores of a machine take from one another; then both learn together. The work of a rank is always the same. One thread
+each (``OMP_NUM_THREADS=1``).
 """
 
 import argparse
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -153,58 +155,65 @@ def measure(name: str, rounds: int, rollouts: int) -> dict[str, Any] | None:
     batch, options = configuration.batch_size, dict(train_freq=STEPS, learning_starts=200)
     together = make_model(configuration, batch_size=batch * ranks.size, **options)
     together.learn(2 * 200 + 40, log_interval=None)
-    single, watches = None, {1: Stopwatch(), ranks.size: Stopwatch()}
-    names = ("update", "world_model", "actor", "critic", "step", "copying", *(f"all_reduce {size}" for size in SIZES))
-    found: dict[str, list[float]] = {part: [] for part in names}
-    if ranks.rank == 0:
-        with alone():
-            single = make_model(configuration, batch_size=batch, **options)
-            single.learn(200 + 20, log_interval=None)
+    watches = {name: Stopwatch() for name in ("alone", "apart", "together")}
+    found: dict[str, list[float]] = defaultdict(list)
+    parts: dict[str, dict[str, list[float]]] = {"alone": defaultdict(list), "apart": defaultdict(list)}
+    with alone():
+        single = make_model(configuration, batch_size=batch, **options)
+        single.learn(200 + 20, log_interval=None)
     groups = (together.policy.world_model, together.policy.behavior.actor, together.policy.behavior.critic)
     bytes_ = [4.0 * sum(p.numel() for p in part.parameters()) for part in groups]
     for _ in range(rounds):
-        if single is not None:
-            with alone():
-                time_parts(single, batch, found, rollouts)
-                steps = STEPS * (rollouts + 1)
-                single.learn(steps, callback=watches[1], log_interval=None, reset_num_timesteps=False)
-        distributed.gather(None)
+        for kind in ("alone", "apart"):
+            if kind == "apart" or ranks.rank == 0:
+                with alone():
+                    time_parts(single, batch, parts[kind], rollouts)
+                    steps = STEPS * (rollouts + 1)
+                    single.learn(steps, callback=watches[kind], log_interval=None, reset_num_timesteps=False)
+            distributed.gather(None)
         time_link(found, bytes_, 20)
         steps = STEPS * (rollouts + 1) * ranks.size
-        together.learn(steps, callback=watches[ranks.size], log_interval=None, reset_num_timesteps=False)
+        together.learn(steps, callback=watches["together"], log_interval=None, reset_num_timesteps=False)
         distributed.gather(None)
-    cpu = distributed.gather(float(np.mean(watches[ranks.size].cpu)))
-    return result(name, batch, found, bytes_, watches, cpu) if ranks.rank == 0 else None
+    cpu = distributed.gather(float(np.mean(watches["together"].cpu)))
+    return result(name, batch, found, parts, bytes_, watches, cpu) if ranks.rank == 0 else None
 
 
 def result(
-    name: str, batch: int, found: dict[str, list[float]], bytes_: list[float], watches: dict[int, Stopwatch], cpu: list[float]
+    name: str,
+    batch: int,
+    found: dict[str, list[float]],
+    parts: dict[str, dict[str, list[float]]],
+    bytes_: list[float],
+    watches: dict[str, Stopwatch],
+    cpu: list[float],
 ) -> dict[str, Any]:
-    """Measured inputs, measured rollouts and what the simulator makes of the inputs."""
+    """
+    Measured inputs, measured rollouts and what the simulator makes of the inputs: one process from the costs of a rank that
+    was alone, two processes from those of ranks that worked at the same time.
+    """
     small, large = (float(np.mean(found[f"all_reduce {size}"])) for size in SIZES)
     # a ring of two: 2 messages, each of half of the bytes
     bandwidth = (SIZES[1] - SIZES[0]) / max(large - small, 1e-9)
     link = Link(latency=max(small / 2 - SIZES[0] / 2 / bandwidth, 0.0), bandwidth=bandwidth)
-    parts = [float(np.mean(found[part])) for part in ("world_model", "actor", "critic")]
-    shares = tuple(part / sum(parts) for part in parts)
-    costs = Costs(found["step"], found["update"], shares, tuple(bytes_), float(np.mean(found["copying"])))  # type: ignore[arg-type]
     entry: dict[str, Any] = dict(kind="processes", config=name, batch=batch, steps=STEPS, load=round(os.getloadavg()[0], 1))
-    entry["inputs"] = dict(
-        step_ms=1e3 * float(np.mean(found["step"])),
-        update_ms=1e3 * float(np.mean(found["update"])),
-        shares=shares,
-        bytes=bytes_,
-    )
     entry["link"] = dict(latency_ms=1e3 * link.latency, gigabytes_per_second=link.bandwidth / 1e9)
-    for size, watch in watches.items():
-        predicted = simulate(costs, link, size, STEPS)
+    for size, kind, measured in ((1, "alone", "alone"), (2, "apart", "together")):
+        means = [float(np.mean(parts[kind][part])) for part in ("world_model", "actor", "critic")]
+        shares = tuple(mean / sum(means) for mean in means)
+        step, update = parts[kind]["step"], parts[kind]["update"]
+        costs = Costs(step, update, shares, tuple(bytes_), float(np.mean(found["copying"])))  # type: ignore[arg-type]
+        inputs = dict(step_ms=1e3 * float(np.mean(step)), update_ms=1e3 * float(np.mean(update)), shares=shares, bytes=bytes_)
+        predicted, watch = simulate(costs, link, size, STEPS), watches[measured]
+        entry[f"{size} inputs"] = inputs
         entry[f"{size} measured_ms"], entry[f"{size} predicted_ms"] = 1e3 * float(np.mean(watch.wall)), 1e3 * predicted.seconds
         entry[f"{size} cpu_ms"] = 1e3 * (float(np.mean(watch.cpu)) if size == 1 else float(np.mean(cpu)))
         entry[f"{size} rollouts"] = len(watch.wall)
         entry[f"{size} waiting"], entry[f"{size} communication"] = predicted.waiting, predicted.communication
-    last = max(watches)
-    entry["efficiency"] = entry["1 measured_ms"] / entry[f"{last} measured_ms"]
-    entry["cpu_efficiency"] = entry["1 cpu_ms"] / entry[f"{last} cpu_ms"]
+    entry["apart_ms"] = 1e3 * float(np.mean(watches["apart"].wall))
+    entry["efficiency"] = entry["1 measured_ms"] / entry["2 measured_ms"]
+    entry["efficiency_apart"] = entry["1 measured_ms"] / entry["apart_ms"]
+    entry["cpu_efficiency"] = entry["1 cpu_ms"] / entry["2 cpu_ms"]
     return entry
 
 

@@ -10,33 +10,36 @@ from benchmarks.scaling import curves, measure, predict
 PAGE = Path(__file__).parents[2] / "docs" / "scaling.md"
 
 
+NAMES = ("efficiency", "efficiency_apart", "cpu_efficiency")
+
+
 def processes() -> Iterator[str]:
     """Measured and predicted milliseconds of one and two processes."""
     yield (
         "| agent | processes | measured, ms | predicted, ms | off by | waiting | talking | CPU time of a rank, ms | "
-        "efficiency, wall clock | efficiency, CPU time | load |"
+        "efficiency, wall clock | two that do not talk | efficiency, CPU time | load |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
     for entry in load(measure.FILE):
         for size in (1, 2):
             measured, predicted = entry[f"{size} measured_ms"], entry[f"{size} predicted_ms"]
-            efficiency = [f"{entry[name]:.0%}" for name in ("efficiency", "cpu_efficiency")] if size == 2 else ["", ""]
+            efficiency = [f"{entry[name]:.0%}" for name in NAMES] if size == 2 else [""] * 3
             yield (
                 f"| {entry['config']} | {size} | {measured:.0f} | {predicted:.0f} | {predicted / measured - 1:+.1%} | "
                 f"{entry[f'{size} waiting']:.0%} | {entry[f'{size} communication']:.1%} | {entry[f'{size} cpu_ms']:.0f} | "
-                f"{efficiency[0]} | {efficiency[1]} | {entry['load']} |"
+                f"{' | '.join(efficiency)} | {entry['load']} |"
             )
 
 
 def inputs() -> Iterator[str]:
     """What was measured of one rank and of the link."""
-    yield "| agent | step, ms | update, ms | world model, actor, critic | gradients, MB | message, ms | GB/s |"
-    yield "|---|---|---|---|---|---|---|"
-    for entry in load(measure.FILE):
-        found, link = entry["inputs"], entry["link"]
+    yield "| agent | busy cores | step, ms | update, ms | world model, actor, critic | gradients, MB | message, ms | GB/s |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for entry, size in ((entry, size) for entry in load(measure.FILE) for size in (1, 2)):
+        found, link = entry[f"{size} inputs"], entry["link"]
         shares = ", ".join(f"{share:.0%}" for share in found["shares"])
         yield (
-            f"| {entry['config']} | {found['step_ms']:.1f} | {found['update_ms']:.0f} | {shares} | "
+            f"| {entry['config']} | {size} | {found['step_ms']:.1f} | {found['update_ms']:.0f} | {shares} | "
             f"{sum(found['bytes']) / 1e6:.1f} | {link['latency_ms']:.2f} | {link['gigabytes_per_second']:.2f} |"
         )
 
