@@ -11,6 +11,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch as th
+
 from sb3_dreamer.common import distributed
 
 Job = Callable[[int], Any]
@@ -74,6 +76,7 @@ def _outcomes(processes: list[Any], pipes: list[Any], until: float) -> list[Outc
 
 
 def _carry_out(job: Job, rank: int, environment: dict[str, str], sender: Any) -> None:
+    th.set_num_threads(1)  # threads of the forked process did not come along, and would be waited for
     os.environ.update(environment)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     result, error = None, ""
