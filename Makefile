@@ -31,15 +31,16 @@ train: $(VENV)/.installed
 		$(EVAL) $(if $(N),-n $(N)) $(ARGS)
 	@$(PY) -m sb3_dreamer.zoo report --env $(ENV) -f $(LOGS) $(REPORT_ARGS)
 
+# as many processes as cores, one thread each: more threads only wait for one another
 test: $(VENV)/.installed
-	$(PY) -m pytest -n auto $(PYTEST_ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -n auto $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed
 	$(PY) -m pytest -m slow $(PYTEST_ARGS)
 
 # the lower bounds of setup.cfg
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest -n auto $(PYTEST_ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(OLDEST)/bin/python -m pytest -n auto $(PYTEST_ARGS)
 
 # twenty minutes on two cores: do some runs of docs/results.md come out the same here?
 benchmark-quick: $(VENV)/.installed
