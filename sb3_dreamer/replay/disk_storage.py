@@ -73,11 +73,12 @@ class DiskStorage:
             "capacity": capacity,
             "row": str(self._row.descr),
             "layout": layout,
-            "compression": None if compression is None else {"name": "zstandard", "chunk": compression.chunk},
+            "compression": None,
         }
         self._rows = PlainRows(self._row, n_envs, capacity)
         if compression is not None:
             self._rows = CompressedRows(self._row, n_envs, capacity, compression, max(self.flush_interval, n_envs))
+            self._format["compression"] = self._rows.format
         self.written = np.zeros(n_envs, dtype=np.int64)  # records of each ring so far
         self.first = np.zeros(n_envs, dtype=np.int64)  # the oldest that is whole
         self._unflushed = 0
@@ -120,14 +121,7 @@ class DiskStorage:
         :param name: name of a field
         :return: (n_envs, capacity, *shape)
         """
-        shape = (self._n_envs, self._capacity)
-        if not isinstance(self._rows, CompressedRows):
-            return np.memmap(self.folder / "records.bin", self._row, "r", shape=shape)[name]
-        result = np.zeros((*shape, *self._row[name].shape), self._row[name].base)
-        for env in range(self._n_envs):
-            for number in range(int(self.first[env]), int(self.written[env])):
-                result[env, number % self._capacity] = self._rows.read(env, number, 1)[name][0]
-        return result
+        return self._rows.view(self.folder, name, self.first, self.written)
 
     def write(self, envs: np.ndarray, positions: np.ndarray, records: Mapping[str, np.ndarray]) -> None:
         """

@@ -8,6 +8,7 @@ index that could be lost.
 
 import os
 import zlib
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,6 +87,18 @@ class PlainRows:
         rows = self._contiguous(env, number, head)
         return rows if head == count else np.concatenate([rows, self._contiguous(env, number + head, count - head)])
 
+    def view(self, folder: Path, name: str, first: np.ndarray, written: np.ndarray) -> np.ndarray:
+        """
+        A field of all records, to read; mapped, not copied.
+
+        :param folder: of the files
+        :param name: of the field
+        :param first: the oldest record of each ring, (n_envs,)
+        :param written: number of records of each ring, (n_envs,)
+        :return: (n_envs, capacity, *shape)
+        """
+        return np.memmap(folder / "records.bin", self._row, "r", shape=(self._n_envs, self._capacity))[name]
+
     def settle(self, env: int, written: int) -> None:
         """
         Do what complete records ask for, before the next one is written.
@@ -130,10 +143,9 @@ class CompressedRows(PlainRows):
     def __init__(self, row: np.dtype, n_envs: int, capacity: int, compression: Compression, flush_interval: int) -> None:
         self._chunk = compression.chunk
         super().__init__(row, n_envs, flush_interval + 2 * self._chunk)
-        self._slots = -(-capacity // self._chunk)
-        self._zstandard = _import_zstandard()
-        self._compressor = self._zstandard.ZstdCompressor(compression.level)
-        self._decompressor = self._zstandard.ZstdDecompressor()
+        self._held, self._slots = capacity, -(-capacity // self._chunk)
+        zstandard = _import_zstandard()
+        self._compressor, self._decompressor = zstandard.ZstdCompressor(compression.level), zstandard.ZstdDecompressor()
         self._settled = np.zeros(n_envs, dtype=np.int64)  # records of each ring that are in chunks
         self._latest: dict[tuple[int, int], np.ndarray] = {}  # the chunk that was read last
 
@@ -141,6 +153,27 @@ class CompressedRows(PlainRows):
     def sizes(self) -> dict[str, int]:
         """Bytes of each file, written or not."""
         return {**super().sizes, "chunks.bin": self._slot_bytes * self._n_envs * self._slots}
+
+    @property
+    def format(self) -> dict[str, Any]:
+        """What must agree when the files are opened again; the level may change."""
+        return {"name": "zstandard", "chunk": self._chunk, "rows": self._capacity}
+
+    def view(self, folder: Path, name: str, first: np.ndarray, written: np.ndarray) -> np.ndarray:
+        """
+        A field of all records, copied.
+
+        :param folder: of the files
+        :param name: of the field
+        :param first: the oldest record of each ring, (n_envs,)
+        :param written: number of records of each ring, (n_envs,)
+        :return: (n_envs, capacity, *shape)
+        """
+        result = np.zeros((self._n_envs, self._held, *self._row[name].shape), self._row[name].base)
+        for env, (oldest, end) in enumerate(zip(first.tolist(), written.tolist(), strict=True)):
+            for number in range(oldest, end):
+                result[env, number % self._held] = self.read(env, number, 1)[name][0]
+        return result
 
     def open(self, files: dict[str, int], flushed: np.ndarray) -> None:
         """
