@@ -91,27 +91,23 @@ def time_parts(model: DreamerV2, batch_size: int, found: dict[str, list[float]],
     :param found: to which measurements are added
     :param times: updates that are timed
     """
-    shares = {name: getattr(model.policy, f"{name}_optimizer") for name in ("world_model", "actor", "critic")}
     marks: list[float] = []
-    for optimizer in shares.values():
-        step = optimizer.step
+    step = model.policy.world_model_optimizer.step
 
-        def marked(*args: Any, step: Any = step) -> Any:
-            result = step(*args)
-            marks.append(time.perf_counter())
-            return result
+    def marked(*args: Any) -> Any:
+        result = step(*args)
+        marks.append(time.perf_counter())
+        return result
 
-        optimizer.step = marked
+    model.policy.world_model_optimizer.step = marked  # type: ignore[method-assign]
     for _ in range(times):
         start = time.perf_counter()
         model.update(model.replay_buffer.sample(batch_size))
-        found["update"].append(time.perf_counter() - start)
-        moments = [start, *marks]
-        for index, name in enumerate(shares):
-            found[name].append(moments[index + 1] - moments[index])
-        marks.clear()
-    for optimizer in shares.values():
-        del optimizer.step
+        end = time.perf_counter()
+        found["update"].append(end - start)
+        found["world_model"].append(marks[-1] - start)
+        found["behavior"].append(end - marks[-1])
+    del model.policy.world_model_optimizer.step
     model.gradient_steps = 0
     watch = Stopwatch()
     model.learn(STEPS * (4 * times + 1), callback=watch, log_interval=None, reset_num_timesteps=False)
@@ -161,8 +157,9 @@ def measure(name: str, rounds: int, rollouts: int) -> dict[str, Any] | None:
     with alone():
         single = make_model(configuration, batch_size=batch, **options)
         single.learn(200 + 20, log_interval=None)
-    groups = (together.policy.world_model, together.policy.behavior.actor, together.policy.behavior.critic)
-    bytes_ = [4.0 * sum(p.numel() for p in part.parameters()) for part in groups]
+    policy = together.policy
+    groups = ((policy.world_model,), (policy.behavior.actor, policy.behavior.critic))
+    bytes_ = [4.0 * sum(p.numel() for part in parts for p in part.parameters()) for parts in groups]
     for _ in range(rounds):
         for kind in ("alone", "apart"):
             if kind == "apart" or ranks.rank == 0:
@@ -199,7 +196,7 @@ def result(
     entry: dict[str, Any] = dict(kind="processes", config=name, batch=batch, steps=STEPS, load=round(os.getloadavg()[0], 1))
     entry["link"] = dict(latency_ms=1e3 * link.latency, gigabytes_per_second=link.bandwidth / 1e9)
     for size, kind, measured in ((1, "alone", "alone"), (2, "apart", "together")):
-        means = [float(np.mean(parts[kind][part])) for part in ("world_model", "actor", "critic")]
+        means = [float(np.mean(parts[kind][part])) for part in ("world_model", "behavior")]
         shares = tuple(mean / sum(means) for mean in means)
         step, update = parts[kind]["step"], parts[kind]["update"]
         costs = Costs(step, update, shares, tuple(bytes_), float(np.mean(found["copying"])))  # type: ignore[arg-type]

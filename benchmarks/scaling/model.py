@@ -1,8 +1,8 @@
 """
 What a rollout and its update cost with W ranks: a simulator of the lockstep of ``sb3_dreamer/dreamer_v2/team.py``.
 
-    each rank:  collect F steps of n environments  | update: world model | actor | critic
-    between:                         agreement (small)        gradients   gradients  gradients
+    each rank:  collect F steps of n environments  | update: world model | actor and critic
+    between:                         agreement (small)         gradients          gradients
 
 Every bar is a point at which all ranks wait for the slowest. The time of an all-reduce is that of a ring: 2 (W - 1) messages
 one after the other, which carry 2 (W - 1) / W of the bytes (Thakur, Rabenseifner and Gropp, Optimization of Collective
@@ -13,9 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-
-#: World model, actor, critic: each has one all-reduce
-PARTS = 3
 
 
 @dataclass(frozen=True)
@@ -48,15 +45,15 @@ class Costs:
 
     :param step: seconds of one step of its environments: acting, stepping, storing
     :param update: seconds of an update on its share of the batch, communication excluded
-    :param shares: of world model, actor and critic in the update
-    :param bytes_: of the gradients of world model, actor and critic
+    :param shares: of the world model, and of actor and critic, in the update
+    :param bytes_: of the gradients of the world model, and of actor and critic
     :param copying: seconds per byte to make gradients flat and to take them apart again
     """
 
     step: Sequence[float]
     update: Sequence[float]
-    shares: tuple[float, float, float]
-    bytes_: tuple[float, float, float]
+    shares: tuple[float, float]
+    bytes_: tuple[float, float]
     copying: float = 0.0
 
 
@@ -100,7 +97,7 @@ def simulate(costs: Costs, link: Link, ranks: int, steps: int, rollouts: int = 4
     step, update = np.asarray(costs.step), np.asarray(costs.update)
     collecting = random.choice(step, (rollouts, ranks, steps)).sum(-1)
     computing = random.choice(update, (rollouts, ranks))
-    agreement = 2 * link.all_reduce(1000.0, ranks)  # what only one rank knows, and the metrics
+    agreement = link.all_reduce(1000.0, ranks)  # what only one rank knows, and the metrics
     slowest, own = collecting.max(1), collecting.mean(1)
     talking = np.full(rollouts, agreement)
     for share, bytes_ in zip(costs.shares, costs.bytes_, strict=True):

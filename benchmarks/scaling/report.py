@@ -33,7 +33,7 @@ def processes() -> Iterator[str]:
 
 def inputs() -> Iterator[str]:
     """What was measured of one rank and of the link."""
-    yield "| agent | busy cores | step, ms | update, ms | world model, actor, critic | gradients, MB | message, ms | GB/s |"
+    yield "| agent | busy cores | step, ms | update, ms | world model; actor and critic | gradients, MB | message, ms | GB/s |"
     yield "|---|---|---|---|---|---|---|---|"
     for entry, size in ((entry, size) for entry in load(measure.FILE) for size in (1, 2)):
         found, link = entry[f"{size} inputs"], entry["link"]

@@ -102,9 +102,10 @@ class RewardNormalizer(nn.Module):
         :param epsilon: added to the state
         :return: the same shape
         """
-        sizes = average(rewards.detach().abs().reshape(-1, *self.magnitude.shape).mean(0))
-        moved = self.magnitude * momentum + sizes * (1.0 - momentum)
-        self.magnitude.copy_(th.where(th.isfinite(moved), moved, self.magnitude))
+        if momentum < 1.0:  # else nothing moves, and nobody has to be asked
+            sizes = average(rewards.detach().abs().reshape(-1, *self.magnitude.shape).mean(0))
+            moved = self.magnitude * momentum + sizes * (1.0 - momentum)
+            self.magnitude.copy_(th.where(th.isfinite(moved), moved, self.magnitude))
         return rewards / (self.magnitude + epsilon) * scale
 
 

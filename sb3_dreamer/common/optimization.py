@@ -156,16 +156,20 @@ class ParameterOptimizer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=self.parameters)
 
+    @property
+    def gradients(self) -> list[th.Tensor]:
+        """Of the parameters that have one."""
+        return [p.grad for p in self.parameters if p.grad is not None]
+
     def apply(self, max_grad_norm: float | None) -> th.Tensor:
         """
-        Average the gradients over all ranks, clip them by their global norm and take a step; none if the norm is not finite,
-        so that weights and moments stay what they were. One rank's NaN is in every rank's mean: all of them skip.
+        Clip the gradients by their global norm and take a step; none if the norm is not finite, so that weights and moments
+        stay what they were.
 
         :param max_grad_norm: largest norm; None does not clip
         :return: the norm before clipping, scalar
         """
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        average_(gradients)
+        gradients = self.gradients
         norm = global_norm(gradients)
         if max_grad_norm is not None:
             th._foreach_mul_(gradients, max_grad_norm / norm.clamp(min=max_grad_norm))
@@ -178,15 +182,30 @@ class ParameterOptimizer:
 
     def step(self, loss: th.Tensor, max_grad_norm: float | None) -> th.Tensor:
         """
-        Differentiate, clip, step.
+        Differentiate, average over all ranks, clip, step.
 
         :param loss: scalar
         :param max_grad_norm: largest norm of all gradients together; None does not clip
         :return: the norm before clipping, scalar
         """
-        with outside_autocast(loss.device):
-            self.backward(loss)
-            return self.apply(max_grad_norm)
+        return step_together([(self, loss)], max_grad_norm)[0]
+
+
+def step_together(steps: Sequence[tuple[ParameterOptimizer, th.Tensor]], max_grad_norm: float | None) -> list[th.Tensor]:
+    """
+    Steps of several optimizers that do not wait for one another: one message to the other ranks for all of their gradients.
+
+    One rank's NaN is in every rank's mean: all of them skip that optimizer's step.
+
+    :param steps: optimizers and their losses, scalars
+    :param max_grad_norm: largest norm of each optimizer's gradients; None does not clip
+    :return: the norm of each before clipping, scalars
+    """
+    with outside_autocast(steps[0][1].device):
+        for optimizer, loss in steps:
+            optimizer.backward(loss)
+        average_([gradient for optimizer, _ in steps for gradient in optimizer.gradients])
+        return [optimizer.apply(max_grad_norm) for optimizer, _ in steps]
 
 
 def global_norm(tensors: list[th.Tensor]) -> th.Tensor:

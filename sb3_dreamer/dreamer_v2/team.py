@@ -123,14 +123,17 @@ class Team:
         """
         empty = self.algorithm.replay_buffer.num_sampleable == 0
         found, moved = [float(self.stopping), float(empty), float(len(self.episodes))], self._changes()
+        means = self.metrics.take() if self.algorithm.device.type == "cpu" else {}
+        found += [float(value) for value in means.values()]
         everyone = th.stack(self.ranks.gather(th.cat([th.tensor(found, dtype=th.float64), *moved])))
-        stops, missing, episodes = everyone[:, : len(found)].sum(0).tolist()
-        self.can_sample = missing == 0
+        stops, missing, episodes, *measured = everyone[:, : len(found)].sum(0)
+        self.can_sample = bool(missing == 0)
         self._merge(everyone[:, len(found) :])
-        if episodes:
+        if episodes > 0:
             self._share_episodes()
+        self.algorithm._metrics.add(dict(zip(means, [total / self.ranks.size for total in measured], strict=True)))
         self.share_metrics()
-        return RolloutReturn(rollout.episode_timesteps * self.ranks.size, rollout.n_episodes, stops == 0)
+        return RolloutReturn(rollout.episode_timesteps * self.ranks.size, rollout.n_episodes, bool(stops == 0))
 
     def note_update(self, metrics: dict[str, th.Tensor]) -> None:
         """
@@ -145,7 +148,7 @@ class Team:
         self.can_sample = bool(th.stack(self.ranks.gather(empty)).sum() == 0)
 
     def share_metrics(self) -> None:
-        """The means over all ranks of what was measured since the last time."""
+        """The means over all ranks of what was measured since the last time and has not travelled with a rollout."""
         means = self.metrics.take()
         if means:
             stacked = th.stack([value.float() for value in means.values()])

@@ -7,7 +7,7 @@ import torch as th
 from sb3_dreamer.behavior.actor_critic import ActorCritic, ActorLoss, BehaviorObjective, CriticLoss, ReturnEstimate
 from sb3_dreamer.behavior.exploration import Exploration
 from sb3_dreamer.common.functional import flatten_time
-from sb3_dreamer.common.optimization import ParameterOptimizer
+from sb3_dreamer.common.optimization import ParameterOptimizer, step_together
 from sb3_dreamer.common.type_aliases import Experience, ImaginedTrajectory, LatentState, SequenceBatch
 from sb3_dreamer.dreamer_v2.policies import DreamerPolicy
 from sb3_dreamer.world_model.world_model import WorldModel, WorldModelLoss, WorldModelObjective
@@ -132,9 +132,8 @@ def learn_behavior(
     """
     actor_loss = behavior.actor_loss(imagination.trajectory, imagination.estimate, objective)  #                [V2, eq. 6]
     critic_loss = behavior.critic_loss(imagination.trajectory, imagination.estimate.returns)  #                 [V2, eq. 5]
-    actor_norm = actor_optimizer.step(actor_loss.total, max_grad_norm)
-    critic_norm = critic_optimizer.step(critic_loss.total, max_grad_norm)
-    return LearntBehavior(actor_loss, critic_loss, actor_norm, critic_norm)
+    steps = [(actor_optimizer, actor_loss.total), (critic_optimizer, critic_loss.total)]
+    return LearntBehavior(actor_loss, critic_loss, *step_together(steps, max_grad_norm))
 
 
 def learn_exploration(
