@@ -26,6 +26,7 @@ from sb3_dreamer.common.observations import ObservationFormat
 from sb3_dreamer.common.type_aliases import SequenceBatch
 from sb3_dreamer.dreamer_v2.checkpoint import checkpoints
 from sb3_dreamer.dreamer_v2.rank_files import taken_by
+from sb3_dreamer.dreamer_v2.team import Team
 from sb3_dreamer.dreamer_v2.update import UpdateNoise
 from tests.ranks import rank_environment, results, run_ranks
 from tests.small import BOX, DISCRETE, VECTOR, random_envs, random_model, same_weights, small_model, weights
@@ -118,6 +119,37 @@ def test_ranks_have_experience_of_their_own_and_share_what_is_logged(trained: li
     assert first["returns"] == second["returns"] and first["episodes"] == second["episodes"] > len(first["returns"]) / 2
     assert first["metrics"].keys() == second["metrics"].keys() and first["metrics"] == second["metrics"]
     assert {"kl", "actor_loss", "exploration_loss", "skipped_updates"} < set(first["metrics"])
+
+
+def test_messages_are_few_and_metrics_are_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At every message all ranks wait for the slowest: per update two for gradients, none for metrics."""
+    losses: list[float] = []
+    messages: list[int] = []
+
+    def note_update(team: Team, metrics: dict[str, th.Tensor]) -> None:
+        losses.append(metrics["model_loss"].item())
+        noted(team, metrics)
+
+    def all_reduce(tensor: th.Tensor) -> None:
+        messages.append(tensor.numel())
+        reduced(tensor)
+
+    noted, reduced = Team.note_update, distributed.dist.all_reduce
+    monkeypatch.setattr(Team, "note_update", note_update)
+    monkeypatch.setattr(distributed.dist, "all_reduce", all_reduce)
+
+    def job(rank: int) -> tuple[list[float], list[int], dict[str, float], int]:
+        model = random_model(seed=0)
+        model.set_logger(configure(None, []))
+        model.learn(200, log_interval=None)
+        size = sum(p.numel() for part in model.policy.optimizers_by_rate for o in part for p in o.parameters)
+        return losses, messages, model._metrics.pop(), size
+
+    (first, sent, metrics, size), (second, _, _, _) = results(run_ranks(job))
+    assert len(sent) == 2 * len(first) > 4 and sum(sent) == size * len(first)
+    shared = len(first) - 1  # what the last update measured travels with a rollout that does not come
+    assert len(first) == len(second) and first != second
+    assert metrics["model_loss"] == pytest.approx((sum(first[:shared]) + sum(second[:shared])) / (2 * shared), rel=1e-6)
 
 
 def test_only_rank_0_speaks_and_runs_callbacks(trained: list[dict[str, Any]]) -> None:
