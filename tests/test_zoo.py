@@ -414,6 +414,23 @@ def test_literal_command(tmp_path: Path) -> None:
     run_python("-m", "rl_zoo3.enjoy", *arguments[:6], "-f", "logs", "--no-render", cwd=tmp_path)
 
 
+OWN_PACKAGE = """
+import gymnasium as gym
+gym.register("own/Pole-v0", "gymnasium.envs.classic_control:CartPoleEnv", max_episode_steps=30)
+"""
+
+
+def test_report_on_an_environment_of_a_package_of_ones_own(site_folder: Path, tmp_path: Path) -> None:
+    """The report is a process of its own, which finds in the run what had to be imported."""
+    (tmp_path / "own_package.py").write_text(OWN_PACKAGE)
+    small = '"learning_starts:40", "train_freq:20", "batch_size:2", "batch_length:8"'
+    options = f'"--env", "own/Pole-v0", "--gym-packages", "own_package", "-n", "60", "--eval-freq", "-1", "--hyperparams", {small}'
+    for command in (f'run("rl_zoo3.train", "--algo", "dreamer", {options})', 'run("sb3_dreamer.zoo.report", *REPORT)'):
+        arguments = '\nREPORT = "--env", "own/Pole-v0", "-f", "logs", "--episodes", "1"\n'
+        out = run_python("-c", with_hook(site_folder, RUN + arguments + command), cwd=tmp_path, environ={"PYTHONPATH": "."})
+    assert "trained agent: " in out and (tmp_path / "logs" / "dreamer" / "own-Pole-v0_1" / "learning_curve.png").is_file()
+
+
 @pytest.mark.slow
 def test_subprocess_envs_and_other_algorithms(site_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny.yml").write_text(TINY)
