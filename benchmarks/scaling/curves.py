@@ -29,7 +29,6 @@ from sb3_dreamer.envs import ScaleObservation
 from tests.tasks import PixelCatch
 
 FILE = FOLDER / "scaling_curves.json"
-SEEDS = (0, 1, 2)
 COMPARED = ("model_loss", "reward_loss", "kl", "actor_entropy", "critic_loss")
 COMMON: dict[str, Any] = dict(
     learning_starts=320, batch_size=32, train_freq=4, gamma=0.99, kl_scale=1.0, free_nats=1.0, reward_transform="identity",
@@ -39,10 +38,11 @@ COMMON: dict[str, Any] = dict(
 SIZES: dict[str, Any] = dict(deterministic_size=64, hidden_size=64, net_arch=[64, 64])
 TASKS: dict[str, dict[str, Any]] = {
     "CartPole-v1": dict(
-        steps=1600, policy="MlpPolicy", batch_length=16, policy_kwargs=SIZES | dict(stochastic_size=8, stochastic_classes=8)
+        seeds=8, steps=1600, policy="MlpPolicy", batch_length=16,
+        policy_kwargs=SIZES | dict(stochastic_size=8, stochastic_classes=8),
     ),
     "PixelCatch": dict(
-        steps=1280, policy="CnnPolicy", batch_length=8,
+        seeds=3, steps=1280, policy="CnnPolicy", batch_length=8,
         policy_kwargs=SIZES | dict(stochastic_size=16, stochastic_classes=16, cnn_depth=8),
     ),
 }  # fmt: skip
@@ -59,6 +59,7 @@ def run(task: str, seed: int, folder: str) -> None:
     th.set_num_threads(1)
     options = {**COMMON, **TASKS[task]}
     steps, policy = options.pop("steps"), options.pop("policy")
+    del options["seeds"]
     of_rank: dict[str, Any] = dict(n_envs=2 // distributed.world_size(), seed=seed)
     if task == "CartPole-v1":
         env = make_vec_env(task, wrapper_class=lambda env: ScaleObservation(env, scale=[1.5, 2.0, 15.0, 2.0]), **of_rank)
@@ -86,8 +87,8 @@ def curve(path: Path) -> list[dict[str, float]]:
 
 def measure() -> None:
     """All runs that are not there yet, one after the other."""
-    for seed in SEEDS:
-        for task in TASKS:
+    for task, options in TASKS.items():
+        for seed in range(options["seeds"]):
             for ranks in (1, 2):
                 if known(FILE, task=task, seed=seed, ranks=ranks):
                     continue
@@ -104,7 +105,7 @@ def measure() -> None:
 def comparison() -> Iterator[str]:
     """One line of Markdown for each quantity: last quarter of the curves, mean and range over the seeds."""
     results = load(FILE)
-    yield "| task | quantity | 1 × (batch 32) | 2 × (batch 16) | difference, in standard deviations of a seed |"
+    yield "| task (seeds) | quantity | 1 × (batch 32) | 2 × (batch 16) | difference, in standard deviations of a seed |"
     yield "|---|---|---|---|---|"
     for task in TASKS:
         for name in (*COMPARED, "return"):
@@ -114,7 +115,7 @@ def comparison() -> Iterator[str]:
                 values[ranks] = np.array([np.mean([p[name] for p in run[-len(run) // 4 :] if name in p]) for run in runs])
             spread = float(np.sqrt((values[1].var(ddof=1) + values[2].var(ddof=1)) / 2))
             texts = [f"{v.mean():.3g} ({v.min():.3g} to {v.max():.3g})" for v in values.values()]
-            yield f"| {task} | {name} | {texts[0]} | {texts[1]} | {abs(values[1].mean() - values[2].mean()) / spread:.1f} |"
+            yield f"| {task} ({len(values[1])}) | {name} | {texts[0]} | {texts[1]} | {abs(values[1].mean() - values[2].mean()) / spread:.1f} |"
 
 
 def main() -> None:
