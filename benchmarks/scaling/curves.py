@@ -115,7 +115,8 @@ def comparison() -> Iterator[str]:
                 values[ranks] = np.array([np.mean([p[name] for p in run[-len(run) // 4 :] if name in p]) for run in runs])
             spread = float(np.sqrt((values[1].var(ddof=1) + values[2].var(ddof=1)) / 2))
             texts = [f"{v.mean():.3g} ({v.min():.3g} to {v.max():.3g})" for v in values.values()]
-            yield f"| {task} ({len(values[1])}) | {name} | {texts[0]} | {texts[1]} | {abs(values[1].mean() - values[2].mean()) / spread:.1f} |"
+            apart = abs(values[1].mean() - values[2].mean()) / spread
+            yield f"| {task} ({len(values[1])}) | {name} | {texts[0]} | {texts[1]} | {apart:.1f} |"
 
 
 def main() -> None:
