@@ -93,20 +93,15 @@ def test_every_task_can_be_made_and_every_agent_has_its_hyperparameters(name: st
     assert env.observation_space.contains(observation)
     is_picture = len(env.observation_space.shape or ()) == 3
     ours = task.hyperparameters(OURS)
-    assert (
-        ours is not None
-        and is_picture == (ours["policy"] == "CnnPolicy")
-        and set(ours)
-        <= {
-            "policy",
-            "n_timesteps",
-            *DreamerV2.__init__.__code__.co_varnames,
-        }
-    )
+    assert ours is not None and is_picture == (ours["policy"] == "CnnPolicy")
+    assert set(ours) <= {"policy", "n_timesteps", "env_wrapper", *DreamerV2.__init__.__code__.co_varnames}
+    wrappers = {name: options for wrapper in ours.get("env_wrapper", []) for name, options in wrapper.items()}
+    assert task.action_repeat == wrappers.get("rl_zoo3.wrappers.FrameSkip", {"skip": 1})["skip"]
     for run in planned([task], seeds=[0]):
         if run.agent != RANDOM:
             command = " ".join(run.command(tmp_path))
-            assert f"--algo {run.agent} --env {name} --seed 0 -n {task.budget(run.agent)}" in command
+            steps = task.budget(run.agent) // (task.action_repeat if run.agent == OURS else 1)
+            assert f"--algo {run.agent} --env {name} --seed 0 -n {steps} " in command
             assert ("--conf-file" in command) == (run.agent == OURS or is_picture)
     env.close()
 

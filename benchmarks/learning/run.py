@@ -24,6 +24,7 @@ import benchmarks.learning.environments
 from benchmarks.learning.suite import OURS, RANDOM, Task
 from benchmarks.records import FOLDER, Result, known, record
 from sb3_dreamer import DreamerV2
+from sb3_dreamer.dream.zoo_run import find_run
 
 RESULTS = FOLDER / "learning.json"
 IDENTITY = ("task", "agent", "seed", "variant")
@@ -44,12 +45,17 @@ class Run(NamedTuple):
         """Values of ``IDENTITY``."""
         return dict(zip(IDENTITY, (self.task.name, self.agent, self.seed, self.variant), strict=True))
 
+    @property
+    def frames_per_step(self) -> int:
+        """Environment steps during one step of the agent."""
+        return self.task.action_repeat if self.agent == OURS else 1
+
     def command(self, folder: Path) -> list[str]:
         """
         :param folder: for the zoo's log
         :return: the zoo's command line, without the interpreter
         """
-        steps = self.task.budget(self.agent)
+        steps = self.task.budget(self.agent) // self.frames_per_step
         evaluation = f"--eval-freq {steps // self.task.evaluations} --eval-episodes {self.task.episodes} --n-eval-envs 5"
         command = (
             f"-m sb3_dreamer.zoo train --algo {self.agent} --env {self.task.name} --seed {self.seed} -n {steps} -f {folder}"
@@ -86,22 +92,23 @@ def train(run: Run) -> Result:
         wall = time.perf_counter() - wall
         if child.returncode:
             raise RuntimeError(f"{run.identity} ended with {child.returncode}:\n{(folder / 'output.txt').read_text()[-2000:]}")
-        curve = read_curve(folder)
+        curve = read_curve(folder, run.frames_per_step)
         more = {} if run.agent != OURS else other_evaluations(run, folder)
         shown = [word.replace(str(folder), "logs") for word in command]
     cpu = usage.ru_utime + usage.ru_stime
     return measured(run, curve, wall, cpu) | more | {"command": " ".join(["python", *shown])}
 
 
-def read_curve(folder: Path) -> list[list[float]]:
+def read_curve(folder: Path, frames_per_step: int = 1) -> list[list[float]]:
     """
     :param folder: the zoo's log
-    :return: steps, mean and standard deviation of the returns, of each evaluation
+    :param frames_per_step: environment steps during one step of the agent
+    :return: environment steps, mean and standard deviation of the returns, of each evaluation
     """
     (path,) = folder.rglob("evaluations.npz")
     with np.load(path) as data:
         rows = zip(data["timesteps"], data["results"].mean(1), data["results"].std(1), strict=True)
-        return [[int(step), round(float(mean), 4), round(float(std), 4)] for step, mean, std in rows]
+        return [[int(step) * frames_per_step, round(float(mean), 4), round(float(std), 4)] for step, mean, std in rows]
 
 
 def other_evaluations(run: Run, folder: Path) -> Result:
@@ -113,10 +120,10 @@ def other_evaluations(run: Run, folder: Path) -> Result:
     :return: mean returns
     """
     (path,) = (path for path in folder.rglob("*.zip") if path.stem != "best_model")
-    model, results = DreamerV2.load(path, device="cpu"), {}
+    model, zoo_run, results = DreamerV2.load(path, device="cpu"), find_run(path), {}
+    assert zoo_run is not None
     for name, latent, deterministic in (("sampled_latent", "sample", True), ("sampled", "sample", False)):
-        env = VecMonitor(DummyVecEnv([lambda: gym.make(run.task.name)]))
-        env.seed(20_000 + run.seed)
+        env = zoo_run.make_env(1, 20_000 + run.seed)
         model.policy.evaluation_latent = latent
         mean, _ = evaluate_policy(model, env, run.task.episodes, deterministic=deterministic)
         results[f"{name}_mean"] = round(float(mean), 4)  # type: ignore[arg-type]

@@ -19,12 +19,13 @@ class Task:
     One environment with its budgets.
 
     :param name: registered id
-    :param steps: DreamerV2's budget
+    :param steps: DreamerV2's budget, in steps of the environment
     :param section: of ``dreamer.yml``
     :param threshold: mean return that counts as learned; None where scores are reported only
     :param baselines: algorithms of rl_zoo3, each with None, a section of its file, or a dict
         with ``section`` and options that replace the section's
     :param seeds: of every agent
+    :param action_repeat: environment steps during one step of DreamerV2, where the section has a wrapper for it
     :param factor: a baseline gets so many times the steps
     :param evaluations: in the course of a run
     :param episodes: of each evaluation
@@ -36,6 +37,7 @@ class Task:
     threshold: float | None = None
     baselines: dict[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0, 1, 2)
+    action_repeat: int = 1
     factor: int = 5
     evaluations: int = 20
     episodes: int = 20
