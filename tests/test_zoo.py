@@ -424,8 +424,9 @@ def test_report_on_an_environment_of_a_package_of_ones_own(site_folder: Path, tm
     """The report is a process of its own, which finds in the run what had to be imported."""
     (tmp_path / "own_package.py").write_text(OWN_PACKAGE)
     small = '"learning_starts:40", "train_freq:20", "batch_size:2", "batch_length:8"'
-    options = f'"--env", "own/Pole-v0", "--gym-packages", "own_package", "-n", "60", "--eval-freq", "-1", "--hyperparams", {small}'
-    for command in (f'run("rl_zoo3.train", "--algo", "dreamer", {options})', 'run("sb3_dreamer.zoo.report", *REPORT)'):
+    options = f'"--gym-packages", "own_package", "-n", "60", "--eval-freq", "-1", "--hyperparams", {small}'
+    train = f'run("rl_zoo3.train", "--algo", "dreamer", "--env", "own/Pole-v0", {options})'
+    for command in (train, 'run("sb3_dreamer.zoo.report", *REPORT)'):
         arguments = '\nREPORT = "--env", "own/Pole-v0", "-f", "logs", "--episodes", "1"\n'
         out = run_python("-c", with_hook(site_folder, RUN + arguments + command), cwd=tmp_path, environ={"PYTHONPATH": "."})
     assert "trained agent: " in out and (tmp_path / "logs" / "dreamer" / "own-Pole-v0_1" / "learning_curve.png").is_file()
