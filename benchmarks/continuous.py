@@ -87,39 +87,7 @@ def first_version(options: dict[str, Any]) -> dict[str, Any]:
     return {**options, **{name: v1[name] for name in names}, "policy_kwargs": policy_kwargs}
 
 
-#: Small pictures that weigh as much as large ones; at first random actions, and an actor whose rate rises:
-#: trained on the imagination of a young model it saturates and drives the hand into a corner
-REACHER: dict[str, Any] = dict(
-    learning_rate="lin_2e-3_3e-4",
-    actor_learning_rate="lin_0_4e-4",
-    critic_learning_rate=5e-4,
-    buffer_size=20_000,
-    learning_starts=500,
-    explore_until=3_000,
-    batch_size=8,
-    batch_length=8,
-    train_freq=1,
-    gamma=0.95,
-    imagination_horizon=6,
-    target_update_interval=50,
-    ent_coef=0.01,
-    kl_scale=1.0,
-    observation_scale=16.0,
-    reward_scale=300.0,
-    reward_transform="identity",
-    replay_buffer_kwargs=dict(prioritize_ends=False),
-    policy_kwargs=dict(
-        deterministic_size=128,
-        hidden_size=128,
-        stochastic_size=32,
-        stochastic_classes=16,
-        net_arch=[128, 128],
-        cnn_depth=8,
-        image_size=(16, 16),
-        use_discount_head=False,
-        exploration_class="random",
-    ),
-)
+REACHER = preset("continuous_pixels")
 
 #: Gaussian states tell less of the target at first (the plain KL holds them back), and gradients through a critic that looks
 #: far ahead are too rough to aim with

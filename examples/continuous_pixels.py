@@ -56,45 +56,10 @@ class Reacher(gym.Env[np.ndarray, np.ndarray]):
         return image
 
 
-#: Small pictures that weigh as much as large ones; random actions at first, then an actor whose rate rises, since one that is
-#: trained on the imagination of a young model drives the hand into a corner
-REACHER: dict[str, Any] = dict(
-    learning_rate="lin_2e-3_3e-4",
-    actor_learning_rate="lin_0_4e-4",
-    critic_learning_rate=5e-4,
-    buffer_size=20_000,
-    learning_starts=500,
-    explore_until=3_000,
-    batch_size=8,
-    batch_length=8,
-    train_freq=1,
-    gamma=0.95,
-    imagination_horizon=6,
-    target_update_interval=50,
-    ent_coef=0.01,
-    kl_scale=1.0,
-    observation_scale=16.0,
-    reward_scale=300.0,
-    reward_transform="identity",
-    replay_buffer_kwargs=dict(prioritize_ends=False),
-    policy_kwargs=dict(
-        deterministic_size=128,
-        hidden_size=128,
-        stochastic_size=32,
-        stochastic_classes=16,
-        net_arch=[128, 128],
-        cnn_depth=8,
-        image_size=(16, 16),
-        use_discount_head=False,
-        exploration_class="random",
-    ),
-)
-
-
 def make(env_id: str) -> tuple[gym.Env, dict[str, Any]]:
     """The environment and the hyperparameters for it."""
     if env_id == "reacher":
-        return Monitor(Reacher()), REACHER
+        return Monitor(Reacher()), preset("continuous_pixels")
     register_envs()
     return Monitor(DMCPixels(FrameSkip(gym.make(env_id), skip=2))), preset(env_id)
 
