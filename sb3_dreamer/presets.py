@@ -71,8 +71,8 @@ def preset(name: str) -> dict[str, Any]:
     """
     Hyperparameters that rl_zoo3 would use, for one's own script: ``DreamerV2("CnnPolicy", env, **preset("atari"))``.
 
-    :param name: a section of ``dreamer.yml``: an env id, ``"default"``, ``"default_pixels"``, ``"continuous_pixels"``, ``"atari"``
-        or ``"dreamer_v1"``
+    :param name: a section of ``dreamer.yml``: an env id, ``"default"``, ``"default_pixels"``, ``"continuous_pixels"``,
+        ``"atari"``, ``"dreamer_v1"``, ...
     :return: constructor arguments of ``DreamerV2``, a new dict at each call; those that concern the env (wrapper,
         number of envs, ...) and the number of steps are left out
     :raises ValueError: if there is no such section
