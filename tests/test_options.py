@@ -293,6 +293,11 @@ def test_notation_of_schedules() -> None:
         [3e-4, 1.5e-4, 0, 0]
     )
     assert [schedule_value("x", changing, progress) for progress in (1.0, 0.5, 0.0)] == pytest.approx([1.0, 0.55, 0.1])
+    early = parse_schedule("x", "lin_1_0.2_0.5")
+    assert [schedule_value("x", early, progress) for progress in (1.0, 0.75, 0.5, 0.0)] == pytest.approx([1.0, 0.6, 0.2, 0.2])
+    for wrong in ("lin", "lin_", "lin_1_2_0", "lin_1_2_3", "lin_1_0_1_1", "exp_1"):
+        with pytest.raises(ValueError, match="x must be a number, a function of the remaining progress"):
+            parse_schedule("x", wrong)
     assert parse_schedule("x", 0.3) == 0.3 and parse_schedule("x", "auto", "auto") == "auto"
     with pytest.raises(ValueError, match="x must be a number between 0 and 1, but is"):
         schedule_value("x", lambda progress: 2.0, 1.0, 0.0, 1.0)

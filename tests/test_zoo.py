@@ -55,7 +55,7 @@ def test_atari_preset_spells_out_the_defaults() -> None:
 
 
 def test_unknown_preset_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"'Atari'.*CartPole-v1, .*atari, default"):
+    with pytest.raises(ValueError, match=r"'Atari'.*CartPole-v1, .*atari, .*default"):
         preset("Atari")
 
 
@@ -236,6 +236,11 @@ def processed(env, **kwargs):
     m = manager(env=env, **kwargs)
     hyperparams, m.env_wrapper, *_ = m._preprocess_hyperparams(m.read_hyperparameters()[0])
     return m, hyperparams
+
+with open("own.yml", "w") as file:
+    file.write("CartPole-v1: {policy: MlpPolicy, n_timesteps: 100, learning_rate: lin_2e-3_3e-4_0.5}")
+rate = processed("CartPole-v1", config="own.yml")[1]["learning_rate"]
+assert [round(rate(p), 9) for p in (1.0, 0.75, 0.5, 0.0)] == [2e-3, 1.15e-3, 3e-4, 3e-4]
 
 for env, section in {"CartPole-v1": "CartPole-v1", "ALE/Pong-v5": "atari", "FrozenLake-v1": "default"}.items():
     m, hyperparams = processed(env)

@@ -10,7 +10,7 @@ from sb3_dreamer.common.functional import check_number
 def parse_schedule(name: str, value: Any, *words: str) -> Any:
     """
     The zoo's notation of schedules: ``lin_3e-4`` falls linearly from 3e-4 to zero at the end of training; and
-    ``lin_1_0.1`` goes from 1 to 0.1.
+    ``lin_1_0.1`` goes from 1 to 0.1, ``lin_1_0.1_0.5`` within the first half of it.
 
     :param name: of the option
     :param value: a number or schedule, returned as it is, or such a string
@@ -22,15 +22,16 @@ def parse_schedule(name: str, value: Any, *words: str) -> Any:
         return value
     kind, *numbers = value.split("_")
     try:
-        if kind != "lin" or len(numbers) not in (1, 2):
+        start, end, share = (float(number) for number in (numbers + ["0", "1"][len(numbers) - 1 :])[:3])
+        if kind != "lin" or len(numbers) > 3 or not 0.0 < share <= 1.0:
             raise ValueError
-        start, end = (float(number) for number in [*numbers, "0"][:2])
     except ValueError:
         raise ValueError(
             f"{name} must be a number, a function of the remaining progress, or a string such as 'lin_3e-4' (falls to zero) "
-            f"or 'lin_1_0.1' (from 1 to 0.1){''.join(f', or {word!r}' for word in words)}, but is {value!r}."
+            f"or 'lin_1_0.1' (from 1 to 0.1), or 'lin_1_0.1_0.5' (within half of the training)"
+            f"{''.join(f', or {word!r}' for word in words)}, but is {value!r}."
         ) from None
-    return LinearSchedule(start, end, 1.0)
+    return LinearSchedule(start, end, share)
 
 
 def schedule_value(name: str, schedule: Any, progress_remaining: float, low: float = 0.0, high: float = float("inf")) -> float:

@@ -41,7 +41,7 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
     released code (github.com/danijar/dreamerv2, "code" below) with the paper's batch of 50; table D.1 is the paper's.
 
     Schedules are functions of the remaining progress (1 to 0), or strings such as ``"lin_3e-4"`` (falls to zero) and
-    ``"lin_1_0.1"`` (from 1 to 0.1).
+    ``"lin_1_0.1"`` (from 1 to 0.1; ``"lin_1_0.1_0.5"`` within the first half of the training).
 
     :param policy: ``"CnnPolicy"``, ``"MlpPolicy"``, ``"MultiInputPolicy"`` or a subclass of ``DreamerPolicy``
     :param env: environment, VecEnv or registered id (None to load a model for prediction)

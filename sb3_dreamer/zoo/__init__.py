@@ -19,6 +19,7 @@ import gymnasium as gym
 
 from sb3_dreamer import presets
 from sb3_dreamer.common.distributed import rank
+from sb3_dreamer.common.schedules import parse_schedule
 
 __all__ = ["ALGO", "default_config", "extend", "register"]
 
@@ -124,15 +125,20 @@ def _with_default_config(init: Callable[..., None]) -> Callable[..., None]:
 def _with_our_conventions(preprocess: Callable[..., Any]) -> Callable[..., Any]:
     """
     The ``env_kwargs`` of a hyperparameter file reach the training env only (rl_zoo3 2.9.2, ``read_hyperparameters``): an
-    Atari agent would be evaluated under another protocol than it is trained in.
+    Atari agent would be evaluated under another protocol than it is trained in. Of a ``learning_rate`` rl_zoo3 understands
+    ``lin_3e-4`` only.
 
     :param preprocess: ``ExperimentManager._preprocess_hyperparams``
-    :return: the same, with these arguments for evaluation too
+    :return: the same, with these arguments for evaluation too, and all of our schedules
     """
 
     @functools.wraps(preprocess)
     def wrapper(self: Any, hyperparams: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        processed = preprocess(self, hyperparams, *args, **kwargs)
+        rate = hyperparams.get("learning_rate")
+        ours = self.algo == ALGO and isinstance(rate, str)
+        processed = preprocess(self, hyperparams | {"learning_rate": 0.0} if ours else hyperparams, *args, **kwargs)
+        if ours:
+            processed[0]["learning_rate"] = parse_schedule("learning_rate", rate)
         if self.algo == ALGO and self._dreamer_shares_env_kwargs:
             self.eval_env_kwargs = self.env_kwargs
         if self.algo == ALGO and self.n_envs < 1:
