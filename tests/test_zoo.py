@@ -425,15 +425,26 @@ gym.register("own/Pole-v0", "gymnasium.envs.classic_control:CartPoleEnv", max_ep
 """
 
 
+REPORT = """
+run("sb3_dreamer.zoo.report", "--env", "own/Pole-v0", "-f", "logs", "--episodes", "1")
+from pathlib import Path
+from sb3_dreamer.zoo.report import frames_per_step, make_env
+env = make_env(Path("logs/dreamer/own-Pole-v0_1"), 1, 0)
+env.reset()
+env.step([0])
+assert len(env.get_attr("rewards")[0]) == frames_per_step(env) == 4, "the monitor counts frames"
+"""
+
+
 def test_report_on_an_environment_of_a_package_of_ones_own(site_folder: Path, tmp_path: Path) -> None:
-    """The report is a process of its own, which finds in the run what had to be imported."""
+    """The report is a process of its own, which finds in the run what had to be imported, and how long actions were held."""
     (tmp_path / "own_package.py").write_text(OWN_PACKAGE)
-    small = '"learning_starts:40", "train_freq:20", "batch_size:2", "batch_length:8"'
-    options = f'"--gym-packages", "own_package", "-n", "60", "--eval-freq", "-1", "--hyperparams", {small}'
+    small = '"learning_starts:20", "train_freq:20", "batch_size:2", "batch_length:8"'
+    held = "\"env_wrapper:'rl_zoo3.wrappers.FrameSkip'\""
+    options = f'"--gym-packages", "own_package", "-n", "60", "--eval-freq", "-1", "--hyperparams", {small}, {held}'
     train = f'run("rl_zoo3.train", "--algo", "dreamer", "--env", "own/Pole-v0", {options})'
-    for command in (train, 'run("sb3_dreamer.zoo.report", *REPORT)'):
-        arguments = '\nREPORT = "--env", "own/Pole-v0", "-f", "logs", "--episodes", "1"\n'
-        out = run_python("-c", with_hook(site_folder, RUN + arguments + command), cwd=tmp_path, environ={"PYTHONPATH": "."})
+    for command in (train, REPORT):
+        out = run_python("-c", with_hook(site_folder, RUN + command), cwd=tmp_path, environ={"PYTHONPATH": "."})
     assert "trained agent: " in out and (tmp_path / "logs" / "dreamer" / "own-Pole-v0_1" / "learning_curve.png").is_file()
 
 

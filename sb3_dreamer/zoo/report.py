@@ -65,6 +65,15 @@ def make_env(run: Path, n_envs: int, seed: int) -> VecEnv:
     return found.make_env(n_envs, seed)
 
 
+def frames_per_step(env: VecEnv) -> int:
+    """
+    :param env: as the run was trained in
+    :return: what the monitor counts during one step of the agent: rl_zoo3 puts it inside of ``env_wrapper``
+    """
+    repeats = [name for name in ("action_repeat", "_skip") if env.has_attr(name)]  # our Atari wrapper; FrameSkip of rl_zoo3
+    return int(env.get_attr(repeats[0])[0]) if repeats else 1
+
+
 def film_dream(model_path: Path, run: Path, seed: int, device: str) -> str | None:
     """
     A film of dream against truth for agents that see pictures, in episodes that are played for it.
@@ -197,13 +206,12 @@ def main(args: Any = None) -> None:
     final = evaluate(Path(model_path), env, args.episodes, deterministic, args.device)
     best_path = run / "best_model.zip"
     best = evaluate(best_path, env, args.episodes, deterministic, args.device) if best_path.is_file() else None
-    # rl_zoo3 puts Monitor inside of env_wrapper: it counts the frames of an action repeat
-    frames_per_step = env.get_attr("action_repeat")[0] if env.has_attr("action_repeat") else 1
+    repeat = frames_per_step(env)
     env.close()
 
     output = args.output or run / "learning_curve.png"
     os.makedirs(output.parent, exist_ok=True)
-    draw(run, env_id, final, output, frames_per_step)
+    draw(run, env_id, final, output, repeat)
     print(f"\nDreamerV2 on {env_id}, {args.episodes} evaluation episodes (mean ± std of the return)")
     print(f"  trained agent:   {final.mean():.1f} ± {final.std():.1f}   {model_path}")
     if best is not None:
