@@ -77,7 +77,8 @@ def short(name: str) -> str:
 def spread(runs: list[Result]) -> str:
     """Median of the final scores and their range."""
     scores = sorted(run["final_mean"] for run in runs)
-    digits = 2 if max(map(abs, scores)) < 10 else 0
+    largest = max(map(abs, scores))
+    digits = 2 if largest < 10 else 1 if largest < 100 else 0
     return f"{np.median(scores):.{digits}f} ({scores[0]:.{digits}f} to {scores[-1]:.{digits}f})"
 
 
