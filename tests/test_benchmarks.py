@@ -12,7 +12,7 @@ from benchmarks import dream
 from benchmarks.learning import environments  # noqa: F401  registers the suite's ids
 from benchmarks.learning.aggregate import interquartile_mean, median_steps, normalised, steps_to, stratified_bootstrap
 from benchmarks.learning.quick import CHOSEN, interval
-from benchmarks.learning.report import Results, aggregate_table, efficiency_table, score_table
+from benchmarks.learning.report import Results, acting_table, aggregate_table, efficiency_table, score_table
 from benchmarks.learning.run import Run, planned
 from benchmarks.learning.suite import OURS, RANDOM, load_suite
 from benchmarks.records import record
@@ -72,6 +72,13 @@ def test_tables_say_what_is_there_and_what_is_not() -> None:
     assert Results([*runs, *never], TASKS).advantage(task) == ("> ", task.budget("ppo") / 200)
     lost = [{**run, "curve": [[100, 100, 1.0]]} for run in runs]
     assert Results([*lost, *baselines], TASKS).advantage(task) == ("< ", 3000 / task.steps)
+
+
+def test_table_of_ways_to_act() -> None:
+    """Of those agents alone that were evaluated in all three ways."""
+    runs = [result("CartPole-v1", OURS, seed, 100.0 + seed) for seed in (0, 1, 2)]
+    more = [{**run, "sampled_latent_mean": 90.0, "sampled_mean": 80.0} for run in runs[1:]]
+    assert acting_table(Results([runs[0], *more], TASKS)).splitlines()[2:] == ["| CartPole | 2 | 101.5 | 90 | 80 |"]
 
 
 def test_results_replace_only_their_own(tmp_path: Path) -> None:

@@ -180,6 +180,21 @@ def aggregate_table(results: Results) -> str:
     return "\n".join(rows)
 
 
+def acting_table(results: Results) -> str:
+    """
+    :param results: all
+    :return: Markdown: returns of the final agents by how they act in an evaluation, mean over the seeds
+    """
+    rows = ["| task | seeds | modes of latent and action | latent sampled | both sampled |", "|---|---|---|---|---|"]
+    for task in results.tasks.values():
+        runs = [run for run in results.of(task, OURS) if "sampled_mean" in run]
+        ways = ("final_mean", "sampled_latent_mean", "sampled_mean")
+        if runs:
+            means = [f"{np.mean([run[way] for run in runs]):.4g}" for way in ways]
+            rows.append(f"| {short(task.name)} | {len(runs)} | {' | '.join(means)} |")
+    return "\n".join(rows)
+
+
 def draw_curves(results: Results, path: Path) -> None:
     """
     One panel per task: return against steps in logarithms, every seed thin and their mean thick.
@@ -224,7 +239,7 @@ def write_report(path: Path) -> None:
     """
     results = Results(load(path), load_suite())
     draw_curves(results, IMAGES / "learning_curves.png")
-    tables = {"scores": score_table, "efficiency": efficiency_table, "aggregate": aggregate_table}
+    tables = {"scores": score_table, "efficiency": efficiency_table, "aggregate": aggregate_table, "acting": acting_table}
     for page, made in ((PAGE, tables), (README, {"efficiency": complete_efficiency_table})):
         text = page.read_text()
         for name, make in made.items():
