@@ -29,6 +29,7 @@ from sb3_dreamer.envs import ScaleObservation
 from tests.tasks import PixelCatch
 
 FILE = FOLDER / "scaling_curves.json"
+SEEDS = {"CartPole-v1": 8, "PixelCatch": 3}
 COMPARED = ("model_loss", "reward_loss", "kl", "actor_entropy", "critic_loss")
 COMMON: dict[str, Any] = dict(
     learning_starts=320, batch_size=32, train_freq=4, gamma=0.99, kl_scale=1.0, free_nats=1.0, reward_transform="identity",
@@ -38,11 +39,11 @@ COMMON: dict[str, Any] = dict(
 SIZES: dict[str, Any] = dict(deterministic_size=64, hidden_size=64, net_arch=[64, 64])
 TASKS: dict[str, dict[str, Any]] = {
     "CartPole-v1": dict(
-        seeds=8, steps=1600, policy="MlpPolicy", batch_length=16,
+        steps=1600, policy="MlpPolicy", batch_length=16,
         policy_kwargs=SIZES | dict(stochastic_size=8, stochastic_classes=8),
     ),
     "PixelCatch": dict(
-        seeds=3, steps=1280, policy="CnnPolicy", batch_length=8,
+        steps=1280, policy="CnnPolicy", batch_length=8,
         policy_kwargs=SIZES | dict(stochastic_size=16, stochastic_classes=16, cnn_depth=8),
     ),
 }  # fmt: skip
@@ -59,7 +60,6 @@ def run(task: str, seed: int, folder: str) -> None:
     th.set_num_threads(1)
     options = {**COMMON, **TASKS[task]}
     steps, policy = options.pop("steps"), options.pop("policy")
-    del options["seeds"]
     of_rank: dict[str, Any] = dict(n_envs=2 // distributed.world_size(), seed=seed)
     if task == "CartPole-v1":
         env = make_vec_env(task, wrapper_class=lambda env: ScaleObservation(env, scale=[1.5, 2.0, 15.0, 2.0]), **of_rank)
@@ -87,8 +87,8 @@ def curve(path: Path) -> list[dict[str, float]]:
 
 def measure() -> None:
     """All runs that are not there yet, one after the other."""
-    for task, options in TASKS.items():
-        for seed in range(options["seeds"]):
+    for task in TASKS:
+        for seed in range(SEEDS[task]):
             for ranks in (1, 2):
                 if known(FILE, task=task, seed=seed, ranks=ranks):
                     continue
