@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if model.verbose:
             print(f"Going on from step {model.num_timesteps}")
     else:
-        model = DreamerV2("MlpPolicy", env, **preset("CartPole-v1"), seed=options.seed, verbose=1)
+        model = DreamerV2("MlpPolicy", env, **(preset("default") | dict(batch_size=8)), seed=options.seed, verbose=1)
 
     # Rank 0 runs the callbacks; the checkpoint's has a part on every rank
     evaluation = EvalCallback(make_vec_env("CartPole-v1", 1), best_model_save_path=str(folder), eval_freq=2_000)

@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--storage", default="sweep.log", help="URL of a database, or a journal file (.log)")
     parser.add_argument("--postgresql", metavar="FOLDER", help="start a PostgreSQL in this folder and use it")
     parser.add_argument(
-        "--kill-one", action="store_true", help="kill one worker in the middle, after the first finished trial"
+        "--kill-one", action="store_true", help="kill one worker in the middle, after the first intermediate evaluation"
     )
     parser.add_argument("--result", type=Path, help="JSON file for all trials")
     options, others = parser.parse_known_args(arguments)

@@ -67,26 +67,37 @@ def default_section(space: spaces.Space) -> tuple[str, str]:
     return "default_pixels" if has_picture else "default", policy
 
 
+def evaluate(expression: str) -> Any:
+    """
+    :param expression: a value of a hyperparameter file, such as ``"dict(net_arch=[64], activation_fn=nn.ReLU)"``
+    :return: what rl_zoo3 makes of it, with the same names; as there, a file of hyperparameters is trusted like a program
+    """
+    return eval(expression, {"th": th, "nn": nn, "np": np})
+
+
 def preset(name: str) -> dict[str, Any]:
     """
     Hyperparameters that rl_zoo3 would use, for one's own script: ``DreamerV2("CnnPolicy", env, **preset("atari"))``.
 
-    :param name: a section of ``dreamer.yml``: an env id, ``"default"``, ``"default_pixels"``, ``"continuous_pixels"``,
-        ``"atari"``, ``"dreamer_v1"``, ...
+    :param name: a section of ``dreamer.yml``: an env id (``ALE/...`` is ``"atari"``), ``"default"``, ``"default_pixels"``,
+        ``"continuous_pixels"``, ``"atari"``, ``"dreamer_v1"``, ...
     :return: constructor arguments of ``DreamerV2``, a new dict at each call; those that concern the env (wrapper,
         number of envs, ...) and the number of steps are left out
     :raises ValueError: if there is no such section
     """
     known = sections()
+    name = "atari" if name.startswith("ALE/") else name
     if name not in known:
-        raise ValueError(f"Unknown preset {name!r}, known are: {', '.join(sorted(known))}")
+        raise ValueError(
+            f"Unknown preset {name!r}. For an environment without one: 'default', or 'default_pixels' for pictures. "
+            f"Known are: {', '.join(sorted(known))}"
+        )
     arguments = {key: value for key, value in known[name].items() if key not in ZOO_ONLY_KEYS}
     for key, value in arguments.items():
         if key in SCHEDULED:
             arguments[key] = parse_schedule(key, value, "auto")
         elif key in ("policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs") and isinstance(value, str):
-            # the same names as in rl_zoo3; the file is our own, never a user's
-            arguments[key] = eval(value, {"th": th, "nn": nn, "np": np})
+            arguments[key] = evaluate(value)
         elif key == "train_freq" and isinstance(value, list):
             arguments[key] = tuple(value)
     return arguments

@@ -68,7 +68,7 @@ def whole_table(results: Results) -> str:
     for r in of_kind(results, "whole"):
         times = f"{1e3 * r['wall']:.1f} | {1e3 * r['eager']:.1f} | {r['ratio']:.1f} | {r['warm_up']:.1f}"
         rows.append(f"| {r['config']} | {r.get('gpu', r['device'])} | {r['engine']} | {times} | {r['memory_mb'] / 1024:.1f} |")
-    return "\n".join(rows) if len(rows) > 2 else "Not measured yet: no GPU has been at hand."
+    return "\n".join(rows) if len(rows) > 2 else "Not measured yet."
 
 
 def acting_table(results: Results) -> str:

@@ -21,7 +21,7 @@ NO_KL, NO_REWARD = 0.01, 0.02
 #: Entropy that is gone: a share of the largest for choices; nats per dimension of a Box (uniform actions have 0.69)
 NO_CHOICE, NO_SPREAD = 0.02, -2.0
 NO_GRADIENT = 1e-8
-PAGE = "See docs/troubleshooting.md."
+PAGE = "See https://github.com/sb3-dreamer/sb3-dreamer/blob/main/docs/troubleshooting.md."
 
 
 class NonFiniteError(FloatingPointError):

@@ -236,8 +236,12 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
         check_number("gradient_steps", self.gradient_steps, -1)
         if isinstance(self.train_freq, list):  # from YAML
             self.train_freq = tuple(self.train_freq)
-        frequency = self.train_freq if isinstance(self.train_freq, int) else self.train_freq[0]
+        in_units = isinstance(self.train_freq, tuple)
+        frequency = self.train_freq[0] if in_units else self.train_freq  # type: ignore[index]
         check_number("train_freq", frequency, 1)
+        if frequency != int(frequency):
+            raise ValueError(f"train_freq must be a whole number, but is {frequency}; for more updates: gradient_steps.")
+        self.train_freq = self.train_freq if in_units else int(frequency)
         check_number("tau", self.tau, 0.0, 1.0)
         if self.max_grad_norm is not None:
             check_number("max_grad_norm", self.max_grad_norm, 1e-12)

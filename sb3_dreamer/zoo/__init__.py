@@ -10,6 +10,7 @@ import contextlib
 import functools
 import importlib
 import inspect
+import io
 import os
 from collections.abc import Callable
 from types import ModuleType
@@ -97,7 +98,8 @@ def _extend_manager(module: ModuleType) -> None:
     manager._knows_dreamer = True
     manager.__init__ = _with_default_config(manager.__init__)
     manager._preprocess_hyperparams = _with_our_conventions(manager._preprocess_hyperparams)
-    manager.read_hyperparameters = _with_default_for_pixels(manager.read_hyperparameters)
+    manager.read_hyperparameters = _with_our_sections(manager.read_hyperparameters)
+    manager.objective = _with_section_of_trials(manager.objective)
     share_the_work(manager, ALGO)
 
 
@@ -148,25 +150,66 @@ def _with_our_conventions(preprocess: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _with_default_for_pixels(read: Callable[..., Any]) -> Callable[..., Any]:
+def _with_our_sections(read: Callable[..., Any]) -> Callable[..., Any]:
     """
     rl_zoo3 gives every environment without a section of its own the section ``default``, which cannot fit vectors and pictures
-    at once.
+    at once. And of a section whose study is used (``--trial-id``) it keeps nothing of the ``policy_kwargs``.
 
     :param read: ``ExperimentManager.read_hyperparameters``
-    :return: the same, but from our own file environments that show pictures (or a Dict) get ``default_pixels``
+    :return: the same, but from our own file environments that show pictures (or a Dict) get ``default_pixels``, and a trial
+        changes only what it has drawn
     """
 
     @functools.wraps(read)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.algo == ALGO and self.config == default_config():
-            known = presets.sections()
-            if self.env_name.gym_id not in known and not self._is_atari:
-                with contextlib.closing(gym.make(self.env_name.gym_id, **self.env_kwargs)) as env:
-                    section, policy = presets.default_section(env.observation_space)
-                print(f"Using the section '{section}' with {policy}")
-                self.custom_hyperparams = {**known[section], "policy": policy, **(self.custom_hyperparams or {})}
+        if self.algo != ALGO:
+            return read(self, *args, **kwargs)
+        given, section = self.custom_hyperparams or {}, _section_by_observation(self)
+        if self.storage and self.study_name and self.trial_id:
+            number, self.trial_id, self.custom_hyperparams = self.trial_id, None, section
+            with contextlib.redirect_stdout(io.StringIO()):
+                kept = read(self, *args, **kwargs)[0].get("policy_kwargs", {})
+            self.trial_id = number
+            trial = self.load_trial(self.storage, self.study_name, number)
+            kept = presets.evaluate(kept) if isinstance(kept, str) else kept
+            section |= trial | {"policy_kwargs": kept | trial["policy_kwargs"]}
+        if section:
+            self.custom_hyperparams = section | given
         return read(self, *args, **kwargs)
+
+    return wrapper
+
+
+def _section_by_observation(manager: Any) -> dict[str, Any]:
+    """
+    :param manager: rl_zoo3's ``ExperimentManager``
+    :return: our file's section for an environment without one, by what it shows; empty if rl_zoo3 finds it by itself
+    """
+    known = presets.sections()
+    if manager.config != default_config() or manager.env_name.gym_id in known or manager._is_atari:
+        return {}
+    with contextlib.closing(gym.make(manager.env_name.gym_id, **manager.env_kwargs)) as env:
+        section, policy = presets.default_section(env.observation_space)
+    print(f"Using the section '{section}' with {policy}")
+    return known[section] | {"policy": policy}
+
+
+def _with_section_of_trials(objective: Callable[..., float]) -> Callable[..., float]:
+    """
+    rl_zoo3 replaces the ``policy_kwargs`` of a section by those that a trial has drawn.
+
+    :param objective: ``ExperimentManager.objective``
+    :return: the same, but what a trial does not draw stays as it is in the section
+    """
+    from sb3_dreamer.zoo.hyperparams_opt import section_policy_kwargs
+
+    @functools.wraps(objective)
+    def wrapper(self: Any, trial: Any) -> float:
+        token = section_policy_kwargs.set(self._hyperparams.get("policy_kwargs") if self.algo == ALGO else None)
+        try:
+            return objective(self, trial)
+        finally:
+            section_policy_kwargs.reset(token)
 
     return wrapper
 

@@ -1,10 +1,16 @@
 """Search space of ``python -m rl_zoo3.train --algo dreamer -optimize``."""
 
 import os
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
+
+import torch as th
 
 if TYPE_CHECKING:
     import optuna
+
+#: ``policy_kwargs`` of the section that is being tuned: what a trial does not draw stays as it is there
+section_policy_kwargs: ContextVar[dict[str, Any] | None] = ContextVar("section_policy_kwargs", default=None)
 
 # Sizes that matter are changed together; "large" is the Atari agent of the paper.
 SIZES: dict[str, dict[str, Any]] = {
@@ -25,12 +31,14 @@ SIZES: dict[str, dict[str, Any]] = {
 
 def chosen_sizes() -> list[str]:
     """
-    The sizes that are tried: all, or those that the environment variable ``SB3_DREAMER_SIZES`` names (``tiny,small`` on CPUs).
+    The sizes that are tried: those that the environment variable ``SB3_DREAMER_SIZES`` names (``tiny,small``), otherwise all
+    with a GPU, and without one, where a trial of the larger ones would take hours, ``tiny`` and ``small``.
 
     :return: keys of ``SIZES``
     :raises KeyError: for another name; no error of a trial, which rl_zoo3 would prune
     """
-    names = [name.strip() for name in os.environ.get("SB3_DREAMER_SIZES", ",".join(SIZES)).split(",")]
+    feasible = ",".join(SIZES) if th.cuda.is_available() else "tiny,small"
+    names = [name.strip() for name in os.environ.get("SB3_DREAMER_SIZES", feasible).split(",")]
     unknown = [name for name in names if name not in SIZES]
     if unknown:
         raise KeyError(f"SB3_DREAMER_SIZES names {unknown}; known are {list(SIZES)}.")
@@ -65,7 +73,9 @@ def sample_dreamer_params(
     for name, value in convert_dreamer_params(params).items():
         # what the raw numbers of the study's report stand for
         trial.set_user_attr(name, value)
-    return convert_dreamer_params(params)
+    drawn = convert_dreamer_params(params)
+    drawn["policy_kwargs"] = (section_policy_kwargs.get() or {}) | drawn["policy_kwargs"]
+    return drawn
 
 
 def convert_dreamer_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
