@@ -1,5 +1,6 @@
 """Callbacks beyond those of SB3."""
 
+import importlib.util
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from sb3_dreamer.dream.drawing import gif_bytes, safe_name, save_film
 from sb3_dreamer.dream.plots import draw_lines, prediction_frames
 from sb3_dreamer.dream.recording import open_recording
 from sb3_dreamer.dream.rollout import open_loop
-from sb3_dreamer.dreamer_v2.checkpoint import save_checkpoint
+from sb3_dreamer.dreamer_v2.checkpoint import save_checkpoint, set_aside
 from sb3_dreamer.dreamer_v2.dreamer_v2 import DreamerV2
 from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
 
@@ -47,6 +48,8 @@ class ResumableCheckpointCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._saved_at = self.num_timesteps
+        if rank() == 0:
+            set_aside(self.folder, self.num_timesteps)
 
     def _on_rollout_start(self) -> None:
         if self.model.num_timesteps - self._saved_at >= self.save_freq:
@@ -78,7 +81,7 @@ class VideoPredictionCallback(BaseCallback):
 
     :param save_freq: environment steps (over all environments) between predictions; one more is made at the end
     :param folder: for the files; None is ``videos`` beside the monitor files (in RL Zoo the folder of the run), or in the
-        folder of TensorBoard's log
+        folder of TensorBoard's log; where there is neither, no files are written
     :param context: frames that the model sees (the released code: 5)
     :param horizon: frames that it predicts; None is as many as sequences of the training or episodes have
     :param n_sequences: sequences, one under the other
@@ -121,9 +124,16 @@ class VideoPredictionCallback(BaseCallback):
             raise ValueError(f"VideoPredictionCallback shows world models, but {type(self.model).__name__} has none.")
         ObservationDecoder(self.model, self.keys or self.model.policy.world_model.decoder_keys)  # refuses unknown keys
         self._made_at = self.num_timesteps
+        if "mp4" in self.formats and importlib.util.find_spec("moviepy") is None:
+            raise ImportError("VideoPredictionCallback(formats=('mp4',)) needs moviepy: pip install moviepy, or take 'gif'.")
         self._folder = self._find_folder() if self.formats else None
+        if self.formats and self._folder is None:
+            warnings.warn(
+                "VideoPredictionCallback has no place for its files, and writes none: there are neither monitor files nor a "
+                "log for TensorBoard. Say folder='...'."
+            )
 
-    def _find_folder(self) -> Path:
+    def _find_folder(self) -> Path | None:
         if self.folder is not None:
             return Path(self.folder)
         for monitor in self.training_env.get_attr("results_writer") if self.training_env.has_attr("results_writer") else []:
@@ -131,10 +141,7 @@ class VideoPredictionCallback(BaseCallback):
                 return Path(monitor.file_handler.name).parent / "videos"
         if self.model.tensorboard_log is not None:
             return Path(self.logger.get_dir() or self.model.tensorboard_log) / "videos"
-        raise ValueError(
-            "VideoPredictionCallback has no place for its files: there are neither monitor files nor a log for TensorBoard. "
-            "Say folder='...', or formats=[] with tensorboard_log='...'."
-        )
+        return None
 
     def _on_rollout_start(self) -> None:
         if self.model.num_timesteps - self._made_at >= self.save_freq:
@@ -162,12 +169,15 @@ class VideoPredictionCallback(BaseCallback):
             self._problem = str(error)
             return
         self._problem = None
-        for key in loop.truth:
-            name = "" if len(loop.truth) == 1 else f"_{safe_name(key)}"
-            if loop.kinds[key] == "picture":
-                self._write_film(name, prediction_frames(loop, key))
-            else:
-                self._write_figure(name, draw_lines(loop, key))
+        try:
+            for key in loop.truth:
+                name = "" if len(loop.truth) == 1 else f"_{safe_name(key)}"
+                if loop.kinds[key] == "picture":
+                    self._write_film(name, prediction_frames(loop, key))
+                else:
+                    self._write_figure(name, draw_lines(loop, key))
+        except OSError as error:  # a full disk is no reason to end the training
+            warnings.warn(f"VideoPredictionCallback could not write its prediction of step {self.num_timesteps}: {error}")
 
     def _write_film(self, name: str, frames: Any) -> None:
         gif = gif_bytes(frames, self.fps)
@@ -178,7 +188,7 @@ class VideoPredictionCallback(BaseCallback):
             image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=gif)
             summary = Summary(value=[Summary.Value(tag=f"prediction/open_loop{name}", image=image)])
             output.writer.file_writer.add_summary(summary, self.num_timesteps)  # type: ignore[attr-defined]
-        for kind in self.formats:
+        for kind in self.formats if self._folder is not None else ():
             path = self._path(name, kind)
             path.write_bytes(gif) if kind == "gif" else save_film(frames, path, self.fps)
             self._tell(path)
@@ -186,7 +196,7 @@ class VideoPredictionCallback(BaseCallback):
     def _write_figure(self, name: str, figure: Any) -> None:
         for output in self._tensorboards():
             output.writer.add_figure(f"prediction/open_loop{name}", figure, self.num_timesteps, close=False)
-        if self.formats:
+        if self.formats and self._folder is not None:
             path = self._path(name, "png")
             figure.savefig(path)
             self._tell(path)

@@ -72,6 +72,9 @@ def test_seeds(made: list[VecEnv]) -> None:
     frames = [np.stack([step[0] for step in run[1:]], axis=1) for run in (first, other)]
     assert not np.array_equal(frames[0][0], frames[0][1])  # no-ops and stickiness differ
     assert np.array_equal(frames[0][1], frames[1][0])  # game 1 of seed 3 is game 0 of seed 4
+    for large in (2**31, 2**32 - 1):  # SB3 draws from all of these
+        made[0].seed(large)
+        made[0].reset()
     made[0].seed(4)
     assert all(np.array_equal(a[0], b[0]) for a, b in zip(play(made[0], 60)[1:], other[1:], strict=True))
 

@@ -128,6 +128,17 @@ def test_training_stops_by_itself_and_leaves_a_model(tmp_path: Path, monkeypatch
     DreamerV2.load(tmp_path / "model.zip")
 
 
+def test_updates_of_the_exploration_count_too() -> None:
+    options = dict(exploration_class="plan2explore", exploration_kwargs=dict(ensemble_size=2))
+    model = trained(max_skipped_updates=2, policy_kwargs=options)
+    assert model.policy.exploration is not None
+    with th.no_grad():
+        next(model.policy.exploration.parameters()).fill_(float("nan"))
+    assert model.update(model.replay_buffer.sample(4)).metrics["skipped_updates"] == 1.0
+    with pytest.raises(NonFiniteError, match="2 updates in a row were skipped"):
+        model.learn(200, reset_num_timesteps=False)
+
+
 def test_a_single_bad_update_is_forgiven() -> None:
     guard, policy = UpdateGuard(2), th.nn.Linear(1, 1)
     bad, good = ({"kl": th.tensor(float("nan")), "skipped_updates": th.tensor(x)} for x in (1.0, 0.0))

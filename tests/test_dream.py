@@ -230,6 +230,19 @@ def test_transformed_rewards_are_those_of_the_head(vector_model: DreamerV2) -> N
     assert np.allclose(np.tanh(pair[1]), pair[0], atol=1e-6) and not np.allclose(pair[0], pair[1])
 
 
+def test_transformed_rewards_behind_vec_normalize() -> None:
+    venv = VecNormalize(random_envs(), norm_obs=False, norm_reward=True)
+    model = small_model(venv, seed=0, **LEARN).learn(60)
+    venv.training, venv.ret_rms.var = False, np.array(49.0)
+    rewards = []
+    for transformed in (True, False):
+        env = DreamVecEnv(model, 4, transformed_rewards=transformed, seed=0)
+        env.reset()
+        rewards.append(env.step(np.stack([env.action_space.sample() for _ in range(4)]) * 0)[1])
+    head = INVERSE_REWARD_TRANSFORMS[model.model_objective.reward_transform](th.as_tensor(rewards[0])).numpy()
+    assert np.allclose(rewards[1], venv.unnormalize_reward(head), rtol=1e-4) and np.abs(rewards[1]).max() > np.abs(head).max()
+
+
 def test_vec_normalize_is_undone() -> None:
     space = spaces.Box(-500.0, 500.0, (3,), np.float32)
     venv = VecNormalize(random_envs(space), norm_reward=True)
@@ -563,8 +576,8 @@ def test_code_of_the_page_runs(cartpole_run: Path, tmp_path: Path, monkeypatch: 
     page = (Path(__file__).parents[1] / "docs" / "dream.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     for long, short in {
-        "60_000": "64",
-        '"MlpPolicy", dream': '"MlpPolicy", dream, n_steps=8, batch_size=32, n_epochs=1',
+        "100_000": "64",
+        "n_steps=32, batch_size=256": "n_steps=8, batch_size=32, n_epochs=1",
     }.items():
         assert long in code
         code = code.replace(long, short)

@@ -13,6 +13,8 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from safetensors.torch import load, save
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule
 from torch import nn
 
 from sb3_dreamer import DreamerV2, preset
@@ -59,6 +61,30 @@ def test_everything_comes_back(space: Any, action_space: Any, options: dict[str,
     again = import_model(tmp_path / "agent.safetensors", RandomEnv(space, action_space), gamma=0.5)
     assert again.gamma == 0.5
     again.learn(60)
+
+
+def test_schedules_come_back(tmp_path: Path) -> None:
+    """As RL Zoo makes them of a number and of text, and those that end early."""
+    rates = dict(learning_rate=FloatSchedule(3e-4), actor_learning_rate=ConstantSchedule(1e-4))
+    model = model_of(VECTOR, spaces.Discrete(3), **rates, critic_learning_rate="lin_1e-3_1e-4_0.5", ent_coef="lin_1e-2")
+    export_model(model, tmp_path / "agent")
+    loaded = import_model(tmp_path / "agent.safetensors")
+    for progress in (1.0, 0.6, 0.3, 0.0):
+        assert loaded._set_learning_rates(progress) == model._set_learning_rates(progress)
+    assert loaded.ent_coef(0.5) == model.ent_coef(0.5)  # type: ignore[operator]
+
+
+def test_several_environments_and_their_seed(tmp_path: Path) -> None:
+    export_model(model_of(VECTOR, spaces.Discrete(3)), tmp_path / "agent")
+    first = []
+    for _ in range(2):
+        model = import_model(tmp_path / "agent.safetensors", make_vec_env(lambda: RandomEnv(VECTOR), 3), seed=5)
+        model.learn(9)
+        assert model.n_envs == 3 and model.num_timesteps >= 9
+        first.append(model.replay_buffer.observations[0])  # type: ignore[index]
+    np.testing.assert_array_equal(first[0], first[1])
+    with pytest.raises(ValueError, match="Observation spaces do not match"):
+        import_model(tmp_path / "agent.safetensors", RandomEnv(spaces.Box(-1.0, 1.0, (7,), np.float32)))
 
 
 @pytest.mark.parametrize("name", [*OBSERVATIONS, *(f"action {name}" for name in ACTIONS)])

@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -179,7 +180,9 @@ def test_silent_without_verbose(capsys: pytest.CaptureFixture[str]) -> None:
     assert captured.out == "" and captured.err == ""
 
 
-def test_warning_when_the_buffer_cannot_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warning_when_the_buffer_cannot_fit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = random_model(IMAGE, buffer_size=10_000)
     needed = model.replay_buffer.memory_bytes()
     assert needed == pytest.approx(10_000 * 64 * 64, rel=0.01)
@@ -193,5 +196,14 @@ def test_warning_when_the_buffer_cannot_fit(monkeypatch: pytest.MonkeyPatch) -> 
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             model.learn(8)
+    on_disk = random_model(IMAGE, buffer_size=10_000, replay_buffer_kwargs=dict(storage_path=str(tmp_path)), verbose=1)
+    with warnings.catch_warnings():  # a buffer larger than the memory is what it is for
+        warnings.simplefilter("error")
+        monkeypatch.setattr(reporting, "available_memory", lambda: 1.0)
+        on_disk.learn(8)
+    assert "steps take 0.04 GB on the disk when full" in capsys.readouterr().out
+    monkeypatch.setattr(reporting.shutil, "disk_usage", lambda folder: SimpleNamespace(free=needed / 2))
+    with pytest.warns(UserWarning, match="enough room on the disk to store the complete replay buffer"):
+        on_disk.learn(8)
     monkeypatch.undo()
     assert (reporting.available_memory() or 1e9) > 1e6

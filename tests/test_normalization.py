@@ -58,6 +58,15 @@ def model(**kwargs: Any) -> DreamerV2:
     return DreamerV2("MlpPolicy", RandomEnv(FAR), **{**SMALL, **LEARN, "policy_kwargs": policy_kwargs, "seed": 0, **kwargs})
 
 
+def test_a_single_number() -> None:
+    """A space without axes."""
+    space = spaces.Box(-5.0, 5.0, (), np.float32)
+    policy_kwargs = {**SMALL_POLICY, "normalize_observations": True}
+    trained = DreamerV2("MlpPolicy", RandomEnv(space), **{**SMALL, **LEARN, "policy_kwargs": policy_kwargs}).learn(60)
+    statistics = trained.policy.world_model.normalizer
+    assert statistics is not None and statistics.count >= 60 and 1.0 < float(statistics.std) < 5.0
+
+
 def test_collecting_measures_every_arrival_and_files_keep_it(tmp_path: Path) -> None:
     """Episodes of 10 steps begin with an observation that no step arrives at."""
     trained = model()

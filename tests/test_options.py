@@ -229,6 +229,7 @@ def test_evaluation_noise_and_latent() -> None:
         (dict(batch_length=2.5), "batch_length must be a whole number"),
         (dict(train_freq=5 / 8), "train_freq must be a number of at least 1, but is 0.625"),
         (dict(train_freq=2.5), "train_freq must be a whole number, but is 2.5"),
+        (dict(gradient_steps=1.5), "gradient_steps must be a whole number, but is 1.5"),
         (dict(tau=1.5), "tau must be a number between 0 and 1"),
         (dict(reinforce_weight="both"), "reinforce_weight must be a number, .* or 'auto'.*, but is 'both'"),
         (dict(reinforce_weight=1.5), "reinforce_weight must be a number between 0 and 1"),

@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 
 from sb3_dreamer import DreamerV2
 from sb3_dreamer.callbacks import ResumableCheckpointCallback
-from sb3_dreamer.dreamer_v2.checkpoint import checkpoints
+from sb3_dreamer.dreamer_v2.checkpoint import checkpoints, find_checkpoint
 from tests.small import SMALL, SMALL_POLICY, VECTOR, RandomEnv
 
 EPISODE = 10
@@ -121,9 +121,10 @@ def test_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
         ResumableCheckpointCallback(0, tmp_path)
 
 
-def test_statistics_of_vec_normalize_come_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("norm_obs", [True, False])
+def test_statistics_of_vec_normalize_come_back(norm_obs: bool, tmp_path: Path) -> None:
     def env() -> VecNormalize:
-        return VecNormalize(DummyVecEnv([lambda: RandomEnv(VECTOR)]), norm_reward=True)
+        return VecNormalize(DummyVecEnv([lambda: RandomEnv(VECTOR)]), norm_obs=norm_obs, norm_reward=True)
 
     options = {**OPTIONS, "policy_kwargs": SMALL_POLICY}
     model = DreamerV2("MlpPolicy", env(), **options)
@@ -131,7 +132,8 @@ def test_statistics_of_vec_normalize_come_back(tmp_path: Path) -> None:
     resumed = DreamerV2.resume(tmp_path, env())
     ours, theirs = model.get_vec_normalize_env(), resumed.get_vec_normalize_env()
     assert ours is not None and theirs is not None
-    np.testing.assert_array_equal(ours.obs_rms.mean, theirs.obs_rms.mean)  # type: ignore[attr-defined, union-attr]
+    if norm_obs:
+        np.testing.assert_array_equal(ours.obs_rms.mean, theirs.obs_rms.mean)  # type: ignore[attr-defined, union-attr]
     assert ours.ret_rms.var == theirs.ret_rms.var and theirs.ret_rms.count > 1
     resumed.learn(10, reset_num_timesteps=False)
     with pytest.raises(ValueError, match="was made with VecNormalize, but the environment comes without"):
@@ -142,14 +144,45 @@ def test_checkpoints_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="There is no checkpoint in"):
         DreamerV2.resume(tmp_path, Clockwork())
     DreamerV2("MlpPolicy", Clockwork(), **OPTIONS).learn(40, callback=ResumableCheckpointCallback(20, tmp_path))
-    newest = checkpoints(tmp_path)[-1]
+    older, newest = checkpoints(tmp_path)
     for name in json.loads((newest / "contents.json").read_text()):
         content = (newest / name).read_bytes()
         (newest / name).write_bytes(content[:-3] + b"abc")
-        with pytest.raises(ValueError, match=f"is damaged: {name} is not what was written. Use an older one"):
-            DreamerV2.resume(tmp_path, Clockwork())
+        with pytest.raises(ValueError, match=f"is damaged: {name} is not what was written"):
+            DreamerV2.resume(newest, Clockwork())
+        with pytest.warns(UserWarning, match=f"is damaged: {name} is not what was written. Looking at the one before it"):
+            assert find_checkpoint(tmp_path) == older
         (newest / name).write_bytes(content)
-    DreamerV2.resume(tmp_path, Clockwork())
+    assert find_checkpoint(tmp_path) == newest
+    for path in (older, newest):
+        (path / "model.zip").write_bytes(b"nothing")
+    all_damaged = pytest.raises(ValueError, match=f"{older.name} is damaged")
+    with pytest.warns(UserWarning, match="Looking at the one before"), all_damaged:
+        DreamerV2.resume(tmp_path, Clockwork())
+
+
+def test_another_run_in_the_same_folder(tmp_path: Path) -> None:
+    """Newest is what the present run wrote, not the highest number of steps; the other run's are kept under another name."""
+
+    def names() -> list[str]:
+        return sorted(path.name for path in tmp_path.iterdir())
+
+    saving = ResumableCheckpointCallback(20, tmp_path)
+    DreamerV2("MlpPolicy", Clockwork(), **OPTIONS).learn(100, callback=saving)
+    assert names() == ["step_000000000080", "step_000000000100"]
+    with pytest.warns(UserWarning, match=r"later than step 0 .*: step_000000000080, step_000000000100 were renamed"):
+        DreamerV2("MlpPolicy", Clockwork(), **OPTIONS).learn(70, callback=saving)
+    kept = ["aside1_step_000000000080", "aside1_step_000000000100"]
+    assert names() == [*kept, "step_000000000060", "step_000000000070"]
+    resumed = DreamerV2.resume(tmp_path, Clockwork())
+    assert resumed.num_timesteps == 70
+    # the newest is damaged: training goes on from the older, whose successors replace it
+    (tmp_path / "step_000000000070" / "model.zip").write_bytes(b"nothing")
+    with pytest.warns(UserWarning, match="Looking at the one before"):
+        resumed = DreamerV2.resume(tmp_path, Clockwork())
+    with pytest.warns(UserWarning, match="step_000000000070 were renamed"):
+        resumed.learn(25, callback=saving, reset_num_timesteps=False)
+    assert names() == ["aside1_step_000000000070", *kept, "step_000000000080", "step_000000000085"]
 
 
 # ---------------------------------------------------------------------------------------------------------- whole or not
@@ -311,6 +344,23 @@ def test_training_without_an_environment(whole: Path, tmp_path: Path) -> None:
     rows = (tmp_path / "progress.csv").read_text().splitlines()
     assert len(rows) == 4 and "train/model_loss" in rows[0]
     assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 / 12)
+
+
+def test_training_without_statistics_is_refused(tmp_path: Path) -> None:
+    """The buffer holds what the environment gave, a thousand times as large as what the model has learned from."""
+
+    def env() -> VecNormalize:
+        return VecNormalize(DummyVecEnv([lambda: RandomEnv(VECTOR)]), norm_obs=False, norm_reward=True)
+
+    model = DreamerV2("MlpPolicy", env(), **OPTIONS).learn(40)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded = DreamerV2.load(tmp_path / "model")
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    with pytest.raises(ValueError, match=r"has learned behind VecNormalize.*Load it with its environment"):
+        loaded.train_offline(1)
+    loaded.set_env(env())
+    assert loaded.train_offline(1)._n_updates == model._n_updates + 1
 
 
 class Dies(Clockwork):

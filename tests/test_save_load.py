@@ -389,6 +389,23 @@ def test_loaded_buffer_takes_the_present_options(tmp_path: pathlib.Path) -> None
     assert not other.replay_buffer.prioritize_ends and not other.replay_buffer.sample_running
 
 
+def test_buffer_on_disk_of_another_number_of_environments(tmp_path: pathlib.Path) -> None:
+    """It is copied into a new folder, neither into memory without a word nor into the folder that it is in."""
+    there = dict(storage_path=str(tmp_path / "there"))
+    source = random_model(n_envs=2, replay_buffer_kwargs=there).learn(40)
+    source.save(tmp_path / "model")
+    source.save_replay_buffer(tmp_path / "buffer")
+    loaded = DreamerV2.load(tmp_path / "model", random_envs(n_envs=1))
+    with pytest.raises(ValueError, match=r"of 2 environments, this model has 1\. To copy its episodes, name a new folder"):
+        loaded.load_replay_buffer(tmp_path / "buffer")
+    elsewhere = dict(storage_path=str(tmp_path / "elsewhere"))
+    loaded = DreamerV2.load(tmp_path / "model", random_envs(n_envs=1), replay_buffer_kwargs=elsewhere)
+    with pytest.warns(UserWarning, match="its episodes were copied"):
+        loaded.load_replay_buffer(tmp_path / "buffer")
+    loaded.learn(10, reset_num_timesteps=False)
+    assert loaded.replay_buffer.storage_path == elsewhere["storage_path"] and loaded.replay_buffer.num_records > 40
+
+
 @pytest.mark.parametrize("n_from, n_to, size", [(1, 3, 60), (3, 1, 60), (4, 2, 20), (1, 2, 1000)])
 def test_buffer_of_another_number_of_environments(n_from: int, n_to: int, size: int, tmp_path: pathlib.Path) -> None:
     """Every episode is whole, in one ring, with its own records; the oldest are left out where there is no room."""

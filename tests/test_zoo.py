@@ -311,6 +311,17 @@ for _ in range(300):
     sizes.add(trial.params["size"])
     sampled["policy_kwargs"]["net_arch"].clear()  # does not reach the next trial
 import torch
+section = {"latent": "gaussian", "net_arch": [1]}
+gaussian = sb3_dreamer.zoo.hyperparams_opt.merge_policy_kwargs(section, sampled["policy_kwargs"])
+assert "stochastic_classes" not in gaussian and gaussian["latent"] == "gaussian" and gaussian["net_arch"] != [1]
+# all trials of a study draw from the same sizes, whatever the machine of the first
+study = optuna.create_study()
+os.environ["SB3_DREAMER_SIZES"] = "large"
+for _ in range(2):
+    trial = study.ask()
+    hyperparams_opt.HYPERPARAMS_SAMPLER["dreamer"](trial, 0, 1, {})
+    assert trial.params["size"] == "large"
+    os.environ["SB3_DREAMER_SIZES"] = "tiny"
 assert sizes == (set(SIZES) if torch.cuda.is_available() else {"tiny", "small"})
 assert all(size["net_arch"] for size in SIZES.values())
 """

@@ -88,7 +88,7 @@ class ObservationNormalizer(nn.Module):
 
         :param stored: observations as stored, per key (n, *stored shape)
         """
-        rows = th.cat([stored[key].flatten(1) for key in self.shapes], dim=-1).double()
+        rows = th.cat([stored[key].reshape(len(stored[key]), -1) for key in self.shapes], dim=-1).double()
         mean = rows.mean(0)
         seen = Moments(th.full_like(self.count, len(rows)), mean, ((rows - mean) ** 2).sum(0))
         self.moments = self.moments.with_more(seen)

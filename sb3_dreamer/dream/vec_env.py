@@ -85,6 +85,7 @@ class DreamVecEnv(VecEnv):
         self.decoder = ObservationDecoder(model, keys, self.vec_normalize, channels_last)
         self._generator = th.Generator(device=model.device)
         self.imagination = Imagination(model, self._generator, termination, threshold, transformed_rewards)
+        self.transformed_rewards = transformed_rewards
         self.render_mode = render_mode
         super().__init__(int(n_envs), self.decoder.observation_space, model.action_space)
         self._actions = np.zeros(0)
@@ -146,7 +147,8 @@ class DreamVecEnv(VecEnv):
             probability that it goes on
         """
         self._states, step = self.imagination.step(self.states, actions)
-        rewards = step.rewards if self.vec_normalize is None else self.vec_normalize.unnormalize_reward(step.rewards)
+        as_learned = self.vec_normalize is None or self.transformed_rewards
+        rewards = step.rewards if as_learned else self.vec_normalize.unnormalize_reward(step.rewards)  # type: ignore[union-attr]
         self._lengths += 1
         self._returns += rewards
         self._seen = self._observe(self._states)

@@ -1,11 +1,13 @@
 """Full checkpoints: everything that training needs to go on as if it had not stopped."""
 
 import hashlib
+import itertools
 import json
 import os
 import random
 import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,22 +104,48 @@ def check_checkpoint(path: Path) -> None:
     for name, wanted in contents.items():
         file = path / name
         if not file.exists() or digest(file) != wanted:
-            raise ValueError(f"The checkpoint {path} is damaged: {name} is not what was written. Use an older one.")
+            raise ValueError(f"The checkpoint {path} is damaged: {name} is not what was written.")
 
 
 def find_checkpoint(folder: str | Path) -> Path:
     """
     :param folder: of all checkpoints, or of one
-    :return: the newest, checked
+    :return: the newest that is not damaged; a warning names those that are
     :raises FileNotFoundError: if there is none
-    :raises ValueError: if it is damaged
+    :raises ValueError: if all are damaged, or the one that was named
     """
     folder = Path(folder)
     found = [folder] if (folder / CONTENTS).exists() else checkpoints(folder)
     if not found:
         raise FileNotFoundError(f"There is no checkpoint in {folder}, which should hold folders named step_...")
-    check_checkpoint(found[-1])
-    return found[-1]
+    for path in reversed(found):
+        try:
+            check_checkpoint(path)
+            return path
+        except ValueError as error:
+            if path == found[0]:
+                raise
+            warnings.warn(f"{error} Looking at the one before it.")
+    raise AssertionError
+
+
+def set_aside(folder: str | Path, num_timesteps: int) -> None:
+    """
+    Rename the checkpoints of steps that a run which begins has not reached yet: they are of another run, or of one that went
+    on from an older checkpoint, and neither ``keep`` nor ``resume`` may take them for its newest. Nothing is deleted.
+
+    :param folder: of all checkpoints
+    :param num_timesteps: at which the run begins
+    """
+    later = [path for path in checkpoints(folder) if int(path.name.removeprefix("step_")) > num_timesteps]
+    for path in later:
+        number = itertools.count(1)
+        os.replace(path, next(name for n in number if not (name := path.with_name(f"aside{n}_{path.name}")).exists()))
+    if later:
+        warnings.warn(
+            f"{folder} has checkpoints of another run, which are later than step {num_timesteps} at which this one begins: "
+            f"{', '.join(path.name for path in later)} were renamed to aside..._step_..."
+        )
 
 
 def digest(path: Path) -> str:
@@ -187,5 +215,5 @@ def restore_normalization(path: Path, normalize: VecNormalize | None) -> None:
     if normalize is not None:
         own = file_of_rank(path / NORMALIZE)
         saved = VecNormalize.load(str(own if own.exists() else path / NORMALIZE), normalize.venv)
-        for name in ("obs_rms", "ret_rms", "returns", "clip_obs", "clip_reward", "gamma", "epsilon"):
+        for name in {"obs_rms", "ret_rms", "returns", "clip_obs", "clip_reward", "gamma", "epsilon"} & set(vars(saved)):
             setattr(normalize, name, getattr(saved, name))

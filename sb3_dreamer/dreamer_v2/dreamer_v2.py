@@ -234,10 +234,13 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
             setattr(self, name, int(getattr(self, name)))
         check_number("learning_starts", self.learning_starts, 0)
         check_number("gradient_steps", self.gradient_steps, -1)
+        if self.gradient_steps != int(self.gradient_steps):
+            raise ValueError(f"gradient_steps must be a whole number, but is {self.gradient_steps}.")
+        self.gradient_steps = int(self.gradient_steps)
         if isinstance(self.train_freq, list):  # from YAML
             self.train_freq = tuple(self.train_freq)
         in_units = isinstance(self.train_freq, tuple)
-        frequency = self.train_freq[0] if in_units else self.train_freq  # type: ignore[index]
+        frequency: Any = self.train_freq[0] if in_units else self.train_freq  # type: ignore[index]
         check_number("train_freq", frequency, 1)
         if frequency != int(frequency):
             raise ValueError(f"train_freq must be a whole number, but is {frequency}; for more updates: gradient_steps.")

@@ -13,7 +13,8 @@ from gymnasium import spaces
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule, check_for_correct_spaces
+from stable_baselines3.common.vec_env import unwrap_vec_normalize
 from torch import nn
 
 from sb3_dreamer.dreamer_v2.dreamer_v2 import DreamerV2
@@ -82,13 +83,15 @@ def import_model(path: str | Path, env: GymEnv | None = None, device: th.device 
         policy, None, device=device, policy_kwargs=policy_kwargs, _init_setup_model=False, **{**arguments, **kwargs}
     )
     model.observation_space, model.action_space, model.n_envs = observation_space, action_space, 1
+    if env is not None:
+        wrapped = model._wrap_env(env, model.verbose)
+        check_for_correct_spaces(wrapped, observation_space, action_space)
+        model.env, model.n_envs, model._vec_normalize_env = wrapped, wrapped.num_envs, unwrap_vec_normalize(wrapped)
     model._setup_model()
     try:
         model.policy.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"The weights in {path} do not fit its own options: {error}") from error
-    if env is not None:
-        model.set_env(env)
     return model
 
 
@@ -117,8 +120,12 @@ def to_json(name: str, value: Any) -> Any:
         value = value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, LinearSchedule) and value.end_fraction == 1.0:
-        return f"lin_{value.start}_{value.end}"
+    while isinstance(value, FloatSchedule):
+        value = value.value_schedule
+    if isinstance(value, ConstantSchedule):
+        return float(value.val)
+    if isinstance(value, LinearSchedule):
+        return f"lin_{value.start}_{value.end}_{value.end_fraction}"
     name_of_class = getattr(value, "__name__", "")
     if inspect.isclass(value) and getattr(nn, name_of_class, None) is value:
         return {"torch.nn": name_of_class}

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import sys
 import time
 import warnings
@@ -70,11 +71,12 @@ def training_summary(algorithm: "SequenceOffPolicyAlgorithm", total_timesteps: i
     steps = max(total_timesteps - algorithm.num_timesteps, 0)
     filled = min(1.0, steps / max(algorithm.buffer_size, 1))
     name, total, batch = type(algorithm).__name__, sum(counts.values()), f"{algorithm.batch_size} sequences"
+    where = "of memory" if buffer.storage_path is None else "on the disk"
     ranks = f" on each of {world_size()} ranks" if world_size() > 1 else ""
     return "\n".join(
         [
             f"{name} on {algorithm.device}, {dtype}: {total / 1e6:.2f}M parameters ({parts})",
-            f"Replay{ranks}: {algorithm.buffer_size // world_size():,} steps take {bytes_full / GIGABYTE:.2f} GB of memory "
+            f"Replay{ranks}: {algorithm.buffer_size // world_size():,} steps take {bytes_full / GIGABYTE:.2f} GB {where} "
             f"when full ({filled * bytes_full / GIGABYTE:.2f} GB in this run)",
             f"Updates: {train_ratio_text(algorithm)}, each on {batch} of {algorithm.batch_length} steps, "
             f"after {int(algorithm.learning_starts):,} random steps",
@@ -105,10 +107,12 @@ def warn_if_memory_is_short(buffer: SequenceReplayBuffer) -> None:
     """
     capacity = buffer.buffer_size * buffer.n_envs
     needed = buffer.memory_bytes() * (1.0 - buffer.num_records / capacity)
-    available = available_memory()
+    folder = buffer.storage_path
+    available = available_memory() if folder is None else float(shutil.disk_usage(folder).free)
     if available is not None and needed > available:
+        where = "memory" if folder is None else "room on the disk"
         warnings.warn(
-            "This system does not have apparently enough memory to store the complete replay buffer "
+            f"This system does not have apparently enough {where} to store the complete replay buffer "
             f"{needed / GIGABYTE:.2f}GB > {available / GIGABYTE:.2f}GB. Make buffer_size smaller."
         )
 

@@ -19,7 +19,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from sb3_dreamer.common.distributed import rank, world_size
 from sb3_dreamer.dreamer_v2.engine import Engine, EngineOptions
 from sb3_dreamer.dreamer_v2.policies import DreamerPolicy
-from sb3_dreamer.dreamer_v2.rank_files import file_of_rank, number_of_ranks, remove_others, taken_by
+from sb3_dreamer.dreamer_v2.rank_files import file_of_rank, folder_of_rank, number_of_ranks, remove_others, taken_by
 from sb3_dreamer.replay.buffer import SequenceReplayBuffer
 from sb3_dreamer.replay.conversion import refill
 from sb3_dreamer.replay.files import atomic_file, is_path
@@ -38,6 +38,22 @@ class SavingAlgorithm(OffPolicyAlgorithm):
     policy: DreamerPolicy
     replay_buffer: SequenceReplayBuffer  # type: ignore[assignment]
     _engine: Engine | None
+    #: Whether it has learned behind ``VecNormalize``: the buffer holds what the environment gave
+    behind_vec_normalize = False
+
+    def require_statistics(self) -> None:
+        """
+        :raises ValueError: if stored experience cannot be brought into the units in which the model has learned
+        """
+        if self.behind_vec_normalize and self._vec_normalize_env is None:
+            raise ValueError(
+                f"This {type(self).__name__} has learned behind VecNormalize, and the replay buffer holds original "
+                "observations and rewards. Load it with its environment: load(path, VecNormalize.load('vecnormalize.pkl', e))."
+            )
+
+    def _make_replay_buffer(self, options: dict[str, Any]) -> SequenceReplayBuffer:
+        """For subclasses."""
+        raise NotImplementedError
 
     @property
     def engine(self) -> Engine:
@@ -162,7 +178,9 @@ class SavingAlgorithm(OffPolicyAlgorithm):
             raise
         buffer.device = self.device
         if present is not None and buffer.n_envs != present.n_envs:
+            present = self._in_its_place(present, buffer)
             dropped = refill(present, buffer)
+            self.replay_buffer = present
             warnings.warn(
                 f"The loaded replay buffer is of {buffer.n_envs} environments, this model of {present.n_envs}: its episodes "
                 "were copied" + (f", but for the oldest {dropped} steps, for which there is no room." if dropped else ".")
@@ -177,6 +195,19 @@ class SavingAlgorithm(OffPolicyAlgorithm):
             for option in ("prioritize_ends", "sample_running", "handle_timeout_termination"):  # the present choice holds
                 setattr(buffer, option, getattr(present, option))
         self.replay_buffer = buffer
+
+    def _in_its_place(self, present: SequenceReplayBuffer, loaded: SequenceReplayBuffer) -> SequenceReplayBuffer:
+        """The buffer to copy into: on disk if that is where it belongs, and a loaded model has not opened its folder yet."""
+        wanted = self.replay_buffer_kwargs.get("storage_path")
+        if wanted is None or present.storage_path is not None:
+            return present
+        folder = pathlib.Path(folder_of_rank(wanted)).absolute()
+        if str(folder) == loaded.storage_path:
+            raise ValueError(
+                f"The replay buffer in {folder} is of {loaded.n_envs} environments, this model has {present.n_envs}. To copy "
+                "its episodes, name a new folder: load(path, env, replay_buffer_kwargs=dict(storage_path='...'))."
+            )
+        return self._make_replay_buffer(self.replay_buffer_kwargs)
 
     def _read_buffer(self, path: Any) -> SequenceReplayBuffer:
         """A buffer of these spaces from a file."""

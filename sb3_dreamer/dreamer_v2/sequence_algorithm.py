@@ -22,13 +22,7 @@ from sb3_dreamer.common.functional import check_number
 from sb3_dreamer.common.metrics import MetricAverager
 from sb3_dreamer.common.observations import check_observation_space
 from sb3_dreamer.common.preprocessing import NumpyObs, action_blocks, decode_actions, encode_actions, scale_actions
-from sb3_dreamer.dreamer_v2.checkpoint import (
-    BUFFER,
-    MODEL,
-    find_checkpoint,
-    restore_normalization,
-    restore_random_states,
-)
+from sb3_dreamer.dreamer_v2.checkpoint import BUFFER, MODEL, find_checkpoint, restore_normalization, restore_random_states
 from sb3_dreamer.dreamer_v2.diagnostics import LearningCheck
 from sb3_dreamer.dreamer_v2.policies import ActingState, DreamerPolicy
 from sb3_dreamer.dreamer_v2.rank_files import folder_of_rank
@@ -193,6 +187,7 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         reset = reset_num_timesteps or self._last_obs is None
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         assert self.env is not None
+        self.behind_vec_normalize = self._vec_normalize_env is not None
         if reset:
             self._last_original_obs = self._original_observations(self._last_obs)  # type: ignore[arg-type, assignment]
         if reset or self._acting_state is None:
@@ -251,11 +246,12 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         :param n_updates: how many
         :param log_interval: updates between two logs, None for none
         :return: the model itself
-        :raises ValueError: if there is nothing to learn from
+        :raises ValueError: if there is nothing to learn from, or the statistics of ``VecNormalize`` are missing
         """
         check_number("n_updates", n_updates, 0)
         if self.replay_buffer is None or self.replay_buffer.num_sampleable == 0:
             raise ValueError("There is no experience to learn from: call load_replay_buffer() first.")
+        self.require_statistics()
         if rank() > 0:
             self.set_logger(Logger(None, []))
         if not self._custom_logger:

@@ -97,9 +97,9 @@ def training_update(
     metrics = model_metrics(policy, model_loss) | behavior_metrics(imagination, learnt.actor_loss, learnt.critic_loss)
     metrics |= {"model_grad_norm": model_norm, "actor_grad_norm": learnt.actor_norm, "critic_grad_norm": learnt.critic_norm}
 
-    metrics["skipped_updates"] = 1.0 - th.isfinite(model_norm + learnt.actor_norm + learnt.critic_norm).to(model_norm.dtype)
+    norms = model_norm + learnt.actor_norm + learnt.critic_norm
     if policy.exploration is None:
-        return UpdateResult(model_loss, imagination, metrics)
+        return UpdateResult(model_loss, imagination, metrics | {"skipped_updates": 1.0 - th.isfinite(norms).to(norms.dtype)})
     experience = Experience(
         model_loss.states.detach(),
         model_loss.embeddings.detach(),
@@ -108,6 +108,8 @@ def training_update(
         model_loss.kl_value,
     )
     exploration, more = learn_exploration(policy, experience, start, continues, behavior_objective, max_grad_norm, noise)
+    norms = norms + sum(value for name, value in more.items() if name.endswith("grad_norm"))
+    metrics["skipped_updates"] = 1.0 - th.isfinite(norms).to(norms.dtype)
     return UpdateResult(model_loss, imagination, metrics | more, exploration)
 
 

@@ -93,7 +93,7 @@ class AtariVecEnv(VecEnv):
 
         :return: (n_envs, size, size, 1) uint8
         """
-        seeds = None if self._seeds[0] is None else np.array(self._seeds, dtype=np.int32)
+        seeds = None if self._seeds[0] is None else np.array([int(seed) % 2**31 for seed in self._seeds], dtype=np.int32)  # type: ignore[arg-type]
         observations, infos = self.games.reset(seed=seeds)
         self.reset_infos = [self._info(infos, index) for index in range(self.num_envs)]
         self._reset_seeds()

@@ -160,6 +160,8 @@ def _with_our_sections(read: Callable[..., Any]) -> Callable[..., Any]:
         changes only what it has drawn
     """
 
+    from sb3_dreamer.zoo.hyperparams_opt import merge_policy_kwargs
+
     @functools.wraps(read)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.algo != ALGO:
@@ -172,7 +174,7 @@ def _with_our_sections(read: Callable[..., Any]) -> Callable[..., Any]:
             self.trial_id = number
             trial = self.load_trial(self.storage, self.study_name, number)
             kept = presets.evaluate(kept) if isinstance(kept, str) else kept
-            section |= trial | {"policy_kwargs": kept | trial["policy_kwargs"]}
+            section |= trial | {"policy_kwargs": merge_policy_kwargs(kept, trial["policy_kwargs"])}
         if section:
             self.custom_hyperparams = section | given
         return read(self, *args, **kwargs)

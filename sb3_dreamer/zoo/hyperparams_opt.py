@@ -29,14 +29,19 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def chosen_sizes() -> list[str]:
+def chosen_sizes(trial: "optuna.Trial") -> list[str]:
     """
-    The sizes that are tried: those that the environment variable ``SB3_DREAMER_SIZES`` names (``tiny,small``), otherwise all
-    with a GPU, and without one, where a trial of the larger ones would take hours, ``tiny`` and ``small``.
+    The sizes that are tried: those of the study's earlier trials, since all have to draw from the same; of a new study those
+    that the environment variable ``SB3_DREAMER_SIZES`` names, otherwise all with a GPU, and without one, where a trial of the
+    larger ones would take hours, ``tiny`` and ``small``.
 
+    :param trial: for its study
     :return: keys of ``SIZES``
     :raises KeyError: for another name; no error of a trial, which rl_zoo3 would prune
     """
+    for earlier in trial.study.get_trials(deepcopy=False):
+        if "size" in earlier.distributions:
+            return list(earlier.distributions["size"].choices)  # type: ignore[attr-defined]
     feasible = ",".join(SIZES) if th.cuda.is_available() else "tiny,small"
     names = [name.strip() for name in os.environ.get("SB3_DREAMER_SIZES", feasible).split(",")]
     unknown = [name for name in names if name not in SIZES]
@@ -68,14 +73,26 @@ def sample_dreamer_params(
         "batch_size": trial.suggest_categorical("batch_size", [16, 32, 50]),
         "batch_length": trial.suggest_categorical("batch_length", [16, 32, 50]),
         "imagination_horizon": trial.suggest_int("imagination_horizon", 5, 20),
-        "size": trial.suggest_categorical("size", chosen_sizes()),
+        "size": trial.suggest_categorical("size", chosen_sizes(trial)),
     }
     for name, value in convert_dreamer_params(params).items():
         # what the raw numbers of the study's report stand for
         trial.set_user_attr(name, value)
     drawn = convert_dreamer_params(params)
-    drawn["policy_kwargs"] = (section_policy_kwargs.get() or {}) | drawn["policy_kwargs"]
+    drawn["policy_kwargs"] = merge_policy_kwargs(section_policy_kwargs.get() or {}, drawn["policy_kwargs"])
     return drawn
+
+
+def merge_policy_kwargs(section: dict[str, Any], drawn: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param section: what is not drawn holds
+    :param drawn: by a trial
+    :return: both; Gaussian latents have no classes
+    """
+    merged = section | drawn
+    if section.get("latent") == "gaussian":
+        del merged["stochastic_classes"]
+    return merged
 
 
 def convert_dreamer_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
