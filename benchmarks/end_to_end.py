@@ -22,6 +22,7 @@ import yaml
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
+from benchmarks.learning.run import read_curve
 from benchmarks.records import record
 from sb3_dreamer import DreamerV2
 from sb3_dreamer.presets import default_config
@@ -126,6 +127,7 @@ def train_in_zoo(env_id: str, seed: int) -> dict[str, Any]:
         wall = time.perf_counter()
         subprocess.run([sys.executable, *train_command.split(), *"--eval-episodes 20 --n-eval-envs 10".split()], check=True)
         wall = time.perf_counter() - wall
+        first = [step for step, mean, _ in read_curve(Path(folder)) if mean >= ZOO_TASKS[env_id]]
         report = [sys.executable, *f"-m sb3_dreamer.zoo report --env {env_id} -f {folder}".split()]
         text = subprocess.run(report, check=True, capture_output=True, text=True).stdout
     final, best = (re.search(rf"{name}:\s+(\S+) ± (\S+)", text) for name in ("trained agent", "best checkpoint"))
@@ -139,6 +141,7 @@ def train_in_zoo(env_id: str, seed: int) -> dict[str, Any]:
         "std_return": float(final[2]),
         "best_checkpoint_mean_return": float(best[1]),
         "threshold": ZOO_TASKS[env_id],
+        "first_reached": int(first[0]) if first else None,
         "wall_seconds": round(wall, 1),
     }
 

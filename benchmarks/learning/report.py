@@ -10,7 +10,7 @@ from matplotlib.ticker import NullFormatter
 
 from benchmarks.learning.aggregate import median_steps, normalised, stratified_bootstrap
 from benchmarks.learning.suite import OURS, RANDOM, Task, load_suite
-from benchmarks.records import Result, load
+from benchmarks.records import FOLDER, Result, load
 
 ROOT = Path(__file__).parents[2]
 PAGE, README, IMAGES = ROOT / "docs" / "results.md", ROOT / "README.md", ROOT / "docs" / "images"
@@ -231,6 +231,18 @@ def draw_curves(results: Results, path: Path) -> None:
     figure.savefig(path, dpi=90)
 
 
+def shipped_table(_: Results) -> str:
+    """
+    :return: Markdown: agents of the zoo's own command with a section of their own (``benchmarks.end_to_end``)
+    """
+    rows = ["| seed | trained agent | first evaluation ≥ {:g} |", "|---|---|---|"]
+    runs = [run for run in load(FOLDER / "end_to_end.json") if "first_reached" in run]
+    for run in sorted(runs, key=lambda run: run["seed"]):
+        first = f"after {run['first_reached']:,} steps" if run["first_reached"] else "never"
+        rows.append(f"| {run['seed']} | {run['mean_return']:.1f} ± {run['std_return']:.1f} | {first} |")
+    return "\n".join(rows).format(*[run["threshold"] for run in runs[:1]])
+
+
 def write_report(path: Path) -> None:
     """
     Bring the pages and the figure up to date.
@@ -240,7 +252,7 @@ def write_report(path: Path) -> None:
     results = Results(load(path), load_suite())
     draw_curves(results, IMAGES / "learning_curves.png")
     tables = {"scores": score_table, "efficiency": efficiency_table, "aggregate": aggregate_table, "acting": acting_table}
-    for page, made in ((PAGE, tables), (README, {"efficiency": complete_efficiency_table})):
+    for page, made in ((PAGE, tables), (README, {"efficiency": complete_efficiency_table, "shipped": shipped_table})):
         text = page.read_text()
         for name, make in made.items():
             begin, end = BEGIN.format(name), END.format(name)
