@@ -338,7 +338,7 @@ def test_training_without_an_environment(whole: Path, tmp_path: Path) -> None:
     model.load_replay_buffer(whole / "buffer.pkl")
     before, updates, steps = [p.detach().clone() for p in model.policy.parameters()], model._n_updates, model.num_timesteps
     model.set_logger(configure(str(tmp_path), ["csv"]))
-    assert model.train_offline(12, log_interval=4) is model
+    assert model.train_offline(12.0, log_interval=4) is model
     assert model._n_updates == updates + 12 and model.num_timesteps == steps
     assert not all(p.equal(b) for p, b in zip(model.policy.parameters(), before, strict=True))
     rows = (tmp_path / "progress.csv").read_text().splitlines()

@@ -238,17 +238,18 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         with team_of(self, total_timesteps=steps, reset_num_timesteps=reset_num_timesteps):
             return super().learn(steps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)  # type: ignore[arg-type]
 
-    def train_offline(self: SelfSequence, n_updates: int, log_interval: int | None = 100) -> SelfSequence:
+    def train_offline(self: SelfSequence, n_updates: float, log_interval: int | None = 100) -> SelfSequence:
         """
         Update from the replay buffer alone, without an environment: more updates on the data of a finished run, or on data
         from elsewhere. Schedules go from their beginning to their end.
 
-        :param n_updates: how many
+        :param n_updates: how many; a float such as 1e4 will do
         :param log_interval: updates between two logs, None for none
         :return: the model itself
         :raises ValueError: if there is nothing to learn from, or the statistics of ``VecNormalize`` are missing
         """
         check_number("n_updates", n_updates, 0)
+        n_updates = int(n_updates)
         if self.replay_buffer is None or self.replay_buffer.num_sampleable == 0:
             raise ValueError("There is no experience to learn from: call load_replay_buffer() first.")
         self.require_statistics()
