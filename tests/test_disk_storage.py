@@ -21,6 +21,7 @@ from gymnasium import spaces
 from sb3_dreamer import DreamerV2, SequenceReplayBuffer
 from sb3_dreamer.dreamer_v2.graphs import tensors_of
 from sb3_dreamer.replay import disk_storage
+from sb3_dreamer.replay.conversion import refill
 from sb3_dreamer.replay.disk_storage import DiskStorage
 from sb3_dreamer.replay.rows import CompressedRows, Compression
 from sb3_dreamer.replay.storage import Field
@@ -437,3 +438,20 @@ def test_an_agent_goes_on_with_its_folder(tmp_path: Path) -> None:
     other.load_replay_buffer(tmp_path / "buffer.pkl")
     assert other.replay_buffer.num_records == count and other.replay_buffer.storage_path == str(tmp_path / "replay")
     other.learn(24)
+
+
+def test_damaged_records_are_not_copied(tmp_path: Path) -> None:
+    """Copying would give them a new checksum."""
+    source = make_buffer(tmp_path)
+    fill(source, 20)
+    storage_: Any = source._storage
+    storage_.flush()
+    with open(tmp_path / "records.bin", "r+b") as file:
+        file.seek(storage_._rows._place(1, 7) + 3)
+        file.write(bytes(3))
+    target = make_buffer(None, n_envs=1)
+    fill(target, 12)
+    held = target.num_records
+    with pytest.raises(ValueError, match="has 1 damaged records, the first of them number 7 of ring 1: nothing was copied"):
+        refill(target, source)
+    assert target.num_records == held > 0

@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 
 from sb3_dreamer.replay.buffer import SequenceReplayBuffer
+from sb3_dreamer.replay.disk_storage import DiskStorage
 
 
 def refill(target: SequenceReplayBuffer, *sources: SequenceReplayBuffer) -> int:
@@ -14,7 +15,10 @@ def refill(target: SequenceReplayBuffer, *sources: SequenceReplayBuffer) -> int:
     :param target: to be filled
     :param sources: with the same spaces
     :return: the number of records that have no room, the oldest
+    :raises ValueError: if records of a source on the disk are not what was written; the target is as it was
     """
+    for source in sources:
+        check_records(source)
     target.reset()
     found = [
         (first - int(source._written[env]), source, env, first, end)
@@ -32,6 +36,19 @@ def refill(target: SequenceReplayBuffer, *sources: SequenceReplayBuffer) -> int:
             target.append(np.array([ring]), record)
     target.start_episodes()
     return sum(source.num_records for source in sources) - target.num_records
+
+
+def check_records(buffer: SequenceReplayBuffer) -> None:
+    """
+    :param buffer: any; records in memory are not checked
+    :raises ValueError: naming the first record on the disk that is damaged
+    """
+    damaged = buffer._storage.damaged() if isinstance(buffer._storage, DiskStorage) else []
+    if damaged:
+        raise ValueError(
+            f"{buffer.storage_path} has {len(damaged)} damaged records, the first of them number {damaged[0][1]} of ring "
+            f"{damaged[0][0]}: nothing was copied."
+        )
 
 
 def episodes(buffer: SequenceReplayBuffer) -> list[tuple[int, int, int]]:
