@@ -235,12 +235,14 @@ def shipped_table(_: Results) -> str:
     """
     :return: Markdown: agents of the zoo's own command with a section of their own (``benchmarks.end_to_end``)
     """
-    rows = ["| seed | trained agent | first evaluation ≥ {:g} |", "|---|---|---|"]
     runs = [run for run in load(FOLDER / "end_to_end.json") if "first_reached" in run]
+    if not runs:
+        return NOT_YET
+    rows = [f"| seed | trained agent | first evaluation ≥ {runs[0]['threshold']:g} |", "|---|---|---|"]
     for run in sorted(runs, key=lambda run: run["seed"]):
         first = f"after {run['first_reached']:,} steps" if run["first_reached"] else "never"
         rows.append(f"| {run['seed']} | {run['mean_return']:.1f} ± {run['std_return']:.1f} | {first} |")
-    return "\n".join(rows).format(*[run["threshold"] for run in runs[:1]])
+    return "\n".join(rows)
 
 
 def write_report(path: Path) -> None:
