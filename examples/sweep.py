@@ -84,11 +84,15 @@ def search(storage: str, options: argparse.Namespace, others: Sequence[str]) -> 
     study = open_study(storage, options.study_name)
     command = [sys.executable, "-m", "sb3_dreamer.zoo", "train", "--algo", "dreamer", "--env", options.env, "-optimize"]
     command += ["--storage", storage, "--study-name", options.study_name, "--no-optim-plots", *others]
+    # workers share the cores: threads of several that wait for one another take ten times as long
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.workers))} | os.environ
     killed = not options.kill_one
     while (missing := options.trials - len(finished(study))) > 0:
         total = len(study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))) + missing
         workers = [
-            subprocess.Popen([*command, "--max-total-trials", str(total), "--seed", str(time.time_ns() % 2**31)])
+            subprocess.Popen(
+                [*command, "--max-total-trials", str(total), "--seed", str(time.time_ns() % 2**31)], env=environment
+            )
             for _ in range(min(options.workers, missing))
         ]
         while any(worker.poll() is None for worker in workers):
