@@ -17,6 +17,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
@@ -186,6 +187,8 @@ def speed(args: argparse.Namespace) -> None:
     """
     from sb3_dreamer.envs import AtariVecEnv, make_dreamer_atari_env
 
+    th.set_num_threads(1)
+
     def pong(n: int) -> VecEnv:
         return make_dreamer_atari_env("ALE/Pong-v5", n)
 
@@ -219,7 +222,7 @@ def speed(args: argparse.Namespace) -> None:
             result = {"benchmark": "speed", "task": name, "seed": 0, "batch": batch, **rates}
             result |= {
                 "cores": os.cpu_count(),
-                "threads": os.environ.get("OMP_NUM_THREADS"),
+                "threads": th.get_num_threads(),
                 "load": round(os.getloadavg()[0], 1),
             }
             record(result | {"command": "OMP_NUM_THREADS=1 python -m benchmarks.dream speed"}, RESULTS, IDENTITY)
