@@ -51,10 +51,6 @@ class SavingAlgorithm(OffPolicyAlgorithm):
                 "observations and rewards. Load it with its environment: load(path, VecNormalize.load('vecnormalize.pkl', e))."
             )
 
-    def _make_replay_buffer(self, options: dict[str, Any]) -> SequenceReplayBuffer:
-        """For subclasses."""
-        raise NotImplementedError
-
     @property
     def engine(self) -> Engine:
         """Carries out acting steps and updates; made when it is first needed."""
@@ -207,7 +203,7 @@ class SavingAlgorithm(OffPolicyAlgorithm):
                 f"The replay buffer in {folder} is of {loaded.n_envs} environments, this model has {present.n_envs}. To copy "
                 "its episodes, name a new folder: load(path, env, replay_buffer_kwargs=dict(storage_path='...'))."
             )
-        return self._make_replay_buffer(self.replay_buffer_kwargs)
+        return self._make_replay_buffer(self.replay_buffer_kwargs)  # type: ignore[attr-defined]
 
     def _read_buffer(self, path: Any) -> SequenceReplayBuffer:
         """A buffer of these spaces from a file."""
