@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from sb3_dreamer.behavior.actor_critic import ActorCritic, RewardNormalizer
 from sb3_dreamer.common.distributed import average
 from sb3_dreamer.common.distributions import UnitNormal
-from sb3_dreamer.common.functional import check_number
+from sb3_dreamer.common.functional import check_number, whole_number
 from sb3_dreamer.common.heads import ScalarHead
 from sb3_dreamer.common.layers import LAYER_NORM_EPSILON
 from sb3_dreamer.common.type_aliases import Experience, ImaginedTrajectory
@@ -218,9 +218,7 @@ class Plan2Explore(Exploration):
         reward_norm_momentum: float | None = None,
     ):
         super().__init__(behavior, intrinsic_scale, extrinsic_scale, reward_norm_momentum)
-        check_number("ensemble_size", ensemble_size, 2)
-        if ensemble_size != int(ensemble_size):
-            raise ValueError(f"ensemble_size must be a whole number, but is {ensemble_size}.")
+        ensemble_size = whole_number("ensemble_size", ensemble_size, 2)
         if not isinstance(log_disagreement, bool):
             raise ValueError(f"log_disagreement must be True or False, but is {log_disagreement!r}.")
         if target not in TARGETS:

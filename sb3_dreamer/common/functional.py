@@ -79,6 +79,22 @@ def check_number(name: str, value: Any, low: float, high: float = math.inf) -> N
         raise ValueError(f"{name} must be a number {limits}, but is {value!r}.")
 
 
+def whole_number(name: str, value: Any, low: float) -> int:
+    """
+    Check an option that counts something; floats such as 16.0 will do.
+
+    :param name: of the option
+    :param value: as given
+    :param low: smallest value
+    :return: the number
+    :raises ValueError: naming option, value and what is wanted
+    """
+    check_number(name, value, low)
+    if value != int(value):
+        raise ValueError(f"{name} must be a whole number, but is {value!r}.")
+    return int(value)
+
+
 def flatten_time(x: th.Tensor) -> th.Tensor:
     """
     Join time and batch, so that a network sees every step as a row.

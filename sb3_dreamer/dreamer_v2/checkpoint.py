@@ -118,15 +118,15 @@ def find_checkpoint(folder: str | Path) -> Path:
     found = [folder] if (folder / CONTENTS).exists() else checkpoints(folder)
     if not found:
         raise FileNotFoundError(f"There is no checkpoint in {folder}, which should hold folders named step_...")
-    for path in reversed(found):
+    while len(found) > 1:
         try:
-            check_checkpoint(path)
-            return path
+            check_checkpoint(found[-1])
+            return found[-1]
         except ValueError as error:
-            if path == found[0]:
-                raise
             warnings.warn(f"{error} Looking at the one before it.")
-    raise AssertionError
+            found.pop()
+    check_checkpoint(found[0])
+    return found[0]
 
 
 def set_aside(folder: str | Path, num_timesteps: int) -> None:

@@ -12,7 +12,7 @@ from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
 from sb3_dreamer.behavior.actor_critic import BehaviorObjective
 from sb3_dreamer.common.distributed import device_of_rank, rank, share
-from sb3_dreamer.common.functional import check_number
+from sb3_dreamer.common.functional import check_number, whole_number
 from sb3_dreamer.common.schedules import parse_schedule, schedule_value
 from sb3_dreamer.common.type_aliases import LatentState, SequenceBatch
 from sb3_dreamer.dreamer_v2.diagnostics import UpdateGuard
@@ -228,23 +228,15 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
     def _check_options(self) -> None:
         """One clear error for an impossible option, before anything is built."""
         for name in ("batch_size", "batch_length", "target_update_interval", "buffer_size", "imagination_horizon"):
-            check_number(name, getattr(self, name), 1)
-            if getattr(self, name) != int(getattr(self, name)):
-                raise ValueError(f"{name} must be a whole number, but is {getattr(self, name)}.")
-            setattr(self, name, int(getattr(self, name)))
+            setattr(self, name, whole_number(name, getattr(self, name), 1))
         check_number("learning_starts", self.learning_starts, 0)
-        check_number("gradient_steps", self.gradient_steps, -1)
-        if self.gradient_steps != int(self.gradient_steps):
-            raise ValueError(f"gradient_steps must be a whole number, but is {self.gradient_steps}.")
-        self.gradient_steps = int(self.gradient_steps)
+        self.gradient_steps = whole_number("gradient_steps", self.gradient_steps, -1)
         if isinstance(self.train_freq, list):  # from YAML
             self.train_freq = tuple(self.train_freq)
-        in_units = isinstance(self.train_freq, tuple)
-        frequency: Any = self.train_freq[0] if in_units else self.train_freq  # type: ignore[index]
-        check_number("train_freq", frequency, 1)
-        if frequency != int(frequency):
-            raise ValueError(f"train_freq must be a whole number, but is {frequency}; for more updates: gradient_steps.")
-        self.train_freq = self.train_freq if in_units else int(frequency)
+        if isinstance(self.train_freq, tuple):
+            whole_number("train_freq", self.train_freq[0], 1)
+        else:
+            self.train_freq = whole_number("train_freq", self.train_freq, 1)
         check_number("tau", self.tau, 0.0, 1.0)
         if self.max_grad_norm is not None:
             check_number("max_grad_norm", self.max_grad_norm, 1e-12)

@@ -48,7 +48,8 @@ class SavingAlgorithm(OffPolicyAlgorithm):
         if self.behind_vec_normalize and self._vec_normalize_env is None:
             raise ValueError(
                 f"This {type(self).__name__} has learned behind VecNormalize, and the replay buffer holds original "
-                "observations and rewards. Load it with its environment: load(path, VecNormalize.load('vecnormalize.pkl', e))."
+                "observations and rewards. Load it with its environment: "
+                "load(path, VecNormalize.load('vecnormalize.pkl', env))."
             )
 
     @property
