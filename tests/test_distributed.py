@@ -130,13 +130,13 @@ def test_messages_are_few_and_metrics_are_means(monkeypatch: pytest.MonkeyPatch)
         losses.append(metrics["model_loss"].item())
         noted(team, metrics)
 
-    def all_reduce(tensor: th.Tensor) -> None:
+    def add_up_(tensor: th.Tensor) -> None:
         messages.append(tensor.numel())
-        reduced(tensor)
+        added(tensor)
 
-    noted, reduced = Team.note_update, distributed.dist.all_reduce
+    noted, added = Team.note_update, distributed.add_up_
     monkeypatch.setattr(Team, "note_update", note_update)
-    monkeypatch.setattr(distributed.dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(distributed, "add_up_", add_up_)
 
     def job(rank: int) -> tuple[list[float], list[int], dict[str, float], int]:
         model = random_model(seed=0)
@@ -150,6 +150,32 @@ def test_messages_are_few_and_metrics_are_means(monkeypatch: pytest.MonkeyPatch)
     shared = len(first) - 1  # what the last update measured travels with a rollout that does not come
     assert len(first) == len(second) and first != second
     assert metrics["model_loss"] == pytest.approx((sum(first[:shared]) + sum(second[:shared])) / (2 * shared), rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_averages_are_equal_everywhere_and_keep_strides(size: int) -> None:
+    """Two ranks exchange what they have, more of them take gloo's all-reduce."""
+
+    def job(rank: int) -> list[tuple[th.Tensor, tuple[int, ...]]]:
+        distributed.join()
+        own = numbers(rank)
+        kept = [tensor.clone() for tensor in own]
+        means = [(mean.clone(), mean.stride()) for mean in distributed.averages(own)]
+        assert all(th.equal(tensor, before) for tensor, before in zip(own, kept, strict=True))
+        return means
+
+    def numbers(rank: int) -> list[th.Tensor]:
+        generator = th.Generator().manual_seed(rank)
+        shapes = (), (300, 500), (0,), (8, 4, 3, 3)
+        *plain, kernel = (th.randn(shape, generator=generator) for shape in shapes)
+        return [*plain, kernel.contiguous(memory_format=th.channels_last)]
+
+    first, *others = results(run_ranks(job, size))
+    for index, (mean, stride) in enumerate(first):
+        parts = [numbers(rank)[index] for rank in range(size)]
+        th.testing.assert_close(mean, sum(parts) / size)  # type: ignore[arg-type]
+        assert stride == parts[0].stride()
+        assert all(th.equal(mean, other[index][0]) for other in others)
 
 
 def test_only_rank_0_speaks_and_runs_callbacks(trained: list[dict[str, Any]]) -> None:

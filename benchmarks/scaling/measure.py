@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch as th
-import torch.distributed as dist
 from stable_baselines3.common.callbacks import BaseCallback
 
 from benchmarks.records import FOLDER, record
@@ -117,7 +116,7 @@ def time_parts(model: DreamerV2, batch_size: int, found: dict[str, list[float]],
 
 def time_link(found: dict[str, list[float]], bytes_: list[float], times: int) -> None:
     """
-    All-reduces of two sizes, and making gradients flat.
+    Sums over both ranks of two sizes, and making gradients flat.
 
     :param found: to which measurements are added
     :param bytes_: of the gradients
@@ -125,14 +124,14 @@ def time_link(found: dict[str, list[float]], bytes_: list[float], times: int) ->
     """
     for size in SIZES:
         tensor = th.zeros(size // 4)
-        dist.all_reduce(tensor)
-        found[f"all_reduce {size}"] += timed(lambda tensor=tensor: dist.all_reduce(tensor), times)
+        distributed.add_up_(tensor)
+        found[f"message {size}"] += timed(lambda tensor=tensor: distributed.add_up_(tensor), times)
     parts = [th.zeros(max(int(sum(bytes_)) // 4 // 20, 1)) for _ in range(20)]
 
     def copy() -> None:
         flat = th.cat(parts)
         flat /= 2
-        th._foreach_copy_(parts, list(flat.split(len(parts[0]))))
+        flat.split(len(parts[0]))
 
     found["copying"] += [seconds / max(sum(bytes_), 1.0) for seconds in timed(copy, times)]
 
@@ -189,7 +188,7 @@ def result(
     Measured inputs, measured rollouts and what the simulator makes of the inputs: one process from the costs of a rank that
     was alone, two processes from those of ranks that worked at the same time.
     """
-    small, large = (float(np.mean(found[f"all_reduce {size}"])) for size in SIZES)
+    small, large = (float(np.mean(found[f"message {size}"])) for size in SIZES)
     # a ring of two: 2 messages, each of half of the bytes
     bandwidth = (SIZES[1] - SIZES[0]) / max(large - small, 1e-9)
     link = Link(latency=max(small / 2 - SIZES[0] / 2 / bandwidth, 0.0), bandwidth=bandwidth)

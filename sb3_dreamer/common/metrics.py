@@ -9,8 +9,8 @@ class MetricAverager:
     """Running means by name; adding never waits for the device."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, th.Tensor] = {}
-        self._counts: dict[str, int] = {}
+        #: Sums of what was measured together, in one tensor, and how often
+        self._sums: dict[tuple[str, ...], tuple[th.Tensor, int]] = {}
 
     def add(self, metrics: Mapping[str, th.Tensor]) -> None:
         """
@@ -18,24 +18,37 @@ class MetricAverager:
 
         :param metrics: scalars by name
         """
-        for name, value in metrics.items():
-            value = value.detach()
-            # A graph writes its next values into the same place
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
-            self._counts[name] = self._counts.get(name, 0) + 1
+        if metrics:
+            stacked = th.stack([value.detach().float() for value in metrics.values()])
+            self.add_stacked(tuple(metrics), stacked)
 
-    def take(self) -> dict[str, th.Tensor]:
-        """Means since the last call, by name, still on the device."""
-        means = {name: total / self._counts[name] for name, total in self._sums.items()}
-        self._sums, self._counts = {}, {}
+    def add_stacked(self, names: tuple[str, ...], values: th.Tensor) -> None:
+        """
+        Add one update's metrics.
+
+        :param names: of them
+        :param values: in the order of the names, (M,)
+        """
+        if names in self._sums:
+            total, count = self._sums[names]
+            values, count = total + values, count + 1
+            self._sums[names] = values, count
+        else:
+            self._sums[names] = values, 1
+
+    def take(self) -> list[tuple[tuple[str, ...], th.Tensor]]:
+        """Means since the last call, still on the device: names, and values in their order, of what was measured together."""
+        means = [(names, total / count) for names, (total, count) in self._sums.items()]
+        self._sums = {}
         return means
 
     def pop(self) -> dict[str, float]:
         """Means since the last call, by name, as Python numbers."""
-        names = list(self._sums)
-        if not names:
-            return {}
-        sums = th.stack([self._sums[name].float() for name in names]).tolist()
-        means = {name: total / self._counts[name] for name, total in zip(names, sums, strict=True)}
-        self._sums, self._counts = {}, {}
-        return means
+        totals: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        for names, (sums, count) in self._sums.items():
+            for name, value in zip(names, sums.tolist(), strict=True):
+                totals[name] = totals.get(name, 0.0) + value
+                counts[name] = counts.get(name, 0) + count
+        self._sums = {}
+        return {name: total / counts[name] for name, total in totals.items()}

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch as th
 
-from sb3_dreamer.common.distributed import average_
+from sb3_dreamer.common.distributed import averages, joined
 from sb3_dreamer.common.precision import outside_autocast
 
 
@@ -204,8 +204,20 @@ def step_together(steps: Sequence[tuple[ParameterOptimizer, th.Tensor]], max_gra
     with outside_autocast(steps[0][1].device):
         for optimizer, loss in steps:
             optimizer.backward(loss)
-        average_([gradient for optimizer, _ in steps for gradient in optimizer.gradients])
+        average_gradients([p for optimizer, _ in steps for p in optimizer.parameters if p.grad is not None])
         return [optimizer.apply(max_grad_norm) for optimizer, _ in steps]
+
+
+def average_gradients(parameters: list[th.nn.Parameter]) -> None:
+    """
+    Gradients become their means over all ranks; they lie in one tensor then.
+
+    :param parameters: that have a gradient, the same on every rank
+    """
+    if joined() is not None:
+        gradients: list[th.Tensor] = [p.grad for p in parameters]  # type: ignore[misc]
+        for parameter, mean in zip(parameters, averages(gradients), strict=True):
+            parameter.grad = mean
 
 
 def global_norm(tensors: list[th.Tensor]) -> th.Tensor:

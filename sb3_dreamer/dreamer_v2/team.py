@@ -122,18 +122,21 @@ class Team:
         :return: of all of them
         """
         empty = self.algorithm.replay_buffer.num_sampleable == 0
-        found, moved = [float(self.stopping), float(empty), float(len(self.episodes))], self._changes()
-        means = self.metrics.take() if self.algorithm.device.type == "cpu" else {}
-        found += [float(value) for value in means.values()]
-        everyone = th.stack(self.ranks.gather(th.cat([th.tensor(found, dtype=th.float64), *moved])))
-        stops, missing, episodes, *measured = everyone[:, : len(found)].sum(0)
-        self.can_sample = bool(missing == 0)
+        known = th.tensor([self.stopping, empty, len(self.episodes)], dtype=th.float64)
+        measured = self.metrics.take() if self.algorithm.device.type == "cpu" else []
+        found = th.cat([known, *(values.double() for _, values in measured)])
+        everyone = th.stack(self.ranks.gather(th.cat([found, *self._changes()])))
+        sums = everyone[:, : len(found)].sum(0)
+        stops, missing, episodes = sums[: len(known)].tolist()
+        self.can_sample = missing == 0
         self._merge(everyone[:, len(found) :])
         if episodes > 0:
             self._share_episodes()
-        self.algorithm._metrics.add(dict(zip(means, [total / self.ranks.size for total in measured], strict=True)))
+        means = (sums[len(known) :] / self.ranks.size).float().split([len(names) for names, _ in measured])
+        for (names, _), values in zip(measured, means, strict=True):
+            self.algorithm._metrics.add_stacked(names, values)
         self.share_metrics()
-        return RolloutReturn(rollout.episode_timesteps * self.ranks.size, rollout.n_episodes, bool(stops == 0))
+        return RolloutReturn(rollout.episode_timesteps * self.ranks.size, rollout.n_episodes, stops == 0)
 
     def note_update(self, metrics: dict[str, th.Tensor]) -> None:
         """
@@ -149,11 +152,8 @@ class Team:
 
     def share_metrics(self) -> None:
         """The means over all ranks of what was measured since the last time and has not travelled with a rollout."""
-        means = self.metrics.take()
-        if means:
-            stacked = th.stack([value.float() for value in means.values()])
-            distributed.average_([stacked])
-            self.algorithm._metrics.add(dict(zip(means, stacked.unbind(), strict=True)))
+        for names, values in self.metrics.take():
+            self.algorithm._metrics.add_stacked(names, distributed.averages([values])[0])
 
     def _share_episodes(self) -> None:
         """Rank 0 logs the returns of all ranks' episodes."""
