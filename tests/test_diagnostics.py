@@ -48,7 +48,13 @@ def test_what_is_no_fault() -> None:
     assert told(LearningCheck(DISCRETE), progress=0.5, actor_entropy=0.0) == [], "a policy may be sure of itself later"
     assert told(LearningCheck(DISCRETE), reward_variance=0.0, reward_loss=LOG_SQRT_2PI) == [], "there are no rewards"
     assert told(LearningCheck(spaces.Discrete(1)), actor_entropy=0.0) == [], "there is nothing to choose"
-    assert told(LearningCheck(BOX), actor_entropy=-3.0) == [] and told(LearningCheck(BOX), actor_entropy=-5.0) != []
+    (text,) = told(LearningCheck(BOX), actor_entropy=-5.0, actor_grad_norm=0.1)
+    assert "has stopped to explore" in text
+    dims = BOX.shape[0]
+    assert told(LearningCheck(BOX), actor_entropy=-1.5 * dims, actor_grad_norm=0.1) == [], "the edge may be the right place"
+    assert told(LearningCheck(BOX), actor_entropy=-0.9 * dims) == [], "the smallest scale, in the middle"
+    (text,) = told(LearningCheck(BOX), progress=0.9, actor_entropy=-1.5 * dims)
+    assert "at the edge of the Box" in text and "0.001" in text
     check = LearningCheck(DISCRETE)
     check({}, PATIENCE, 0.0)  # no update since the last log
 

@@ -247,7 +247,7 @@ for env, section in {"CartPole-v1": "CartPole-v1", "ALE/Pong-v5": "atari", "Froz
     del hyperparams["policy"]
     expected = sb3_dreamer.preset(section)
     # schedules are objects: the same values count
-    for name in ("learning_rate", "actor_learning_rate", "critic_learning_rate"):
+    for name in ("learning_rate", "actor_learning_rate", "critic_learning_rate", "ent_coef"):
         both = expected.pop(name), hyperparams.pop(name)
         ours, theirs = (FloatSchedule(parse_schedule(name, value)) for value in both)
         assert [ours(p) for p in (1.0, 0.5, 0.0)] == [theirs(p) for p in (1.0, 0.5, 0.0)], name

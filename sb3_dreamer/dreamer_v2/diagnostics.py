@@ -21,6 +21,8 @@ NO_KL, NO_REWARD = 0.01, 0.02
 #: Entropy that is gone: a share of the largest for choices; nats per dimension of a Box (uniform actions have 0.69)
 NO_CHOICE, NO_SPREAD = 0.02, -2.0
 NO_GRADIENT = 1e-8
+#: At the edge of a Box: nats per dimension (the smallest scale has -0.88 in the middle, -1.58 there), and the actor's gradient
+AT_THE_EDGE, EDGE_GRADIENT = -1.4, 0.01
 PAGE = "See https://github.com/sb3-dreamer/sb3-dreamer/blob/main/docs/troubleshooting.md."
 
 
@@ -89,6 +91,7 @@ class LearningCheck:
         self._lowest_entropy = (
             NO_SPREAD * action_dim(action_space) if blocks is None else NO_CHOICE * float(np.log(blocks).sum())
         )
+        self._entropy_at_the_edge = AT_THE_EDGE * action_dim(action_space) if blocks is None else -math.inf
         self._can_choose = blocks is None or max(blocks) > 1
         self._warned: set[str] = set()
 
@@ -125,9 +128,15 @@ class LearningCheck:
                 f"the actor's entropy is {means['actor_entropy']:.2g} nats with {1.0 - progress:.0%} of the run to go: it has "
                 "stopped to explore. Raise ent_coef, or lower actor_learning_rate."
             )
-        if means.get("actor_grad_norm", math.inf) < NO_GRADIENT:
+        gradient = means.get("actor_grad_norm", math.inf)
+        if means.get("actor_entropy", math.inf) < self._entropy_at_the_edge and NO_GRADIENT <= gradient < EDGE_GRADIENT:
+            found["edge"] = (
+                f"the actor's actions are at the edge of the Box (entropy {means['actor_entropy']:.2g}), where hardly "
+                f"a gradient is left ({gradient:.2g}). Raise ent_coef at first ('lin_3e-1_3e-3'), or actor_learning_rate down."
+            )
+        if gradient < NO_GRADIENT:
             found["gradient"] = (
-                f"the actor's gradient is {means['actor_grad_norm']:.2g}: all imagined returns are the same. Look at "
+                f"the actor's gradient is {gradient:.2g}: all imagined returns are the same. Look at "
                 "train/imagined_reward_std and train/imagined_discount_mean."
             )
         return found
