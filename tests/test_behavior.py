@@ -22,7 +22,7 @@ from sb3_dreamer.common.distributions import OneHotBlocks
 from sb3_dreamer.common.functional import flatten_time
 from sb3_dreamer.common.type_aliases import ImaginedTrajectory, LatentState
 from sb3_dreamer.dreamer_v2.policies import ActingState
-from sb3_dreamer.dreamer_v2.update import Imagination, UpdateNoise, imagine, start_states
+from sb3_dreamer.dreamer_v2.update import Imagination, UpdateNoise, every, imagine, start_states
 from tests.test_world_model import BATCH, TIME, carried_state, image, make_model, model_loss, random_batch
 
 H = 4
@@ -36,18 +36,19 @@ KINDS = list(ACTIONS)
 
 
 def imagined(model: DreamerV2, **changes: Any) -> tuple[Imagination, BehaviorObjective]:
-    """Imagination from every state of a random batch, with shared noise."""
+    """Imagination from the states of a random batch, with shared noise."""
     batch = random_batch(model)
     objective = replace(model.behavior_objective, **{"imagination_horizon": H, **changes})
-    start = start_states(model_loss(model, batch).states)
-    noise = imagination_noise(model, objective.imagination_horizon)
-    return imagine(model.policy, start, flatten_time(batch.continues), objective, noise), objective
+    start = start_states(model_loss(model, batch).states, objective.imagination_stride)
+    continues = every(batch.continues, objective.imagination_stride)
+    noise = imagination_noise(model, objective.imagination_horizon, len(continues))
+    return imagine(model.policy, start, continues, objective, noise), objective
 
 
-def imagination_noise(model: DreamerV2, horizon: int = H) -> UpdateNoise:
+def imagination_noise(model: DreamerV2, horizon: int = H, starts: int = TIME * BATCH) -> UpdateNoise:
     generator, rssm = th.Generator().manual_seed(9), model.policy.world_model.rssm
-    actions = th.rand(horizon, TIME * BATCH, rssm.action_size, generator=generator)
-    latents = th.empty(horizon, TIME * BATCH, rssm.latent.noise_size).exponential_(generator=generator)
+    actions = th.rand(horizon, starts, rssm.action_size, generator=generator)
+    latents = th.empty(horizon, starts, rssm.latent.noise_size).exponential_(generator=generator)
     return UpdateNoise(None, actions, latents)
 
 
@@ -275,11 +276,34 @@ def test_predict_is_repeated_filtering() -> None:
     th.testing.assert_close(th.stack(features), expected)
 
 
+def test_stride_keeps_the_last_step_of_every_piece() -> None:
+    steps = th.arange(7)[:, None] + th.tensor([0, 100])  # (T, B)
+    assert every(steps, 1).tolist() == flatten_time(steps).tolist()
+    assert every(steps, 3).tolist() == [2, 102, 5, 105]
+    assert every(steps, 7).tolist() == every(steps, 99).tolist() == [6, 106]
+
+
+def test_a_stride_leaves_the_other_trajectories_alone() -> None:
+    """Same states, same flags, same noise: the same trajectories as those of all steps, to rounding."""
+    model = make_model()
+    whole, _ = imagined(model)
+    kept = every(th.arange(TIME * BATCH).reshape(TIME, BATCH), 2)
+    batch, noise = random_batch(model), imagination_noise(model)
+    start, continues = start_states(model_loss(model, batch).states, 2), every(batch.continues, 2)
+    assert noise.actions is not None and noise.latents is not None
+    noise = UpdateNoise(None, noise.actions[:, kept], noise.latents[:, kept])
+    part = imagine(model.policy, start, continues, replace(model.behavior_objective, imagination_horizon=H), noise)
+    for name in ("rewards", "discounts", "weights", "actions"):
+        th.testing.assert_close(getattr(part.trajectory, name), getattr(whole.trajectory, name)[:, kept])
+    th.testing.assert_close(part.estimate.returns, whole.estimate.returns[:, kept])
+
+
 # ----------------------------------------------------------------------------------------------------------- every option
 
 #: For every option a value that is not the default, what else to set, and what must change
 OPTIONS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "imagination_horizon": (7, {}, "actor"),
+    "imagination_stride": (2, {}, "returns"),
     "gamma": (0.5, {}, "returns"),
     "return_lambda": (0.2, {}, "returns"),
     "reinforce_weight": (0.5, {}, "actor"),
@@ -295,7 +319,8 @@ def test_every_option_changes_a_number(option: str) -> None:
     numbers = []
     for changes in (others, {**others, option: value}):
         model = make_model(policy_kwargs=dict(use_discount_head=option != "gamma"), **{"imagination_horizon": H, **changes})
-        result, objective = imagined(model, imagination_horizon=model.imagination_horizon)
+        lengths = {name: getattr(model, name) for name in ("imagination_horizon", "imagination_stride")}
+        result, objective = imagined(model, **lengths)
         loss = model.policy.behavior.actor_loss(result.trajectory, result.estimate, objective).total
         numbers.append(loss.item() if what == "actor" else result.estimate.returns.mean().item())
     assert abs(numbers[0] - numbers[1]) > 1e-4 * abs(numbers[0])
@@ -305,6 +330,8 @@ def test_every_option_changes_a_number(option: str) -> None:
     "option, value, message",
     [
         ("imagination_horizon", 1, "imagination_horizon must be a number of at least 2"),
+        ("imagination_stride", 0, "imagination_stride must be a number of at least 1, but is 0"),
+        ("imagination_stride", 1.5, "imagination_stride must be a whole number, but is 1.5"),
         ("gamma", -0.1, "gamma must be a number between 0 and 1, but is -0.1"),
         ("return_lambda", 1.1, "return_lambda must be a number between 0 and 1, but is 1.1"),
         ("reinforce_weight", 2.0, "reinforce_weight must be a number between 0 and 1, but is 2.0"),

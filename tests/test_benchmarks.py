@@ -66,7 +66,7 @@ def test_tables_say_what_is_there_and_what_is_not() -> None:
     random = result(task.name, RANDOM, 0, 20)
     whole = Results([*runs, *baselines, random], TASKS)
     assert whole.advantage(task) == ("", 15.0)
-    assert "| CartPole | 475 | 200 | DQN 3,000 | 15.0 |" in efficiency_table(whole, only_complete=True)
+    assert "| CartPole | 475 | 200 | PPO 3,000 | 15.0 |" in efficiency_table(whole, only_complete=True)
     assert "best baseline of each task | 5 × | 1 | 1.01 (1.01 to 1.01)" in aggregate_table(whole)
     never = [{**run, "curve": [[1000, 100, 1.0]]} for run in baselines]
     assert Results([*runs, *never], TASKS).advantage(task) == ("> ", task.budget("ppo") / 200)

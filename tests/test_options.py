@@ -44,6 +44,7 @@ OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     "train_freq": (7, {}),
     "gradient_steps": (2, {}),
     "imagination_horizon": (4, {}),
+    "imagination_stride": (2, {}),
     "return_lambda": (0.5, {}),
     "target_update_interval": (1, {}),
     "ent_coef": (0.5, {}),

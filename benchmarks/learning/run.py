@@ -56,7 +56,8 @@ class Run(NamedTuple):
         :return: the zoo's command line, without the interpreter
         """
         steps = self.task.budget(self.agent) // self.frames_per_step
-        evaluation = f"--eval-freq {steps // self.task.evaluations} --eval-episodes {self.task.episodes} --n-eval-envs 5"
+        interval = self.task.steps // self.task.evaluations // self.frames_per_step
+        evaluation = f"--eval-freq {interval} --eval-episodes {self.task.episodes} --n-eval-envs 5"
         command = (
             f"-m sb3_dreamer.zoo train --algo {self.agent} --env {self.task.name} --seed {self.seed} -n {steps} -f {folder}"
         )

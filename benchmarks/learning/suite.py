@@ -27,7 +27,7 @@ class Task:
     :param seeds: of every agent
     :param action_repeat: environment steps during one step of DreamerV2, where the section has a wrapper for it
     :param factor: a baseline gets so many times the steps
-    :param evaluations: in the course of a run
+    :param evaluations: within ``steps``; baselines are evaluated after the same steps, and go on
     :param episodes: of each evaluation
     """
 

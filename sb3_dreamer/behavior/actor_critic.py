@@ -21,6 +21,7 @@ class BehaviorObjective:
     How actor and critic are trained (V2, section 2.2); the same names as the arguments of ``DreamerV2``.
 
     :param imagination_horizon: H
+    :param imagination_stride: imagine from every k-th step of the replayed sequences
     :param gamma: discount factor, where no discount head has learned it
     :param return_lambda: λ of the returns
     :param reinforce_weight: ρ of V2, eq. 6: 1 is REINFORCE alone, 0 is the gradient through the dynamics alone; where
@@ -31,6 +32,7 @@ class BehaviorObjective:
     """
 
     imagination_horizon: int = 15
+    imagination_stride: int = 1
     gamma: float = 0.999
     return_lambda: float = 0.95
     reinforce_weight: float = 1.0
@@ -40,6 +42,7 @@ class BehaviorObjective:
 
     def __post_init__(self) -> None:
         check_number("imagination_horizon", self.imagination_horizon, 2)  # the actor learns from all steps but the last two
+        check_number("imagination_stride", self.imagination_stride, 1)
         for name, highest in (("ent_coef", math.inf), ("gamma", 1.0), ("return_lambda", 1.0), ("reinforce_weight", 1.0)):
             if not isinstance(getattr(self, name), th.Tensor):
                 check_number(name, getattr(self, name), 0.0, highest)

@@ -22,6 +22,15 @@ from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
 from sb3_dreamer.dreamer_v2.update import UpdateNoise, UpdateResult
 from sb3_dreamer.world_model.world_model import WorldModelObjective
 
+#: Arguments that count something, at least one
+WHOLE_NUMBERS = (
+    "batch_size",
+    "batch_length",
+    "target_update_interval",
+    "buffer_size",
+    "imagination_horizon",
+    "imagination_stride",
+)
 #: Arguments that may be schedules
 SCHEDULED = (
     "learning_rate",
@@ -57,6 +66,8 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
     :param train_freq: environment steps (of every environment) between updates (code: 16, the default here; table D.1: 4)
     :param gradient_steps: updates each time; -1 for as many as steps were collected (code: 1)
     :param imagination_horizon: imagined steps H (code and table D.1: 15)
+    :param imagination_stride: imagine from every k-th step of the replayed sequences, which makes an update cheaper; steps
+        late in a sequence have seen more of what came before (code and paper: from every step, 1)
     :param return_lambda: λ of the returns (code and table D.1: 0.95)
     :param target_update_interval: updates between target updates (code and table D.1: 100)
     :param ent_coef: entropy bonus η of the actor, a float or a schedule (code and table D.1: 1e-3)
@@ -120,6 +131,7 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
         train_freq: int | tuple[int, str] = 16,
         gradient_steps: int = 1,
         imagination_horizon: int = 15,
+        imagination_stride: int = 1,
         return_lambda: float = 0.95,
         target_update_interval: int = 100,
         ent_coef: float | str | Schedule = 1e-3,
@@ -182,6 +194,7 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
         self.critic_learning_rate = critic_learning_rate
         self.batch_length = batch_length
         self.imagination_horizon = imagination_horizon
+        self.imagination_stride = imagination_stride
         self.return_lambda = return_lambda
         self.target_update_interval = target_update_interval
         self.ent_coef = ent_coef
@@ -227,7 +240,7 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
 
     def _check_options(self) -> None:
         """One clear error for an impossible option, before anything is built."""
-        for name in ("batch_size", "batch_length", "target_update_interval", "buffer_size", "imagination_horizon"):
+        for name in WHOLE_NUMBERS:
             setattr(self, name, whole_number(name, getattr(self, name), 1))
         check_number("learning_starts", self.learning_starts, 0)
         self.gradient_steps = whole_number("gradient_steps", self.gradient_steps, -1)

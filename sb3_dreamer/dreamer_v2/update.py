@@ -49,14 +49,24 @@ class UpdateResult(NamedTuple):
     exploration: Imagination | None = None  # None without exploration in imagination
 
 
-def start_states(states: LatentState) -> LatentState:
+def every(sequence: th.Tensor, stride: int) -> th.Tensor:
     """
-    Every posterior state of the batch, as constants, to imagine from.
+    :param sequence: (T, B, ...)
+    :param stride: k
+    :return: steps k, 2k, ... of T, flattened, (N, ...), N = T // k * B; of shorter sequences the last step
+    """
+    return flatten_time(sequence[min(stride, len(sequence)) - 1 :: stride])
+
+
+def start_states(states: LatentState, stride: int = 1) -> LatentState:
+    """
+    Posterior states of the batch, as constants, to imagine from.
 
     :param states: (T, B, ...)
-    :return: (N, ...), N = T * B
+    :param stride: see :func:`every`
+    :return: (N, ...)
     """
-    return LatentState(flatten_time(states.deterministic), flatten_time(states.stochastic)).detach()
+    return LatentState(every(states.deterministic, stride), every(states.stochastic, stride)).detach()
 
 
 def training_update(
@@ -89,8 +99,9 @@ def training_update(
     model_loss = policy.world_model.loss(batch, model_objective, noise.posterior, state)
     model_norm = policy.world_model_optimizer.step(model_loss.total, max_grad_norm)
 
-    # Behavior learning: imagine from every posterior state, with the model just updated                [V2, section 2.2]
-    start, continues = start_states(model_loss.states), flatten_time(batch.continues)
+    # Behavior learning: imagine from the posterior states, with the model just updated                 [V2, section 2.2]
+    stride = behavior_objective.imagination_stride
+    start, continues = start_states(model_loss.states, stride), every(batch.continues, stride)
     imagination = imagine(policy, start, continues, behavior_objective, noise)
     optimizers = policy.actor_optimizer, policy.critic_optimizer
     learnt = learn_behavior(policy.behavior, *optimizers, imagination, behavior_objective, max_grad_norm)
@@ -163,7 +174,7 @@ def learn_exploration(
     assert exploration is not None
     loss = exploration.loss(experience)
     norm = policy.exploration_optimizer.step(loss, max_grad_norm)
-    start_rewards = flatten_time(exploration.start_rewards(experience))
+    start_rewards = every(exploration.start_rewards(experience), objective.imagination_stride)
     imagination = imagine_exploration(policy.world_model, exploration, start, continues, start_rewards, objective, noise)
     optimizers = policy.exploration_actor_optimizer, policy.exploration_critic_optimizer
     learnt = learn_behavior(exploration.behavior, *optimizers, imagination, objective, max_grad_norm)
