@@ -190,13 +190,16 @@ class RSSM(nn.Module):
             noise = self.latent.draw_noise(embeddings.new_empty(*embeddings.shape[:2], self.latent.parameter_size))
 
         deterministics, stochastics, parameters = [], [], []
-        for step in range(len(embeddings)):
-            state = reset(state, episode_starts[step])
-            hidden = self.input_norm(F.linear(state.stochastic, latent_weight) + from_actions[step])
+        # Unbound, not indexed step by step: the gradient of every index would be as large as the whole sequence
+        for starts, from_action, from_embedding, step_noise in zip(
+            *(steps.unbind() for steps in (episode_starts, from_actions, from_embeddings, noise)), strict=True
+        ):
+            state = reset(state, starts)
+            hidden = self.input_norm(F.linear(state.stochastic, latent_weight) + from_action)
             deterministic = self.cell(self.activation(hidden), state.deterministic)  # h_t
-            hidden = self.posterior_norm(F.linear(deterministic, state_weight) + from_embeddings[step])
+            hidden = self.posterior_norm(F.linear(deterministic, state_weight) + from_embedding)
             posterior = full(self.posterior_output(self.activation(hidden)))
-            state = LatentState(deterministic, self.latent.sample(posterior, noise[step]))  # z_t ~ q
+            state = LatentState(deterministic, self.latent.sample(posterior, step_noise))  # z_t ~ q
             deterministics.append(state.deterministic)
             stochastics.append(state.stochastic)
             parameters.append(posterior)
