@@ -16,6 +16,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch as th
+
 from benchmarks.learning.quick import repeat
 from benchmarks.learning.run import RESULTS, Run, perform_all, planned
 from benchmarks.learning.suite import OURS, load_suite
@@ -23,6 +25,7 @@ from benchmarks.learning.suite import OURS, load_suite
 
 def main() -> None:
     """Command line."""
+    th.set_num_threads(1)  # for the evaluations after a run: beside other runs two threads only wait for one another
     tasks = load_suite()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=["run", "report", "list", "quick"])

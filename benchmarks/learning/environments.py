@@ -1,5 +1,6 @@
 """Picture tasks of the suite as registered ids: importing this module registers them (``--gym-packages`` of rl_zoo3)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -13,6 +14,8 @@ from tests.tasks import PixelCatch
 
 #: Side of a cell of MinAtar, whose fields have 10 x 10 cells: 40 pixels are enough for SB3's CNN too
 CELL = 4
+#: MiniGrid's numbers for left, right and forward; with these also pickup and toggle
+MOVE, MOVE_AND_USE = (0, 1, 2), (0, 1, 2, 3, 5)
 
 
 class DrawnPlanes(gym.ObservationWrapper[np.ndarray, int, np.ndarray]):
@@ -48,15 +51,37 @@ def make_minatar(game: str, **kwargs: Any) -> gym.Env:
     return DrawnPlanes(gym.make(f"MinAtar/{game}-v1", **kwargs).unwrapped)
 
 
-def make_minigrid(env_id: str, **kwargs: Any) -> gym.Env:
+class SomeActions(gym.ActionWrapper[Any, int, int]):
+    """
+    A choice of an environment's discrete actions.
+
+    :param env: with a Discrete action space
+    :param chosen: their numbers there
+    """
+
+    def __init__(self, env: gym.Env, chosen: Sequence[int]) -> None:
+        super().__init__(env)
+        self.chosen = list(chosen)
+        self.action_space = spaces.Discrete(len(self.chosen))
+
+    def action(self, action: int) -> int:
+        """
+        :param action: an index of those that were chosen
+        :return: the environment's own number
+        """
+        return self.chosen[int(action)]
+
+
+def make_minigrid(env_id: str, actions: Sequence[int], **kwargs: Any) -> gym.Env:
     """
     :param env_id: of MiniGrid
+    :param actions: those of MiniGrid's seven that do something in this task
     :param kwargs: of the environment
     :return: what the agent sees in front of it, 7 x 7 cells as a picture of 56 x 56
     """
     import minigrid.wrappers as wrappers
 
-    env = gym.make(env_id, **kwargs)
+    env = SomeActions(gym.make(env_id, **kwargs), actions)
     return wrappers.ImgObsWrapper(wrappers.RGBImgPartialObsWrapper(env, tile_size=8))
 
 
@@ -65,8 +90,8 @@ def register() -> None:
     entries: dict[str, tuple[Any, dict[str, Any]]] = {
         "suite/PixelCatch-v0": (PixelCatch, {}),
         "suite/PixelReacher-v0": (PixelReacher, {}),
-        "suite/MiniGridMemory-v0": (make_minigrid, {"env_id": "MiniGrid-MemoryS7-v0"}),
-        "suite/MiniGridDoorKey-v0": (make_minigrid, {"env_id": "MiniGrid-DoorKey-5x5-v0"}),
+        "suite/MiniGridMemory-v0": (make_minigrid, {"env_id": "MiniGrid-MemoryS7-v0", "actions": MOVE}),
+        "suite/MiniGridDoorKey-v0": (make_minigrid, {"env_id": "MiniGrid-DoorKey-5x5-v0", "actions": MOVE_AND_USE}),
     }
     for game in ("Breakout", "Freeway", "SpaceInvaders"):
         entries[f"suite/MinAtar{game}-v0"] = (make_minatar, {"game": game})
