@@ -14,7 +14,7 @@ ROOMS: dict[str, tuple[str, str]] = {
         "layers heads preprocessing observations normalization optimization metrics",
         "",
     ),
-    "world_model": ("latents convolutions encoders decoders rssm world_model", "common"),
+    "world_model": ("latents convolutions encoders decoders scan rssm world_model", "common"),
     "behavior": ("actors actor_critic exploration", "common"),
     "replay": ("files rows storage disk_storage records windows buffer conversion", "common"),
     "dreamer_v2": (

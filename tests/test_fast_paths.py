@@ -14,9 +14,12 @@ from sb3_dreamer.common.distributions import OneHotCategorical
 from sb3_dreamer.common.layers import MLP
 from sb3_dreamer.common.observations import ObservationFormat
 from sb3_dreamer.common.one_hot import OneHotFeatures, sum_rows
+from sb3_dreamer.common.precision import autocast
+from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.dreamer_v2.update import UpdateNoise
 from sb3_dreamer.world_model.convolutions import PointTransposedConv, StridedConv, SubPixelTransposedConv
 from sb3_dreamer.world_model.latents import SPARSE_SIZE, CategoricalLatent, GaussianLatent
+from sb3_dreamer.world_model.rssm import RSSM
 from tests.small import DISCRETE, IMAGE, random_model
 
 S, K, D = 16, 16, 5
@@ -124,6 +127,58 @@ def test_noise_is_exponential() -> None:
     assert distance < 1.63 / np.sqrt(400_000)
 
 
+# ------------------------------------------------------------------------------------------------------------- the scan
+
+
+class StepwiseRSSM(RSSM):
+    """Every step as it is written, with autograd's gradient."""
+
+    needs_autograd = True  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("variables, classes", [(1, 2), (4, 5), (S, K)])
+@pytest.mark.parametrize("length, resets", [(1, 0.0), (7, 0.0), (7, 0.4), (3, 1.0)])
+def test_scan_and_its_gradient(variables: int, classes: int, length: int, resets: float) -> None:
+    th.manual_seed(length)
+    rssm, size, batch = RSSM(CategoricalLatent(variables, classes), 3, 6, D, 8).double(), variables * classes, 4
+    for parameter in rssm.parameters():  # the norm's, too
+        parameter.data += 0.3 * th.randn_like(parameter)
+    embeddings, actions = th.randn(length, batch, 6).double().requires_grad_(), th.randn(length, batch, 3).double()
+    state = LatentState(*(th.randn(batch, width).double().requires_grad_() for width in (D, size)))
+    starts, noise = th.rand(length, batch) < resets, rssm.latent.draw_noise(actions.new_empty(length, batch, size))
+    inputs, found = [embeddings, *state, *rssm.parameters()], []
+    assert not rssm.needs_autograd
+    for kind in (RSSM, StepwiseRSSM):
+        rssm.__class__ = kind
+        seen = rssm.observe(embeddings, actions, starts, state, noise)
+        values = [*seen.states, seen.posterior, seen.prior]
+        scores = [(value * th.linspace(-1.0, 2.0, value.numel()).view_as(value)).sum() for value in values]
+        of_each = [th.autograd.grad(score, inputs, retain_graph=True, materialize_grads=True) for score in scores]
+        found.append((values, of_each))
+    (fast_values, fast), (values, slow) = found
+    assert all(th.equal(a, b) for a, b in zip(fast_values, values, strict=True))
+    th.testing.assert_close(fast, slow)
+    assert all(of_embeddings.any() for of_embeddings, *_ in slow[1:3])
+
+
+@pytest.mark.parametrize(
+    "rssm",
+    [
+        RSSM(GaussianLatent(3), 2, 4, D, 8),
+        RSSM(CategoricalLatent(2, 3), 2, 4, D, 8, nn.ReLU),
+        RSSM(CategoricalLatent(2, 3), 2, 4, D, 8, layer_norm=True),
+    ],
+)
+def test_what_the_scan_does_not_know_has_autograd(rssm: RSSM) -> None:
+    assert rssm.needs_autograd
+
+
+def test_autocast_has_autograd() -> None:
+    rssm = RSSM(CategoricalLatent(2, 3), 2, 4, D, 8)
+    with autocast("bfloat16", th.device("cpu")):
+        assert rssm.needs_autograd
+
+
 # ------------------------------------------------------------------------------------------------- whole updates, both ways
 
 
@@ -144,6 +199,7 @@ def plain_layers(model: DreamerV2, monkeypatch: pytest.MonkeyPatch) -> DreamerV2
             module.__class__ = nn.ConvTranspose2d  # type: ignore[assignment]
         if isinstance(module, nn.ELU):
             module.inplace = False
+    plain.policy.world_model.rssm.__class__ = StepwiseRSSM
     monkeypatch.setattr(plain.policy.world_model.rssm, "latent", CategoricalLatent(S, K))
     monkeypatch.setattr(plain.policy.world_model.rssm.latent, "places", lambda sample: None)
     return plain

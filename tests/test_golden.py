@@ -18,7 +18,7 @@ from sb3_dreamer.common.functional import balanced_kl
 from sb3_dreamer.common.layers import ChannelLayerNorm, LayerNormGRUCell
 from sb3_dreamer.common.optimization import DreamerAdam
 from sb3_dreamer.common.type_aliases import ImaginedTrajectory, LatentState, SequenceBatch
-from sb3_dreamer.world_model import rssm, world_model
+from sb3_dreamer.world_model import rssm, scan, world_model
 from sb3_dreamer.world_model.latents import GaussianLatent
 from sb3_dreamer.world_model.rssm import RSSM, ObservedSequence
 from sb3_dreamer.world_model.world_model import WorldModel
@@ -385,7 +385,23 @@ def advantage_not_shifted(patch: Patch) -> None:
 
 
 def state_not_reset(patch: Patch) -> None:
+    patch.setattr(RSSM, "needs_autograd", True)
     patch.setattr(rssm, "reset", lambda state, _episode_starts: state)
+
+
+def state_not_reset_in_the_fast_scan(patch: Patch) -> None:
+    original: Callable[..., scan.Trace] = scan.run
+    patch.setattr(scan, "run", lambda *given: original(*given[:5], given[5] & False, *given[6:]))
+
+
+def latent_gradient_doubled_in_the_fast_scan(patch: Patch) -> None:
+    original = scan.step_back
+
+    def step_back(weights: scan.ScanWeights, *given: th.Tensor) -> scan.StepGradients:
+        gradients = original(weights, *given)  # type: ignore[arg-type]
+        return gradients._replace(latents=2.0 * gradients.latents)
+
+    patch.setattr(scan, "step_back", step_back)
 
 
 def first_action_not_masked(patch: Patch) -> None:
@@ -420,6 +436,7 @@ def update_gate_without_bias(patch: Patch) -> None:
         update = th.sigmoid(update)
         return update * th.tanh(th.sigmoid(reset) * candidate) + (1.0 - update) * state
 
+    patch.setattr(RSSM, "needs_autograd", True)
     patch.setattr(LayerNormGRUCell, "forward", forward)
 
 
@@ -430,6 +447,7 @@ def reset_gate_before_product(patch: Patch) -> None:
         update = th.sigmoid(update - 1.0)
         return update * th.tanh(candidate) + (1.0 - update) * state
 
+    patch.setattr(RSSM, "needs_autograd", True)
     patch.setattr(LayerNormGRUCell, "forward", forward)
 
 
@@ -444,6 +462,8 @@ BREAKAGES = [
     (weights_not_shifted, PROPRIO, "imag/weight", "imag/discount"),
     (advantage_not_shifted, PROPRIO, "actor_loss/reinforce", "actor_loss/dynamics"),
     (state_not_reset, PROPRIO, "post/deter", "embed"),
+    (state_not_reset_in_the_fast_scan, PROPRIO, "post/deter", "embed"),
+    (latent_gradient_doubled_in_the_fast_scan, PROPRIO, "grads: model/rssm/cell/kernel", "post/deter"),
     (first_action_not_masked, PROPRIO, "post/deter", "embed"),
     (kl_balance_swapped, PROPRIO, "grads: model/rssm/obs_dist/kernel", "metric/kl_loss"),
     (update_gate_without_bias, PROPRIO, "post/deter", "embed"),
