@@ -53,8 +53,17 @@ def test_steps_until_the_threshold() -> None:
     assert [steps_to(run, 5) for run in runs] == [200, 300, np.inf]
     assert median_steps(runs, 5) == 300 and median_steps(runs[1:], 5) == np.inf
     assert normalised(runs[0], -2.0, 6.0) == 0.5
-    low, high = interval(runs)
-    assert (low, high) == (2.0 - 2.0, 5.0 + 2.0)
+
+
+def test_interval_of_one_more_run() -> None:
+    low, high = interval([1.0, 2.0, 3.0], 10.0)  # Student's t for 2 degrees of freedom: 4.303
+    assert (low, high) == pytest.approx((2.0 - 4.303 * np.sqrt(4 / 3), 2.0 + 4.303 * np.sqrt(4 / 3)), rel=1e-3)
+    low, high = interval([500.0] * 3, 450.0)
+    assert (low, high) == pytest.approx((500.0 - 4.303 * 9.0 * np.sqrt(4 / 3), 500.0 + 4.303 * 9.0 * np.sqrt(4 / 3)), rel=1e-3)
+    random = np.random.default_rng(0)
+    draws = random.normal(size=(2000, 4))
+    inside = [low < draw[3] < high for draw in draws for low, high in [interval(list(draw[:3]), 0.0)]]
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.015)
 
 
 def test_tables_say_what_is_there_and_what_is_not() -> None:
@@ -68,6 +77,7 @@ def test_tables_say_what_is_there_and_what_is_not() -> None:
     assert whole.advantage(task) == ("", 15.0)
     assert "| CartPole | 475 | 200 | PPO 3,000 | 15.0 |" in efficiency_table(whole, only_complete=True)
     assert "best baseline of each task | 5 × | 1 | 1.01 (1.01 to 1.01)" in aggregate_table(whole)
+    assert "| 5 ×: PPO 480 (480 to 480), QR-DQN 480 (480 to 480) |" in score_table(whole)
     never = [{**run, "curve": [[1000, 100, 1.0]]} for run in baselines]
     assert Results([*runs, *never], TASKS).advantage(task) == ("> ", task.budget("ppo") / 200)
     lost = [{**run, "curve": [[100, 100, 1.0]]} for run in runs]
