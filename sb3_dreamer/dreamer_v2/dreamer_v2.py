@@ -66,8 +66,8 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
     :param train_freq: environment steps (of every environment) between updates (code: 16, the default here; table D.1: 4)
     :param gradient_steps: updates each time; -1 for as many as steps were collected (code: 1)
     :param imagination_horizon: imagined steps H (code and table D.1: 15)
-    :param imagination_stride: imagine from every k-th step of the replayed sequences, which makes an update cheaper; steps
-        late in a sequence have seen more of what came before (code and paper: from every step, 1)
+    :param imagination_stride: imagine from every k-th step of the replayed sequences (from the last of shorter ones), which
+        makes an update cheaper; steps late in a sequence have seen more of what came before (code and paper: from all, 1)
     :param return_lambda: λ of the returns (code and table D.1: 0.95)
     :param target_update_interval: updates between target updates (code and table D.1: 100)
     :param ent_coef: entropy bonus η of the actor, a float or a schedule (code and table D.1: 1e-3)

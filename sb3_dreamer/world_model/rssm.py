@@ -194,10 +194,11 @@ class RSSM(nn.Module):
     @property
     def needs_autograd(self) -> bool:
         """Whether there is anything that :mod:`~sb3_dreamer.world_model.scan` does not know."""
-        plain = (
-            isinstance(self.latent, CategoricalLatent)
-            and isinstance(self.activation, nn.ELU)
-            and isinstance(self.input_norm, nn.Identity)
+        plain = (  # subclasses may do something else
+            type(self.latent) is CategoricalLatent
+            and type(self.activation) is nn.ELU
+            and self.activation.alpha == 1.0
+            and type(self.input_norm) is nn.Identity
             and type(self.cell) is LayerNormGRUCell
         )
         return not plain or th.is_autocast_enabled(self.input.weight.device.type)
