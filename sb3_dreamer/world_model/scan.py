@@ -81,6 +81,7 @@ def run(
         logits = th.addmm(weights.output_bias, hidden, output)
         winners = (logits - step_noise).unflatten(-1, (-1, options.classes)).argmax(-1, keepdim=True)
         stochastic = th.zeros_like(logits).unflatten(-1, (-1, options.classes)).scatter_(-1, winners, 1.0).flatten(-2)
+        stochastic.add_(logits - logits)  # nothing, or NaN: logits that are not finite must not become a state
         steps.append(
             (latents, inputs, gates, mean, rstd, candidate, reset, update, proposal, deterministic, hidden, logits, stochastic)
         )
