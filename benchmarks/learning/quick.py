@@ -12,8 +12,8 @@ from benchmarks.records import load
 
 #: Task, agent and seed; some twenty minutes on two cores
 CHOSEN = (("CartPole-v1", OURS, 0), ("Pendulum-v1", OURS, 0), ("CartPole-v1", "ppo", 0), ("Pendulum-v1", "ppo", 0))
-
-
+#: Seeds that must be recorded before anything can be said about one more
+FEWEST_SEEDS = 3
 #: Seeds are taken to differ by at least this share of the way from random actions to the threshold, also where all are perfect
 LEAST_SPREAD = 0.02
 
@@ -46,8 +46,8 @@ def repeat(tasks: dict[str, Task], recorded: Path, jobs: int) -> int:
             known = [r["final_mean"] for r in same_task if r["agent"] == result["agent"]]
             random = next((r["final_mean"] for r in same_task if r["agent"] == RANDOM), 0.0)
             name = f"{result['task']} {result['agent']} seed {result['seed']}: {result['final_mean']:.1f}"
-            if not known:
-                print(f"{name}; there is nothing to compare it with yet")
+            if len(known) < FEWEST_SEEDS:
+                print(f"{name}; not compared, {len(known)} of {FEWEST_SEEDS} seeds are recorded")
                 continue
             low, high = interval(known, (tasks[result["task"]].threshold or 0.0) - random)
             inside = low <= result["final_mean"] <= high
