@@ -55,8 +55,18 @@ def test_what_is_no_fault() -> None:
     assert told(LearningCheck(BOX), actor_entropy=-0.9 * dims) == [], "the smallest scale, in the middle"
     (text,) = told(LearningCheck(BOX), progress=0.9, actor_entropy=-1.5 * dims)
     assert "at the edge of the Box" in text and "0.001" in text
+    assert told(LearningCheck(BOX, squashed=True), actor_entropy=-3.0 * dims) == [], "the slope of tanh, at good actions"
+    stuck, edge = told(LearningCheck(BOX, squashed=True), actor_entropy=-6.5 * dims)
+    assert "has stopped to explore" in stuck and "at the edge of the Box" in edge
     check = LearningCheck(DISCRETE)
     check({}, PATIENCE, 0.0)  # no update since the last log
+
+
+@pytest.mark.parametrize("distribution, warns", [("tanh_normal", False), ("truncated_normal", True)])
+def test_the_actor_decides_what_a_low_entropy_is(distribution: str, warns: bool) -> None:
+    policy_kwargs = {**SMALL_POLICY, "actor_distribution": distribution}
+    model = DreamerV2("MlpPolicy", RandomEnv(VECTOR, BOX), **{**SMALL, "policy_kwargs": policy_kwargs})
+    assert bool(told(model._check_learning, actor_entropy=-3.0 * BOX.shape[0])) == warns
 
 
 class Constant(RandomEnv):

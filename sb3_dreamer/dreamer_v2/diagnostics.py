@@ -23,6 +23,9 @@ NO_CHOICE, NO_SPREAD = 0.02, -2.0
 NO_GRADIENT = 1e-8
 #: At the edge of a Box: nats per dimension (the smallest scale has -0.88 in the middle, -1.58 there), and the actor's gradient
 AT_THE_EDGE, EDGE_GRADIENT = -1.4, 0.01
+#: Both limits of the tanh-normal, whose entropy falls with the slope of tanh, too: -3 in the middle of a good run of Pendulum,
+#: -9.5 at the most extreme location with the smallest scale
+SQUASHED_SPREAD = -6.0
 PAGE = "See https://github.com/sb3-dreamer/sb3-dreamer/blob/main/docs/troubleshooting.md."
 
 
@@ -84,14 +87,14 @@ class LearningCheck:
     Warns once of each sign that an agent does not learn.
 
     :param action_space: of the agent
+    :param squashed: whether a Box has a tanh-normal actor
     """
 
-    def __init__(self, action_space: spaces.Space) -> None:
+    def __init__(self, action_space: spaces.Space, squashed: bool = False) -> None:
         blocks = action_blocks(action_space)
-        self._lowest_entropy = (
-            NO_SPREAD * action_dim(action_space) if blocks is None else NO_CHOICE * float(np.log(blocks).sum())
-        )
-        self._entropy_at_the_edge = AT_THE_EDGE * action_dim(action_space) if blocks is None else -math.inf
+        lowest, edge = (SQUASHED_SPREAD, SQUASHED_SPREAD) if squashed else (NO_SPREAD, AT_THE_EDGE)
+        self._lowest_entropy = lowest * action_dim(action_space) if blocks is None else NO_CHOICE * float(np.log(blocks).sum())
+        self._entropy_at_the_edge = edge * action_dim(action_space) if blocks is None else -math.inf
         self._can_choose = blocks is None or max(blocks) > 1
         self._warned: set[str] = set()
 

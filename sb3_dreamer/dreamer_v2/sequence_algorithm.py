@@ -90,7 +90,8 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         self._loading = False
         self._engine = None
         self._metrics = MetricAverager()
-        self._check_learning = LearningCheck(self.action_space)
+        squashed = getattr(self.policy.behavior.actor, "distribution_name", None) == "tanh_normal"
+        self._check_learning = LearningCheck(self.action_space, squashed)
         self.clock = TrainingClock()
         self._acting_state: ActingState | None = None
         self._step_in_flight = False
