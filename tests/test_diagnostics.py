@@ -54,7 +54,7 @@ def test_what_is_no_fault() -> None:
     assert told(LearningCheck(BOX), actor_entropy=-1.5 * dims, actor_grad_norm=0.1) == [], "the edge may be the right place"
     assert told(LearningCheck(BOX), actor_entropy=-0.9 * dims) == [], "the smallest scale, in the middle"
     (text,) = told(LearningCheck(BOX), progress=0.9, actor_entropy=-1.5 * dims)
-    assert "at the edge of the Box" in text and "0.001" in text
+    assert "at the edge of the Box" in text and "0.001" in text and "tanh_normal" in text
     assert told(LearningCheck(BOX, squashed=True), actor_entropy=-3.0 * dims) == [], "the slope of tanh, at good actions"
     stuck, edge = told(LearningCheck(BOX, squashed=True), actor_entropy=-6.5 * dims)
     assert "has stopped to explore" in stuck and "at the edge of the Box" in edge

@@ -95,6 +95,7 @@ class LearningCheck:
         lowest, edge = (SQUASHED_SPREAD, SQUASHED_SPREAD) if squashed else (NO_SPREAD, AT_THE_EDGE)
         self._lowest_entropy = lowest * action_dim(action_space) if blocks is None else NO_CHOICE * float(np.log(blocks).sum())
         self._entropy_at_the_edge = edge * action_dim(action_space) if blocks is None else -math.inf
+        self._edge_advice = "" if squashed else "Use policy_kwargs=dict(actor_distribution='tanh_normal'). "
         self._can_choose = blocks is None or max(blocks) > 1
         self._warned: set[str] = set()
 
@@ -135,7 +136,8 @@ class LearningCheck:
         if means.get("actor_entropy", math.inf) < self._entropy_at_the_edge and NO_GRADIENT <= gradient < EDGE_GRADIENT:
             found["edge"] = (
                 f"the actor's actions are at the edge of the Box (entropy {means['actor_entropy']:.2g}), where hardly "
-                f"a gradient is left ({gradient:.2g}). Raise ent_coef at first ('lin_3e-1_3e-3'), or actor_learning_rate down."
+                f"a gradient is left ({gradient:.2g}). {self._edge_advice}Raise ent_coef at first ('lin_3e-1_3e-3'), or lower "
+                "actor_learning_rate."
             )
         if gradient < NO_GRADIENT:
             found["gradient"] = (
