@@ -16,6 +16,8 @@ from tests.tasks import PixelCatch
 CELL = 4
 #: MiniGrid's numbers for left, right and forward; with these also pickup and toggle
 MOVE, MOVE_AND_USE = (0, 1, 2), (0, 1, 2, 3, 5)
+#: As others play this room: with the usual view of 7 x 7 cells it hardly needs a memory. A picture of 63 x 63
+NEAR_VIEW = {"agent_view_size": 3, "tile_size": 21}
 
 
 class DrawnPlanes(gym.ObservationWrapper[np.ndarray, int, np.ndarray]):
@@ -72,17 +74,18 @@ class SomeActions(gym.ActionWrapper[Any, int, int]):
         return self.chosen[int(action)]
 
 
-def make_minigrid(env_id: str, actions: Sequence[int], **kwargs: Any) -> gym.Env:
+def make_minigrid(env_id: str, actions: Sequence[int], tile_size: int = 8, **kwargs: Any) -> gym.Env:
     """
     :param env_id: of MiniGrid
     :param actions: those of MiniGrid's seven that do something in this task
+    :param tile_size: side of a cell in pixels
     :param kwargs: of the environment
-    :return: what the agent sees in front of it, 7 x 7 cells as a picture of 56 x 56
+    :return: what the agent sees in front of it as a picture, with the usual 7 x 7 cells of 56 x 56
     """
     import minigrid.wrappers as wrappers
 
     env = SomeActions(gym.make(env_id, **kwargs), actions)
-    return wrappers.ImgObsWrapper(wrappers.RGBImgPartialObsWrapper(env, tile_size=8))
+    return wrappers.ImgObsWrapper(wrappers.RGBImgPartialObsWrapper(env, tile_size))
 
 
 def register() -> None:
@@ -90,7 +93,7 @@ def register() -> None:
     entries: dict[str, tuple[Any, dict[str, Any]]] = {
         "suite/PixelCatch-v0": (PixelCatch, {}),
         "suite/PixelReacher-v0": (PixelReacher, {}),
-        "suite/MiniGridMemory-v0": (make_minigrid, {"env_id": "MiniGrid-MemoryS7-v0", "actions": MOVE}),
+        "suite/MiniGridMemory-v0": (make_minigrid, {"env_id": "MiniGrid-MemoryS7-v0", "actions": MOVE, **NEAR_VIEW}),
         "suite/MiniGridDoorKey-v0": (make_minigrid, {"env_id": "MiniGrid-DoorKey-5x5-v0", "actions": MOVE_AND_USE}),
     }
     for game in ("Breakout", "Freeway", "SpaceInvaders"):
