@@ -70,6 +70,9 @@ def test_tables_say_what_is_there_and_what_is_not() -> None:
     task = TASKS["CartPole-v1"]
     runs = [result(task.name, OURS, seed, 100, 480, 490) for seed in task.seeds]
     half = Results(runs[:2], TASKS)
+    ours_alone = efficiency_table(Results(runs, TASKS), only_complete=True)
+    assert ours_alone.splitlines()[2:] == ["| CartPole | 475 | 200 | not yet measured |  |"]
+    assert "Being measured" in efficiency_table(half, only_complete=True)
     assert "2 of 3 seeds" in score_table(half) and "not yet measured" in aggregate_table(half)
     baselines = [result(task.name, agent, s, 100, 200, 480, every=1000) for agent in task.baselines for s in task.seeds]
     random = result(task.name, RANDOM, 0, 20)
