@@ -148,6 +148,14 @@ class ContinuousActor(nn.Module):
         return TruncatedNormal(loc, scale, self.exact_gradient)
 
 
+def is_squashed(actor: nn.Module) -> bool:
+    """
+    :param actor: any
+    :return: whether its distribution is a tanh-normal, whose entropy has no smallest value worth mentioning
+    """
+    return isinstance(actor, ContinuousActor) and actor.distribution_name == "tanh_normal"
+
+
 def check_actor_options(distribution: str, min_std: float, init_std: float, exact_gradient: bool) -> None:
     """
     Check the options of continuous actors, under their names in ``policy_kwargs``.

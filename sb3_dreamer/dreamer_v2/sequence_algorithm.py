@@ -17,6 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
+from sb3_dreamer.behavior.actors import is_squashed
 from sb3_dreamer.common.distributed import rank, share, world_size
 from sb3_dreamer.common.functional import check_number
 from sb3_dreamer.common.metrics import MetricAverager
@@ -90,8 +91,7 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         self._loading = False
         self._engine = None
         self._metrics = MetricAverager()
-        squashed = getattr(self.policy.behavior.actor, "distribution_name", None) == "tanh_normal"
-        self._check_learning = LearningCheck(self.action_space, squashed)
+        self._check_learning = LearningCheck(self.action_space, is_squashed(self.policy.behavior.actor))
         self.clock = TrainingClock()
         self._acting_state: ActingState | None = None
         self._step_in_flight = False
