@@ -151,7 +151,7 @@ class ContinuousActor(nn.Module):
 def is_squashed(actor: nn.Module) -> bool:
     """
     :param actor: any
-    :return: whether its distribution is a tanh-normal, whose entropy has no smallest value worth mentioning
+    :return: whether its distribution is a tanh-normal, whose entropy falls with the slope of tanh
     """
     return isinstance(actor, ContinuousActor) and actor.distribution_name == "tanh_normal"
 
