@@ -199,9 +199,10 @@ def problem(line: str) -> str | None:
 
 
 def variable_problem(assignment: str, *words: str) -> str | None:
-    """An environment variable of ours in front of a command."""
+    """An environment variable in front of a command: one of ours, or of glibc's (mallopt(3))."""
     name = assignment.split("=")[0]
-    known = any(f'"{name}"' in path.read_text() for path in (ROOT / "sb3_dreamer").rglob("*.py"))
+    glibc = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"}
+    known = name in glibc or any(f'"{name}"' in path.read_text() for path in (ROOT / "sb3_dreamer").rglob("*.py"))
     return problem(shlex.join(words)) if known else f"nothing reads {name}"
 
 
