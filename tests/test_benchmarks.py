@@ -80,6 +80,7 @@ def test_tables_say_what_is_there_and_what_is_not() -> None:
     assert whole.advantage(task) == ("", 15.0)
     assert "| CartPole | 475 | 200 | DQN 3,000 | 15.0 |" in efficiency_table(whole, only_complete=True)
     assert "best baseline of each task | 5 × | 1 | 1.01 (1.01 to 1.01)" in aggregate_table(whole)
+    assert "not yet measured" in aggregate_table(Results([*runs, *baselines[:-1], random], TASKS))
     assert "| 5 ×: PPO 480 (480 to 480), DQN 480 (480 to 480), QR-DQN 480 (480 to 480) |" in score_table(whole)
     never = [{**run, "curve": [[1000, 100, 1.0]]} for run in baselines]
     assert Results([*runs, *never], TASKS).advantage(task) == ("> ", task.budget("ppo") / 200)
