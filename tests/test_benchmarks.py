@@ -88,6 +88,20 @@ def test_tables_say_what_is_there_and_what_is_not() -> None:
     assert Results([*lost, *baselines], TASKS).advantage(task) == ("< ", 3000 / task.steps)
 
 
+def test_baselines_with_steps_of_their_own() -> None:
+    """One that has fewer is not said to have failed within the steps of the others, and keeps rl_zoo3's hyperparameters."""
+    task = TASKS["Pendulum-v1"]
+    assert [task.times(agent) for agent in task.baselines] == [5, 2, 2]
+    assert task.hyperparameters("sac") is None and task.budget("sac") == 30_000
+    runs = [result(task.name, agent, s, -100, every=1000) for agent in (OURS, "ppo", "sac", "tqc") for s in task.seeds]
+    assert "| 5 ×: PPO -100 (-100 to -100); 2 ×: SAC -100 (-100 to -100), TQC -100 (-100 to -100) |" in score_table(
+        Results(runs, TASKS)
+    )
+    never = [run if run["agent"] == OURS else {**run, "curve": [[1000, -900, 1.0]]} for run in runs]
+    assert Results(never, TASKS).advantage(task) == ("> ", 30_000 / 1000)
+    assert "| none within 30,000 | > 30.0 |" in efficiency_table(Results(never, TASKS))
+
+
 def test_table_of_ways_to_act() -> None:
     """Of those agents alone that were evaluated in all three ways."""
     runs = [result("CartPole-v1", OURS, seed, 100.0 + seed) for seed in (0, 1, 2)]

@@ -66,7 +66,12 @@ class Results:
         ours, theirs = median_steps(self.of(task, OURS), task.threshold), best[1]
         if not np.isfinite(ours):
             return ("< ", theirs / task.steps) if np.isfinite(theirs) else None
-        return ("", theirs / ours) if np.isfinite(theirs) else ("> ", task.budget(best[0]) / ours)
+        return ("", theirs / ours) if np.isfinite(theirs) else ("> ", self.tried(task) / ours)
+
+    @staticmethod
+    def tried(task: Task) -> int:
+        """Steps that every baseline has had."""
+        return min(task.budget(agent) for agent in task.baselines)
 
 
 def short(name: str) -> str:
@@ -100,17 +105,25 @@ def score_table(results: Results) -> str:
             ours_text = f"**{spread(ours)}**" if reached else spread(ours)
             ours_text += "" if results.complete(task, OURS) else f", {len(ours)} of {len(task.seeds)} seeds"
             minutes = f"{np.median([run['cpu_seconds'] for run in ours]) / 60:.0f}"
-        known = {agent: results.of(task, agent) for agent in task.baselines}
-        theirs = ", ".join(f"{NAMES[agent]} {spread(runs)}" for agent, runs in known.items() if runs)
-        theirs = f"{task.factor} ×: {theirs}" if theirs else NOT_YET
+        theirs = baseline_scores(results, task) or NOT_YET
         random_text = f"{random[0]['final_mean']:.4g}" if random else ""
         rows.append(f"| {short(task.name)} | {task.steps:,} | {random_text} | {wanted} | {ours_text} | {minutes} | {theirs} |")
     return "\n".join(rows)
 
 
-def times(tasks: list[Task]) -> str:
-    """How many times DreamerV2's steps the baselines of some tasks have."""
-    lowest, *_, highest = sorted([task.factor for task in tasks] * 2)
+def baseline_scores(results: Results, task: Task) -> str:
+    """Final scores of its baselines, grouped by their steps; empty if there are none yet."""
+    groups: dict[int, list[str]] = {}
+    for agent in task.baselines:
+        if runs := results.of(task, agent):
+            groups.setdefault(task.times(agent), []).append(f"{NAMES[agent]} {spread(runs)}")
+    return "; ".join(f"{factor} ×: {', '.join(scores)}" for factor, scores in groups.items())
+
+
+def times(tasks: list[Task], agent: str | None = None) -> str:
+    """How many times DreamerV2's steps a baseline (None: all of them) has on some tasks."""
+    factors = {task.times(name) for task in tasks for name in ([agent] if agent else task.baselines)}
+    lowest, highest = min(factors), max(factors)
     return f"{lowest} ×" if lowest == highest else f"{lowest} to {highest} ×"
 
 
@@ -138,8 +151,7 @@ def efficiency_table(results: Results, only_complete: bool = False) -> str:
             ours_text += f" ({len(runs)} of {len(task.seeds)} seeds)"
         best_text = NOT_YET
         if best is not None:
-            best_text = f"{NAMES[best[0]]} {steps_text(best[1], task.budget(best[0]))}"
-            best_text = best_text if np.isfinite(best[1]) else f"none within {task.budget(best[0]):,}"
+            best_text = f"{NAMES[best[0]]} {best[1]:,.0f}" if np.isfinite(best[1]) else f"none within {results.tried(task):,}"
         ratio = ""
         if advantage is not None:
             ratios.append(advantage[1])
@@ -186,7 +198,7 @@ def aggregate_table(results: Results) -> str:
         own = [(task, random) for task, random in ready if agent in task.baselines]
         if own:
             mean = stratified_bootstrap([scores(task, random, agent) for task, random in own])
-            rows.append(f"| {NAMES[agent]} | {times([task for task, _ in own])} | {len(own)} | {mean} |")
+            rows.append(f"| {NAMES[agent]} | {times([task for task, _ in own], agent)} | {len(own)} | {mean} |")
     return "\n".join(rows)
 
 

@@ -23,7 +23,7 @@ class Task:
     :param section: of ``dreamer.yml``
     :param threshold: mean return that counts as learned; None where scores are reported only
     :param baselines: algorithms of rl_zoo3, each with None, a section of its file, or a dict
-        with ``section`` and options that replace the section's
+        with ``section``, its own ``factor``, and options that replace the section's
     :param seeds: of every agent
     :param action_repeat: environment steps during one step of DreamerV2, where the section has a wrapper for it
     :param factor: a baseline gets so many times the steps
@@ -52,7 +52,18 @@ class Task:
         :param agent: one of :attr:`agents`
         :return: environment steps
         """
-        return self.steps if agent in (OURS, RANDOM) else self.steps * self.factor
+        return self.steps if agent in (OURS, RANDOM) else self.steps * self.times(agent)
+
+    def times(self, agent: str) -> int:
+        """
+        :param agent: one of :attr:`baselines`
+        :return: how many times DreamerV2's steps it gets
+        """
+        return int(self._given(agent).get("factor", self.factor))
+
+    def _given(self, agent: str) -> dict[str, Any]:
+        given = self.baselines[agent] or {}
+        return {"section": given} if isinstance(given, str) else dict(given)
 
     def hyperparameters(self, agent: str) -> dict[str, Any] | None:
         """
@@ -61,8 +72,8 @@ class Task:
         """
         if agent == OURS:
             return dict(sections(default_config())[self.section])
-        given = self.baselines[agent] or {}
-        options = {"section": given} if isinstance(given, str) else dict(given)
+        options = self._given(agent)
+        options.pop("factor", None)
         if not options:
             return None
         chosen = dict(sections(zoo_file(agent))[options.pop("section")])
