@@ -102,6 +102,21 @@ def test_baselines_with_steps_of_their_own() -> None:
     assert "| none within 30,000 | > 30.0 |" in efficiency_table(Results(never, TASKS))
 
 
+def test_missing_runs_count_as_the_best_ones() -> None:
+    """A ratio is there as soon as no run that is missing could change it."""
+    task = TASKS["Pendulum-v1"]
+    runs = [result(task.name, agent, s, -100, every=1000) for agent in (OURS, "ppo") for s in task.seeds]
+    sac = [result(task.name, "sac", s, -100, every=2000) for s in task.seeds]
+    tqc = [result(task.name, "tqc", s, -100, every=2000) for s in task.seeds]
+    assert Results([*runs, *sac, *tqc[:2]], TASKS).best_baseline(task) == ("ppo", 1000)
+    assert Results([*runs, *sac, *tqc[:1]], TASKS).best_baseline(task) is None
+    assert Results([*runs, *sac], TASKS).best_baseline(task) is None
+    quick = [{**run, "curve": [[500, -100, 1.0]]} for run in tqc[:1]]
+    assert Results([*runs, *sac, *tqc[1:], *quick], TASKS).best_baseline(task) == ("ppo", 1000)
+    slow = [{**run, "curve": [[100, -900, 1.0], [5000, -100, 1.0]]} for run in runs if run["agent"] == "ppo"]
+    assert Results([*runs[:3], *slow, *sac, *tqc[:2]], TASKS).best_baseline(task) == ("sac", 2000)
+
+
 def test_table_of_ways_to_act() -> None:
     """Of those agents alone that were evaluated in all three ways."""
     runs = [result("CartPole-v1", OURS, seed, 100.0 + seed) for seed in (0, 1, 2)]

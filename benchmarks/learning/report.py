@@ -50,14 +50,19 @@ class Results:
         return {run["seed"] for run in self.of(task, agent)} >= set(task.seeds)
 
     def best_baseline(self, task: Task) -> tuple[str, float] | None:
-        """Name and median steps of the baseline that reaches the threshold first; infinity if none does."""
+        """
+        Name and median steps of the baseline that reaches the threshold first; infinity if none does. None as long as
+        runs that are missing could change it: it holds even if they needed no steps at all.
+        """
         assert task.threshold is not None
-        known = [agent for agent in task.baselines if self.complete(task, agent)]
-        steps = [(median_steps(self.of(task, agent), task.threshold), agent) for agent in known]
-        if not steps or len(known) < len(task.baselines):
-            return None
-        fewest, agent = min(steps)
-        return agent, fewest
+        at_once: Result = {"curve": [[0, np.inf, 0.0]]}
+        steps: list[tuple[float, bool, str]] = []
+        for agent in task.baselines:
+            runs, complete = self.of(task, agent), self.complete(task, agent)
+            runs += [] if complete else [at_once] * (len(task.seeds) - len(runs))
+            steps.append((median_steps(runs, task.threshold), not complete, agent))
+        fewest, incomplete, agent = min(steps)
+        return None if incomplete else (agent, fewest)
 
     def advantage(self, task: Task) -> tuple[str, float] | None:
         """Steps of the best baseline over ours, and ">" or "<" if one of them never got there; None if neither did."""
