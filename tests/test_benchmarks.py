@@ -110,6 +110,7 @@ def test_missing_runs_count_as_the_best_ones() -> None:
     tqc = [result(task.name, "tqc", s, -100, every=2000) for s in task.seeds]
     assert Results([*runs, *sac, *tqc[:2]], TASKS).best_baseline(task) == ("ppo", 1000)
     assert Results([*runs, *sac, *tqc[:1]], TASKS).best_baseline(task) is None
+    assert "TQC -100 (-100 to -100), 1 of 3 seeds |" in score_table(Results([*runs, *sac, *tqc[:1]], TASKS))
     assert Results([*runs, *sac], TASKS).best_baseline(task) is None
     quick = [{**run, "curve": [[500, -100, 1.0]]} for run in tqc[:1]]
     assert Results([*runs, *sac, *tqc[1:], *quick], TASKS).best_baseline(task) == ("ppo", 1000)

@@ -49,6 +49,10 @@ class Results:
         """Whether all seeds are there."""
         return {run["seed"] for run in self.of(task, agent)} >= set(task.seeds)
 
+    def missing(self, task: Task, agent: str) -> str:
+        """How many of its seeds are there, unless all are."""
+        return "" if self.complete(task, agent) else f", {len(self.of(task, agent))} of {len(task.seeds)} seeds"
+
     def best_baseline(self, task: Task) -> tuple[str, float] | None:
         """
         Name and median steps of the baseline that reaches the threshold first; infinity if none does. None as long as
@@ -108,7 +112,7 @@ def score_table(results: Results) -> str:
         if ours:
             reached = task.threshold is not None and np.median([run["final_mean"] for run in ours]) >= task.threshold
             ours_text = f"**{spread(ours)}**" if reached else spread(ours)
-            ours_text += "" if results.complete(task, OURS) else f", {len(ours)} of {len(task.seeds)} seeds"
+            ours_text += results.missing(task, OURS)
             minutes = f"{np.median([run['cpu_seconds'] for run in ours]) / 60:.0f}"
         theirs = baseline_scores(results, task) or NOT_YET
         random_text = f"{random[0]['final_mean']:.4g}" if random else ""
@@ -121,7 +125,7 @@ def baseline_scores(results: Results, task: Task) -> str:
     groups: dict[int, list[str]] = {}
     for agent in task.baselines:
         if runs := results.of(task, agent):
-            groups.setdefault(task.times(agent), []).append(f"{NAMES[agent]} {spread(runs)}")
+            groups.setdefault(task.times(agent), []).append(f"{NAMES[agent]} {spread(runs)}{results.missing(task, agent)}")
     return "; ".join(f"{factor} ×: {', '.join(scores)}" for factor, scores in groups.items())
 
 
