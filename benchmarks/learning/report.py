@@ -49,8 +49,8 @@ class Results:
         """Whether all seeds are there."""
         return {run["seed"] for run in self.of(task, agent)} >= set(task.seeds)
 
-    def missing(self, task: Task, agent: str) -> str:
-        """How many of its seeds are there, unless all are."""
+    def seeds_text(self, task: Task, agent: str) -> str:
+        """How many of its seeds are there, to stand behind a number; empty if all are."""
         return "" if self.complete(task, agent) else f", {len(self.of(task, agent))} of {len(task.seeds)} seeds"
 
     def best_baseline(self, task: Task) -> tuple[str, float] | None:
@@ -112,7 +112,7 @@ def score_table(results: Results) -> str:
         if ours:
             reached = task.threshold is not None and np.median([run["final_mean"] for run in ours]) >= task.threshold
             ours_text = f"**{spread(ours)}**" if reached else spread(ours)
-            ours_text += results.missing(task, OURS)
+            ours_text += results.seeds_text(task, OURS)
             minutes = f"{np.median([run['cpu_seconds'] for run in ours]) / 60:.0f}"
         theirs = baseline_scores(results, task) or NOT_YET
         random_text = f"{random[0]['final_mean']:.4g}" if random else ""
@@ -125,7 +125,7 @@ def baseline_scores(results: Results, task: Task) -> str:
     groups: dict[int, list[str]] = {}
     for agent in task.baselines:
         if runs := results.of(task, agent):
-            groups.setdefault(task.times(agent), []).append(f"{NAMES[agent]} {spread(runs)}{results.missing(task, agent)}")
+            groups.setdefault(task.times(agent), []).append(f"{NAMES[agent]} {spread(runs)}{results.seeds_text(task, agent)}")
     return "; ".join(f"{factor} ×: {', '.join(scores)}" for factor, scores in groups.items())
 
 
@@ -156,8 +156,7 @@ def efficiency_table(results: Results, only_complete: bool = False) -> str:
         if only_complete and not results.complete(task, OURS):
             continue
         ours_text = steps_text(median_steps(runs, task.threshold), task.steps) if runs else NOT_YET
-        if runs and not results.complete(task, OURS):
-            ours_text += f" ({len(runs)} of {len(task.seeds)} seeds)"
+        ours_text += results.seeds_text(task, OURS) if runs else ""
         best_text = NOT_YET
         if best is not None:
             best_text = f"{NAMES[best[0]]} {best[1]:,.0f}" if np.isfinite(best[1]) else f"none within {results.tried(task):,}"
