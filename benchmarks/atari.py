@@ -4,14 +4,15 @@ One Atari game with the paper's hyperparameters, beside the official curve:
     python -m benchmarks.atari Boxing --device cuda --minutes 9            # towards 2M frames, everything on
     python -m benchmarks.atari Boxing --steps 1000 --dry-run               # that it runs, on a CPU; proves nothing else
 
-Writes ``atari_GAME.json`` (the score of every finished game against frames, frames per second) and ``atari_GAME.png`` into
-``--out``. The networks, losses and the train ratio of one update per 16 agent steps are those of ``preset("atari")``.
+Writes ``atari_GAME.json`` (the score of every finished game against frames, an evaluation, frames per second), the training log
+``atari_GAME.csv`` and ``atari_GAME.png`` into ``--out``. The networks, losses and the train ratio of one update per 16 agent steps
+are those of ``preset("atari")``.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ import numpy as np
 import torch as th
 from matplotlib.figure import Figure
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import CSVOutputFormat, Logger
 from stable_baselines3.common.vec_env import VecMonitor
 
 from benchmarks.records import provenance
 from sb3_dreamer import DreamerV2, preset
+from sb3_dreamer.common.precision import PRECISIONS
 from sb3_dreamer.envs import AtariVecEnv
 
 #: Mean of the 8 official seeds at millions of frames: danijar/dreamerv2, scores/atari-dreamerv2.json at 07d906e
@@ -34,6 +38,7 @@ OFFICIAL = {
 FRAMES = 4  # per agent step
 RATIO = 16  # agent steps per update
 SMALL: dict[str, Any] = dict(learning_starts=500, batch_size=8, batch_length=8, buffer_size=10_000)
+REPORT = 30.0  # seconds between two reports
 
 
 class Scores(BaseCallback):
@@ -41,11 +46,12 @@ class Scores(BaseCallback):
     Collects the score of every finished game, and stops after some minutes.
 
     :param minutes: until the end
+    :param report: called now and then, in case that the run is ended from outside
     """
 
-    def __init__(self, minutes: float) -> None:
+    def __init__(self, minutes: float, report: Callable[[DreamerV2, "Scores"], object]) -> None:
         super().__init__()
-        self.minutes, self.started = minutes, time.perf_counter()
+        self.minutes, self.report, self.started = minutes, report, time.perf_counter()
         self.curve: list[tuple[int, float]] = []
         self.told = 0
 
@@ -57,18 +63,20 @@ class Scores(BaseCallback):
     def _on_step(self) -> bool:
         episodes = [info["episode"]["r"] for info in self.locals["infos"] if "episode" in info]
         self.curve += [(FRAMES * self.num_timesteps, float(score)) for score in episodes]
-        if self.seconds > 30 * (self.told + 1):
+        if self.seconds > REPORT * (self.told + 1):
             self.told += 1
+            assert isinstance(self.model, DreamerV2)
+            self.report(self.model, self)
             last = np.mean([score for _, score in self.curve[-20:]]) if self.curve else float("nan")
             rate = FRAMES * self.num_timesteps / self.seconds
             print(f"{FRAMES * self.num_timesteps:,} frames, {rate:.0f} frames/s, last 20 games {last:.1f}", flush=True)
         return self.seconds < 60 * self.minutes
 
 
-def train(options: argparse.Namespace) -> dict[str, Any]:
+def make_model(options: argparse.Namespace) -> DreamerV2:
     """
     :param options: of the command line
-    :return: what is written
+    :return: the paper's agent on a game
     """
     env = VecMonitor(AtariVecEnv(f"ALE/{options.game}-v5", options.envs, seed=options.seed))
     arguments: dict[str, Any] = {**preset("atari"), **(SMALL if options.dry_run else {})}
@@ -76,26 +84,64 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     if not options.dry_run:
         arguments |= dict(buffer_size=min(int(options.steps), arguments["buffer_size"]))
     if options.device != "cpu" and not options.plain:
-        arguments |= dict(precision="bfloat16", cuda_graphs=True, overlap=True)
-    model = DreamerV2("CnnPolicy", env, device=options.device, seed=options.seed, **arguments)
-    scores = Scores(options.minutes)
-    model.learn(options.steps, callback=scores, log_interval=None)
-    if model.device.type == "cuda":
-        th.cuda.synchronize()
-    frames = FRAMES * model.num_timesteps
+        arguments |= dict(precision=options.precision, cuda_graphs=True, overlap=True)
+    return DreamerV2("CnnPolicy", env, device=options.device, seed=options.seed, **arguments)
+
+
+def summary(options: argparse.Namespace, model: DreamerV2, scores: Scores) -> dict[str, Any]:
+    """
+    :param options: of the command line
+    :param model: trained so far
+    :param scores: so far
+    :return: everything that is known of the run
+    """
+    frames, seconds = FRAMES * model.num_timesteps, scores.seconds
     return {
         "game": options.game,
         "seed": options.seed,
         "dry_run": options.dry_run,
         "device": th.cuda.get_device_name() if model.device.type == "cuda" else "cpu",
         "engine": {name: getattr(model, name) for name in ("precision", "cuda_graphs", "overlap")},
+        "envs": options.envs,
         "frames": frames,
         "updates": model._n_updates,
-        "seconds": round(scores.seconds, 1),
-        "frames_per_second": round(frames / scores.seconds, 1),
+        "seconds": round(seconds, 1),
+        "frames_per_second": round(frames / seconds, 1),
         "curve": scores.curve,
         **provenance(),
     }
+
+
+def evaluate(options: argparse.Namespace, model: DreamerV2) -> list[float]:
+    """
+    :param options: of the command line
+    :param model: trained
+    :return: scores of games played to their end with the best actions; no frame of them is trained on
+    """
+    env = VecMonitor(AtariVecEnv(f"ALE/{options.game}-v5", min(options.envs, options.games), seed=options.seed + 1000))
+    returns, _ = evaluate_policy(model, env, options.games, return_episode_rewards=True)
+    env.close()
+    return [float(score) for score in returns]
+
+
+def train(options: argparse.Namespace) -> dict[str, Any]:
+    """
+    :param options: of the command line
+    :return: what is written
+    """
+    model, path = make_model(options), options.out / f"atari_{options.game}"
+    save = lambda result: path.with_suffix(".json").write_text(json.dumps(result))  # noqa: E731
+    scores = Scores(options.minutes, lambda model, scores: save(summary(options, model, scores)))
+    model.set_logger(Logger(None, [CSVOutputFormat(str(path.with_suffix(".csv")))]))
+    model.learn(options.steps, callback=scores)
+    if model.device.type == "cuda":
+        th.cuda.synchronize()
+    result = summary(options, model, scores)
+    save(result)
+    if options.games:
+        result |= {"evaluation": evaluate(options, model)}
+        save(result)
+    return result
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -136,14 +182,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--envs", type=int, default=8, help="games at once; the train ratio stays")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--games", type=int, default=16, help="of the evaluation at the end, 0 for none")
+    parser.add_argument("--precision", choices=list(PRECISIONS), default="bfloat16", help="of updates on a GPU")
     parser.add_argument("--plain", action="store_true", help="float32 without graphs and overlap on a GPU too")
     parser.add_argument("--dry-run", action="store_true", help="small batches and an early start")
     parser.add_argument("--out", type=Path, default=Path("."))
     options = parser.parse_args(arguments)
-    result = train(options)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"atari_{options.game}.json").write_text(json.dumps(result))
+    result = train(options)
     draw(result, options.out / f"atari_{options.game}.png")
+    if "evaluation" in result:
+        print(f"{len(result['evaluation'])} games with the best actions: {np.mean(result['evaluation']):.1f}")
     print(f"{result['frames']:,} frames in {result['seconds']:.0f} s, {result['updates']} updates, on {result['device']}")
 
 

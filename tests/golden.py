@@ -1,5 +1,5 @@
 """
-Comparison of this package with numbers of the official DreamerV2: ``python -m tests.golden FOLDER``.
+Comparison of this package with numbers of the official DreamerV2: ``python -m tests.golden FOLDER``, on a GPU with ``--device cuda``.
 
 It prints one row per quantity (largest error, divided by the largest absolute value of the reference, and the tolerance; a
 scalar that is the mean of cancelling numbers is measured by these) and fails if one is too large or if an array of the folder
@@ -68,10 +68,11 @@ class GoldenProof:
     Compares every array of one folder.
 
     :param path: of the folder
+    :param device: on which our side is computed
     """
 
-    def __init__(self, path: str | Path):
-        self.folder = GoldenFolder(Path(path))
+    def __init__(self, path: str | Path, device: str = "cpu"):
+        self.folder = GoldenFolder(Path(path), device)
         self.rows: list[Row] = []
         self.missing: list[str] = []  # what we have and the folder has not
         self._left = {(file, name) for file in ("outputs", "grads", "after") for name in self.folder.arrays[file]}
@@ -79,7 +80,7 @@ class GoldenProof:
 
     def run(self) -> list[Row]:
         """All comparisons; one row per array."""
-        with th.random.fork_rng(devices=[]):
+        with th.random.fork_rng(devices=[]), th.backends.cudnn.flags(allow_tf32=False):
             self._filtering()
             self._imagination()
             self._actor_modes()
@@ -115,7 +116,7 @@ class GoldenProof:
         self, name: str, ours: th.Tensor | np.ndarray | float, reference: np.ndarray, tolerance: float, size: float = 0.0
     ) -> None:
         if isinstance(ours, th.Tensor):
-            ours = ours.detach().numpy()
+            ours = ours.detach().cpu().numpy()
         ours = np.asarray(ours, dtype=np.float64)
         if ours.shape != reference.shape:
             raise ValueError(f"{name}: our shape {ours.shape} is not the reference's {reference.shape}")
@@ -136,7 +137,7 @@ class GoldenProof:
         return float((weight * (share * np.abs(advantage) + (1.0 - share) * np.abs(target))).mean())
 
     def _batch_major(self, x: th.Tensor) -> np.ndarray:
-        return x.detach().numpy().swapaxes(0, 1)
+        return x.detach().cpu().numpy().swapaxes(0, 1)
 
     def _states(
         self, prefix: str, states: LatentState, parameters: th.Tensor | None, model: DreamerV2, batch_major: bool = True
@@ -228,7 +229,7 @@ class GoldenProof:
         for name in names:
             if f"{prefix}/{name}" in self.folder.arrays["grads"]:
                 parameter = entries[name].parameter
-                ours = np.zeros(parameter.shape) if parameter.grad is None else parameter.grad.numpy()
+                ours = np.zeros(parameter.shape) if parameter.grad is None else parameter.grad.cpu().numpy()
                 self.compare(f"{prefix}/{name}", entries[name].to_official(ours), GRADIENT, "grads")
 
     def _open_loop(self, model: DreamerV2, states: LatentState) -> None:
@@ -278,7 +279,7 @@ class GoldenProof:
         else:
             values |= {"policy_loc": actor.loc, "policy_scale": actor.scale}
         for name, value in values.items():
-            self.compare(f"imag/{name}", self.folder.to_official(value.detach().numpy()), FORWARD)
+            self.compare(f"imag/{name}", self.folder.to_official(value.detach().cpu().numpy()), FORWARD)
 
         critic_loss = policy.behavior.critic_loss(trajectory, estimate.returns)
         self.compare("critic_loss", critic_loss.total, FORWARD)
@@ -379,7 +380,7 @@ class GoldenProof:
             if full not in self.folder.arrays["after"]:
                 continue
             self._left.discard(("after", full))
-            moved = entry.to_official((entry.parameter.detach() - before[name]).numpy())
+            moved = entry.to_official((entry.parameter.detach() - before[name]).cpu().numpy())
             reference = self.folder.arrays["after"][full].astype(np.float64) - self.folder.arrays["weights"][name]
             self._add(f"after: {full} (change)", moved, reference, CHANGE)
 
@@ -391,15 +392,16 @@ def gradient_norm(optimizer: ParameterOptimizer) -> th.Tensor:
 
 def main(arguments: list[str]) -> int:
     """
-    :param arguments: folders to compare
+    :param arguments: folders to compare, perhaps after ``--device`` and its name
     :return: 0 if everything was compared and agrees, else 1
     """
-    if not arguments:
-        print("usage: python -m tests.golden FOLDER [FOLDER ...]")
+    device, paths = (arguments[1], arguments[2:]) if arguments[:1] == ["--device"] else ("cpu", arguments)
+    if not paths:
+        print("usage: python -m tests.golden [--device DEVICE] FOLDER [FOLDER ...]")
         return 1
     status = 0
-    for path in arguments:
-        proof = GoldenProof(path)
+    for path in paths:
+        proof = GoldenProof(path, device)
         rows = proof.run()
         for row in rows:
             print(f"{'ok  ' if row.passed else 'FAIL'} {row.error:9.2e} / {row.tolerance:.0e}  {row.name}")

@@ -132,6 +132,7 @@ class GoldenFolder:
     """Everything in a folder, with the model that it describes."""
 
     path: Path
+    device: str = "cpu"
     meta: dict[str, Any] = field(init=False)
     arrays: dict[str, dict[str, np.ndarray]] = field(init=False)
 
@@ -148,6 +149,10 @@ class GoldenFolder:
         self.keys = [key for key in self.meta["obs"] if key in (*self.encoder_keys, *self.decoder_keys)]
         self.image_keys = [key for key in self.keys if len(self.meta["obs"][key]) == 3]
         self.is_discrete = bool(self.meta["discrete_latents"])
+
+    def tensor(self, array: np.ndarray) -> th.Tensor:
+        """A copy of an array, on the device."""
+        return th.tensor(array, device=self.device)
 
     def number(self, name: str, default: float = 0.0) -> float:
         """A setting that may be a schedule, at the folder's step."""
@@ -178,10 +183,10 @@ class GoldenFolder:
     def model(self) -> DreamerV2:
         """A DreamerV2 with the folder's sizes, options and initial weights."""
         env = SpacesOnly(self._observation_space(), self._action_space())
-        model = DreamerV2(DreamerPolicy, env, policy_kwargs=self._policy_kwargs(), device="cpu", **self._options())
+        model = DreamerV2(DreamerPolicy, env, policy_kwargs=self._policy_kwargs(), device=self.device, **self._options())
         with th.no_grad():
             for name, entry in self.entries(model).items():
-                value = th.as_tensor(entry.to_ours(self.arrays["weights"][name]).copy())
+                value = self.tensor(entry.to_ours(self.arrays["weights"][name]))
                 assert value.shape == entry.parameter.shape, f"{name}: {value.shape} is not {entry.parameter.shape}"
                 entry.parameter.copy_(value)
         return model
@@ -354,7 +359,7 @@ class GoldenFolder:
         inputs = self.arrays["inputs"]
 
         def time_major(name: str) -> th.Tensor:
-            return th.as_tensor(inputs[name].swapaxes(0, 1).copy())
+            return self.tensor(inputs[name].swapaxes(0, 1))
 
         observations = {}
         for key in self.keys:
@@ -382,12 +387,12 @@ class GoldenFolder:
         """The deterministic rule for a training call; that of the posterior is in the files' order already."""
         batch, horizon = self.meta["batch"] * self.meta["time"], self.settings["imag_horizon"]
         if self.meta["discrete_actions"]:
-            actions = th.ones(horizon, batch, self.meta["action_dim"])
+            actions = th.ones(horizon, batch, self.meta["action_dim"], device=self.device)
         else:
-            actions = th.as_tensor(self.to_ours(self.arrays["inputs"]["noise/imag_action_u"]).copy())
+            actions = self.tensor(self.to_ours(self.arrays["inputs"]["noise/imag_action_u"]))
         latents = [self.latent_noise("imag_latent", step, batch) for step in range(horizon)]
         if not self.is_discrete:
-            latents = list(th.as_tensor(self.to_ours(th.stack(latents).numpy()).copy()))
+            latents = list(self.tensor(self.to_ours(th.stack(latents).cpu().numpy())))
         return UpdateNoise(self.sequence_noise("post"), actions, th.stack(latents))
 
     def sequence_noise(self, name: str) -> th.Tensor:
@@ -397,19 +402,19 @@ class GoldenFolder:
     def latent_noise(self, name: str, step: int, rows: int) -> th.Tensor:
         """Noise of one sample, (rows, noise size): given for Gaussian latents; ones make categorical samples the mode."""
         if self.is_discrete:
-            return th.ones(rows, self.settings["rssm.stoch"] * self.settings["rssm.discrete"])
-        return th.as_tensor(self.arrays["inputs"][f"noise/{name}"][step].copy())
+            return th.ones(rows, self.settings["rssm.stoch"] * self.settings["rssm.discrete"], device=self.device)
+        return self.tensor(self.arrays["inputs"][f"noise/{name}"][step])
 
     def policy_action_noise(self, step: int) -> th.Tensor:
         """Noise of acting step ``step``, (B, A)."""
         if self.meta["discrete_actions"]:
-            return th.ones(self.meta["batch"], self.meta["action_dim"])
-        return th.as_tensor(self.arrays["inputs"]["noise/policy_action_u"][step].copy())
+            return th.ones(self.meta["batch"], self.meta["action_dim"], device=self.device)
+        return self.tensor(self.arrays["inputs"]["noise/policy_action_u"][step])
 
     def state(self, arrays: dict[str, np.ndarray], prefix: str) -> LatentState:
         """A recorded latent state, (B, ...)."""
         stochastic = arrays[f"{prefix}/stoch"]
-        return LatentState(th.as_tensor(arrays[f"{prefix}/deter"]), th.as_tensor(stochastic.reshape(len(stochastic), -1)))
+        return LatentState(self.tensor(arrays[f"{prefix}/deter"]), self.tensor(stochastic.reshape(len(stochastic), -1)))
 
     def stochastic(self, flat: th.Tensor) -> th.Tensor:
         """Samples in the official shape."""

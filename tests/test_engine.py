@@ -25,6 +25,7 @@ from sb3_dreamer.dreamer_v2.engine import Engine, EngineOptions
 from sb3_dreamer.dreamer_v2.graphs import WARM_UP, RecordedFunction, tensors_of
 from sb3_dreamer.dreamer_v2.policies import DreamerPolicy
 from sb3_dreamer.dreamer_v2.update import UpdateNoise
+from sb3_dreamer.world_model.latents import CategoricalLatent, GaussianLatent
 from tests.small import ACTIONS, BOX, DISCRETE, IMAGE, LEARN, OBSERVATIONS, SMALL, SMALL_POLICY, VECTOR, RandomEnv, policy_for
 
 needs_cuda = pytest.mark.skipif(not th.cuda.is_available(), reason="there is no CUDA device")
@@ -289,6 +290,24 @@ def test_overlap_takes_statistics_while_acting() -> None:
 # ---------------------------------------------------------------------------------------------------------- precision
 
 
+def test_noise_is_never_drawn_in_sixteen_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uniform numbers have 256 values in bfloat16, 0 among them: a class of probability 1 would lose now and then."""
+    drawn: list[th.dtype] = []
+    for owner in (CategoricalLatent, GaussianLatent):
+        inner = owner.draw_noise
+
+        def draw_noise(self: Any, like: th.Tensor, generator: Any = None, inner: Any = inner) -> th.Tensor:
+            noise = inner(self, like, generator)
+            drawn.append(noise.dtype)
+            return noise
+
+        monkeypatch.setattr(owner, "draw_noise", draw_noise)
+    for name in CASES:
+        model = collected(**CASES[name], precision="bfloat16")
+        model.update(model.replay_buffer.sample(4, batch_length=6))
+    assert len(drawn) >= len(CASES) and set(drawn) == {th.float32}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_sixteen_bit_gradients_point_the_same_way(name: str) -> None:
     """Products in bfloat16 have three digits; states, losses and parameters stay in float32."""
@@ -306,7 +325,7 @@ def test_sixteen_bit_gradients_point_the_same_way(name: str) -> None:
         optimizer = agent.policy.world_model_optimizer
         gradients[precision] = th.cat([p.grad.flatten() for p in optimizer.parameters if p.grad is not None])
         losses[precision] = result.model_loss.total.item()
-    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.005)
     similarity = th.cosine_similarity(gradients["float32"], gradients["bfloat16"], dim=0).item()
     assert 0.97 < similarity < 1.0 - 1e-9, "products were computed in bfloat16"
 

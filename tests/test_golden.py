@@ -31,10 +31,13 @@ DATA = Path(__file__).parent / "data" / "golden"
 ATARI, PROPRIO = "a_atari", "c_proprio"
 Patch = pytest.MonkeyPatch
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not th.cuda.is_available(), reason="there is no CUDA device"))]
 
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("folder", [ATARI, PROPRIO])
-def test_equals_official(folder: str) -> None:
-    proof = GoldenProof(DATA / folder)
+def test_equals_official(folder: str, device: str) -> None:
+    proof = GoldenProof(DATA / folder, device)
     failed = [row for row in proof.run() if not row.passed]
     assert not failed, "\n".join(f"{row.name}: {row.error:.1e}, tolerance {row.tolerance:.0e}" for row in failed)
     assert proof.not_compared == []

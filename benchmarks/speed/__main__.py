@@ -94,19 +94,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--envs", type=int, default=1, help="loop: number of environments")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--precision", choices=list(PRECISIONS), default="float32")
+    parser.add_argument("--tf32", action="store_true", help="float32 products by a GPU's tensor cores, with 10 bits of mantissa")
     parser.add_argument("--cuda-graphs", action="store_true", help="updates and acting steps from recordings")
     parser.add_argument("--overlap", action="store_true", help="loop: act while an update is running")
     parser.add_argument("--compile", action="store_true", help="update: torch.compile for heads and imagined steps")
     options = parser.parse_args(arguments)
-    flags = [name.replace("_", " ") for name in ("cuda_graphs", "overlap", "compile") if getattr(options, name)]
+    flags = [name.replace("_", " ") for name in ("tf32", "cuda_graphs", "overlap", "compile") if getattr(options, name)]
     #: None for the plain one, as results of older versions have it
     options.engine = ", ".join([*([options.precision] if options.precision != "float32" else []), *flags]) or None
     th.set_num_threads(options.threads)
+    th.set_float32_matmul_precision("high" if options.tf32 else "highest")
     if options.kind == "report":
         return report.write(load(RESULTS))
     configs = {"size": ["pixel-small"], "envs": ["atari"]}.get(options.kind, options.config)
     found = [(config, result) for config in configs for result in measure(options.kind, config, options)]
-    if options.kind == "loop":
+    if options.kind == "loop" and options.device == "cpu":
         found.append(("cartpole", {"kind": "sb3", **acting.sb3_for_orientation()}))
     for config, result in found:
         result = {**result, "config": config, "device": options.device, "threads": options.threads}

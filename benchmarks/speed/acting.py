@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from benchmarks.speed.configurations import Configuration, fill, make_model
 from benchmarks.speed.stopwatch import Stopwatch, timed
+from sb3_dreamer.dreamer_v2.graphs import WARM_UP
 from sb3_dreamer.envs import AtariVecEnv, make_dreamer_atari_env
 from tests.tasks import PixelCatch
 
@@ -112,7 +113,7 @@ def measure_loop(configuration: Configuration, device: str, steps: int, n_envs: 
         watch.wrap(model.replay_buffer, "add", "storing")
         watch.wrap(model.replay_buffer, "sample", "sampling")
         watch.wrap(model, "update", "updating")
-    model.learn(learning_starts + 2 * per_update, log_interval=10**9)
+    model.learn(learning_starts + 2 * (WARM_UP + 1) * per_update, log_interval=10**9)
     watch.clear()
     before, updates = model.num_timesteps, model._n_updates
     wall, cpu = timed(lambda: model.learn(steps, log_interval=10**9, reset_num_timesteps=False), model.device)

@@ -2,11 +2,12 @@
 # Everything that has to be measured on a GPU, each stage within ten minutes, on a machine with Python 3.12, PyTorch 2.11 for CUDA and
 # no network. From the repository's root:
 #
-#   benchmarks/speed/gpu.sh wheels          # where there is a network: what the machine lacks, into benchmarks/speed/wheels (15 MB)
-#   benchmarks/speed/gpu.sh tests           # on the GPU: CUDA tests, golden numbers
-#   benchmarks/speed/gpu.sh speed           # updates, acting, replay, the loop on Pong
+#   benchmarks/speed/gpu.sh wheels          # where there is a network: what the machine lacks, into benchmarks/speed/wheels (4 MB)
+#   benchmarks/speed/gpu.sh tests           # on the GPU: graphs against ordinary updates, the official numbers
+#   benchmarks/speed/gpu.sh speed 80        # updates, acting, replay, the loop on Pong, an update's kernels; begun within 80 s
+#   benchmarks/speed/gpu.sh first           # tests and speed in about three minutes: look at these before the long runs
 #   benchmarks/speed/gpu.sh learn           # float32 eager against everything on: the same task, three seeds each
-#   benchmarks/speed/gpu.sh atari Boxing    # one game towards 2M frames in ten minutes
+#   benchmarks/speed/gpu.sh atari Boxing 9  # one game towards 2M frames, 9 minutes and an evaluation; then options of the script
 #
 # OUT (default: gpu-results) receives logs and results; PYTHON (default: python3) has PyTorch.
 set -euo pipefail
@@ -24,10 +25,6 @@ install() {
     "$PYTHON" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name())' | tee "$OUT/machine.txt"
 }
 
-measure() {
-    "$PYTHON" -m benchmarks.speed "$@" --device cuda --results "$OUT/speed.json" 2>&1 | tee -a "$OUT/speed.log"
-}
-
 case ${1:-} in
 wheels)
     "$PYTHON" -m pip download -q --no-deps --only-binary :all: --python-version 3.12 --platform manylinux_2_28_x86_64 \
@@ -36,19 +33,16 @@ wheels)
     ;;
 tests)
     install
-    "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_engine.py tests/test_golden.py 2>&1 | tee "$OUT/tests.log"
+    timeout 90 "$PYTHON" -m pytest -q -p no:cacheprovider --timeout=40 tests/test_engine.py tests/test_golden.py \
+        -k "(test_cuda or on_a_gpu or equals_official) and not cpu and not reference" 2>&1 | tee "$OUT/tests.log"
     ;;
 speed)
     install
-    measure update --config atari-gpu
-    measure update --config atari-gpu --precision bfloat16
-    measure update --config atari-gpu --cuda-graphs
-    measure update --config atari-gpu --cuda-graphs --precision bfloat16
-    measure act --config atari-gpu
-    measure act --config atari-gpu --cuda-graphs
-    measure replay --config atari-gpu
-    measure loop --config atari-gpu --envs 8 --cuda-graphs --precision bfloat16
-    measure loop --config atari-gpu --envs 8 --cuda-graphs --precision bfloat16 --overlap
+    timeout 590 "$PYTHON" -m benchmarks.speed.gpu "$OUT/speed.json" "${2:-500}" 2>&1 | tee "$OUT/speed.log"
+    ;;
+first)
+    bash benchmarks/speed/gpu.sh tests || echo "THE TESTS FAILED"
+    bash benchmarks/speed/gpu.sh speed 80
     ;;
 learn)
     install
@@ -56,10 +50,11 @@ learn)
     ;;
 atari)
     install
-    timeout 590 "$PYTHON" -m benchmarks.atari "${2:-Boxing}" --minutes 9 --device cuda --out "$OUT" 2>&1 | tee "$OUT/${2:-Boxing}.log"
+    timeout 590 "$PYTHON" -m benchmarks.atari "${2:-Boxing}" --minutes "${3:-9}" --device cuda --out "$OUT" "${@:4}" 2>&1 |
+        tee "$OUT/${2:-Boxing}.log"
     ;;
 *)
-    sed -n '2,14p' "$0"
+    sed -n 2,13p benchmarks/speed/gpu.sh
     exit 2
     ;;
 esac

@@ -97,3 +97,11 @@ def peak_memory(device: th.device) -> float:
     if device.type == "cuda":
         return th.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def forget_peak_memory(device: th.device) -> None:
+    """
+    :param device: cuda: :func:`peak_memory` begins anew; that of a CPU process cannot
+    """
+    if device.type == "cuda":
+        th.cuda.reset_peak_memory_stats(device)

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import sb3_dreamer.dreamer_v2.update as update_module
 from benchmarks.speed.configurations import CONFIGURATIONS, Configuration, fill, make_model
 from benchmarks.speed.peers import compare
-from benchmarks.speed.stopwatch import Stopwatch, peak_memory, peak_rate, timed
+from benchmarks.speed.stopwatch import Stopwatch, forget_peak_memory, peak_memory, peak_rate, timed
 from sb3_dreamer import DreamerV2
 from sb3_dreamer.dreamer_v2.graphs import WARM_UP
 
@@ -56,6 +56,7 @@ def measure_update(configuration: Configuration, device: str, rounds: int, engin
     fill(model)
     watch, restore = watched(model)
     update = one_update(model)
+    forget_peak_memory(model.device)
     try:
         with FlopCounterMode(display=False) as watch.counter:
             update()
@@ -96,6 +97,7 @@ def measure_whole(configuration: Configuration, device: str, rounds: int, engine
     for model in models:
         fill(model)
     update, eager = (one_update(model) for model in models)
+    forget_peak_memory(models[0].device)
     warm_up = sum(timed(update, models[0].device)[0] for _ in range(WARM_UP + 2))
     memory = peak_memory(models[0].device)
     eager()

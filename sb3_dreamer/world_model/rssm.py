@@ -185,7 +185,8 @@ class RSSM(nn.Module):
         from_actions = F.linear(actions.masked_fill(episode_starts[..., None], 0.0), action_weight, self.input.bias)
         from_embeddings = F.linear(embeddings, embedding_weight, self.posterior_hidden.bias)
         if noise is None:
-            noise = self.latent.draw_noise(embeddings.new_empty(*embeddings.shape[:2], self.latent.parameter_size))
+            like = self.input.weight.new_empty(*embeddings.shape[:2], self.latent.parameter_size)  # never in 16 bit
+            noise = self.latent.draw_noise(like)
 
         scan_steps = self._scan if self.needs_autograd else self._fast_scan
         deterministics, stochastics, parameters = scan_steps(from_actions, from_embeddings, state, episode_starts, noise)
