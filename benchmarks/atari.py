@@ -4,9 +4,9 @@ One Atari game with the paper's hyperparameters, beside the official curve:
     python -m benchmarks.atari Boxing --device cuda --minutes 9            # towards 2M frames, everything on
     python -m benchmarks.atari Boxing --steps 1000 --dry-run               # that it runs, on a CPU; proves nothing else
 
-Writes ``atari_GAME.json`` (the score of every finished game against frames, an evaluation, frames per second), the training log
-``atari_GAME.csv`` and ``atari_GAME.png`` into ``--out``. The networks, losses and the train ratio of one update per 16 agent steps
-are those of ``preset("atari")``.
+Writes ``atari_GAME.json`` (the score of every finished game against frames, an evaluation, frames per second), the training
+log ``atari_GAME.csv`` and ``atari_GAME.png`` into ``--out``. Networks, losses and the train ratio of one update per
+16 agent steps are those of ``preset("atari")``.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """
-Comparison of this package with numbers of the official DreamerV2: ``python -m tests.golden FOLDER``, on a GPU with ``--device cuda``.
+Comparison of this package with numbers of the official DreamerV2: ``python -m tests.golden FOLDER``, with ``--device cuda`` on
+a GPU.
 
 It prints one row per quantity (largest error, divided by the largest absolute value of the reference, and the tolerance; a
 scalar that is the mean of cancelling numbers is measured by these) and fails if one is too large or if an array of the folder

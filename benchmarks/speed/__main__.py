@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--envs", type=int, default=1, help="loop: number of environments")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--precision", choices=list(PRECISIONS), default="float32")
-    parser.add_argument("--tf32", action="store_true", help="float32 products by a GPU's tensor cores, with 10 bits of mantissa")
+    parser.add_argument("--tf32", action="store_true", help="float32 products by a GPU's tensor cores, of 10-bit mantissas")
     parser.add_argument("--cuda-graphs", action="store_true", help="updates and acting steps from recordings")
     parser.add_argument("--overlap", action="store_true", help="loop: act while an update is running")
     parser.add_argument("--compile", action="store_true", help="update: torch.compile for heads and imagined steps")

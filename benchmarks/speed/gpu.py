@@ -3,7 +3,7 @@ Everything that is measured on a GPU, in one process, since starting one takes l
 
     python -m benchmarks.speed.gpu RESULTS.json [seconds]
 
-What fails is told, and the rest goes on; so does what does not fit into the time. At the end the kernels of an update are listed.
+What fails is told, and the rest goes on; so is what does not fit into the time. At the end come the kernels of an update.
 """
 
 import gc
