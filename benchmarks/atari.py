@@ -163,6 +163,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
         axes.plot(
             frames[width - 1 :] / 1e6, mean, color="tab:blue", label=f"ours, seed {result['seed']}, mean of {width} games"
         )
+    if result.get("evaluation"):
+        best = float(np.mean(result["evaluation"]))
+        axes.plot([result["frames"] / 1e6], [best], "*", markersize=11, color="tab:red", label="ours, with the best actions")
     axes.set(
         xlabel="million frames",
         ylabel="score of a game",
