@@ -118,6 +118,23 @@ def test_missing_runs_count_as_the_best_ones() -> None:
     assert Results([*runs[:3], *slow, *sac, *tqc[:2]], TASKS).best_baseline(task) == ("sac", 2000)
 
 
+def test_a_loss_that_is_certain_is_told_before_all_runs_are_there() -> None:
+    """And counts as the worst that it can be."""
+    task, other = TASKS["Pendulum-v1"], TASKS["CartPole-v1"]
+    ours = [result(task.name, OURS, seed, -100, every=2000) for seed in task.seeds]
+    ppo = [result(task.name, "ppo", seed, -100, every=1000) for seed in task.seeds]
+    lost = Results([*ours, *ppo], TASKS)
+    assert lost.best_baseline(task) is None and lost.advantage(task) == ("≤ ", 0.5)
+    won = [result(other.name, agent, s, 500, every=1000) for agent in (OURS, *other.baselines) for s in other.seeds]
+    table = efficiency_table(Results([*ours, *ppo, *won], TASKS))
+    assert "| PPO 1,000 or fewer | ≤ 0.5 |" in table and "**median of 2 tasks** | | | | **0.5** |" in table
+    assert Results([*ours, *ppo[:2]], TASKS).advantage(task) is None  # not certain yet
+    never = [{**run, "curve": [[2000, -900, 1.0]]} for run in ours]
+    assert Results([*never, *ppo], TASKS).advantage(task) == ("≤ ", 1000 / task.steps)
+    slow = [{**run, "curve": [[3000, -100, 1.0]]} for run in ppo]
+    assert Results([*ours, *slow], TASKS).advantage(task) is None
+
+
 def test_table_of_ways_to_act() -> None:
     """Of those agents alone that were evaluated in all three ways."""
     runs = [result("CartPole-v1", OURS, seed, 100.0 + seed) for seed in (0, 1, 2)]

@@ -68,11 +68,25 @@ class Results:
         fewest, incomplete, agent = min(steps)
         return None if incomplete else (agent, fewest)
 
+    def best_complete(self, task: Task) -> tuple[str, float] | None:
+        """The same of the baselines whose runs are all there, whatever the others do."""
+        assert task.threshold is not None
+        complete = [agent for agent in task.baselines if self.complete(task, agent)]
+        steps = [(median_steps(self.of(task, agent), task.threshold), agent) for agent in complete]
+        return (min(steps)[1], min(steps)[0]) if steps else None
+
     def advantage(self, task: Task) -> tuple[str, float] | None:
-        """Steps of the best baseline over ours, and ">" or "<" if one of them never got there; None if neither did."""
-        if task.threshold is None or not self.complete(task, OURS) or (best := self.best_baseline(task)) is None:
+        """
+        Steps of the best baseline over ours, and ">" or "<" if one of them never got there; None if neither did. "≤" where a
+        baseline is faster than ours, and one with missing runs could be faster still.
+        """
+        if task.threshold is None or not self.complete(task, OURS):
             return None
-        ours, theirs = median_steps(self.of(task, OURS), task.threshold), best[1]
+        ours, best = median_steps(self.of(task, OURS), task.threshold), self.best_baseline(task)
+        if best is None:
+            known = self.best_complete(task)
+            return None if known is None or not known[1] < ours else ("≤ ", known[1] / min(ours, task.steps))
+        theirs = best[1]
         if not np.isfinite(ours):
             return ("< ", theirs / task.steps) if np.isfinite(theirs) else None
         return ("", theirs / ours) if np.isfinite(theirs) else ("> ", self.tried(task) / ours)
@@ -157,13 +171,15 @@ def efficiency_table(results: Results, only_complete: bool = False) -> str:
             continue
         ours_text = steps_text(median_steps(runs, task.threshold), task.steps) if runs else NOT_YET
         ours_text += results.seeds_text(task, OURS) if runs else ""
-        best_text = NOT_YET
+        best_text, ratio = NOT_YET, ""
         if best is not None:
             best_text = f"{NAMES[best[0]]} {best[1]:,.0f}" if np.isfinite(best[1]) else f"none within {results.tried(task):,}"
-        ratio = ""
         if advantage is not None:
-            ratios.append(advantage[1])
-            ratio = f"{advantage[0]}{advantage[1]:.1f}"
+            sign, value = advantage
+            ratios.append(0.0 if sign == "≤ " else value)  # the least that it can be
+            ratio = f"{sign}{value:.1f}"
+            if sign == "≤ " and (known := results.best_complete(task)) is not None:
+                best_text = f"{NAMES[known[0]]} {known[1]:,.0f} or fewer"
         rows.append(f"| {short(task.name)} | {task.threshold:g} | {ours_text} | {best_text} | {ratio} |")
     if len(ratios) > 1:
         rows.append(f"| **median of {len(ratios)} tasks** | | | | **{np.median(ratios):.1f}** |")
