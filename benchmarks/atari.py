@@ -83,8 +83,8 @@ def make_model(options: argparse.Namespace) -> DreamerV2:
     arguments |= dict(train_freq=max(1, RATIO // options.envs), gradient_steps=max(1, options.envs // RATIO))
     if not options.dry_run:
         arguments |= dict(buffer_size=min(int(options.steps), arguments["buffer_size"]))
-    if options.device != "cpu" and not options.plain:
-        arguments |= dict(precision=options.precision, cuda_graphs=True, overlap=True)
+    fast = options.device != "cpu" and not options.plain
+    arguments |= dict(precision=options.precision or ("bfloat16" if fast else "float32"), cuda_graphs=fast, overlap=fast)
     return DreamerV2("CnnPolicy", env, device=options.device, seed=options.seed, **arguments)
 
 
@@ -130,7 +130,10 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     :return: what is written
     """
     model, path = make_model(options), options.out / f"atari_{options.game}"
-    save = lambda result: path.with_suffix(".json").write_text(json.dumps(result))  # noqa: E731
+
+    def save(result: dict[str, Any]) -> None:
+        path.with_suffix(".json").write_text(json.dumps(result))
+
     scores = Scores(options.minutes, lambda model, scores: save(summary(options, model, scores)))
     model.set_logger(Logger(None, [CSVOutputFormat(str(path.with_suffix(".csv")))]))
     model.learn(options.steps, callback=scores)
@@ -186,8 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--games", type=int, default=16, help="of the evaluation at the end, 0 for none")
-    parser.add_argument("--precision", choices=list(PRECISIONS), default="bfloat16", help="of updates on a GPU")
-    parser.add_argument("--plain", action="store_true", help="float32 without graphs and overlap on a GPU too")
+    parser.add_argument("--precision", choices=list(PRECISIONS), help="of updates; default: bfloat16 on a GPU")
+    parser.add_argument("--plain", action="store_true", help="on a GPU too: no graphs, no overlap, float32 by default")
     parser.add_argument("--dry-run", action="store_true", help="small batches and an early start")
     parser.add_argument("--out", type=Path, default=Path("."))
     options = parser.parse_args(arguments)

@@ -81,7 +81,7 @@ class GoldenProof:
 
     def run(self) -> list[Row]:
         """All comparisons; one row per array."""
-        with th.random.fork_rng(devices=[]), th.backends.cudnn.flags(allow_tf32=False):
+        with th.random.fork_rng(devices=[]), th.backends.cudnn.flags(enabled=True, allow_tf32=False):
             self._filtering()
             self._imagination()
             self._actor_modes()

@@ -73,7 +73,8 @@ class Results:
         assert task.threshold is not None
         complete = [agent for agent in task.baselines if self.complete(task, agent)]
         steps = [(median_steps(self.of(task, agent), task.threshold), agent) for agent in complete]
-        return (min(steps)[1], min(steps)[0]) if steps else None
+        fewest, agent = min(steps, default=(np.inf, ""))
+        return (agent, fewest) if agent else None
 
     def advantage(self, task: Task) -> tuple[str, float] | None:
         """
@@ -85,7 +86,7 @@ class Results:
         ours, best = median_steps(self.of(task, OURS), task.threshold), self.best_baseline(task)
         if best is None:
             known = self.best_complete(task)
-            return None if known is None or not known[1] < ours else ("≤ ", known[1] / min(ours, task.steps))
+            return None if known is None or known[1] >= ours else ("≤ ", known[1] / min(ours, task.steps))
         theirs = best[1]
         if not np.isfinite(ours):
             return ("< ", theirs / task.steps) if np.isfinite(theirs) else None

@@ -54,7 +54,7 @@ atari)
         tee "$OUT/${2:-Boxing}.log"
     ;;
 *)
-    sed -n 2,13p benchmarks/speed/gpu.sh
+    sed -n 2,12p benchmarks/speed/gpu.sh
     exit 2
     ;;
 esac
