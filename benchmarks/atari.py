@@ -5,7 +5,8 @@ One Atari game with the paper's hyperparameters, beside the official curve:
     python -m benchmarks.atari Boxing --steps 1000 --dry-run               # that it runs, on a CPU; proves nothing else
 
 Writes ``atari_GAME.json`` (the score of every finished game against frames, an evaluation, frames per second), the training
-log ``atari_GAME.csv`` and ``atari_GAME.png`` into ``--out``. Networks, losses and the train ratio of one update per
+log ``atari_GAME.csv`` and ``atari_GAME.png`` into ``--out``. What lies in ``benchmarks/results/gpu`` gets into
+``docs/results.md`` by ``python -m benchmarks.learning report``. Networks, losses and the train ratio of one update per
 16 agent steps are those of ``preset("atari")``.
 """
 
@@ -24,7 +25,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import CSVOutputFormat, Logger
 from stable_baselines3.common.vec_env import VecMonitor
 
-from benchmarks.records import provenance
+from benchmarks.records import FOLDER, provenance
 from sb3_dreamer import DreamerV2, preset
 from sb3_dreamer.common.precision import PRECISIONS
 from sb3_dreamer.envs import AtariVecEnv
@@ -39,6 +40,7 @@ FRAMES = 4  # per agent step
 RATIO = 16  # agent steps per update
 SMALL: dict[str, Any] = dict(learning_starts=500, batch_size=8, batch_length=8, buffer_size=10_000)
 REPORT = 30.0  # seconds between two reports
+BIN = 50_000  # frames of which the mean score is drawn
 
 
 class Scores(BaseCallback):
@@ -147,36 +149,71 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
+def binned(curve: list[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
     """
-    :param result: of :func:`train`
+    :param curve: frames and scores of finished games
+    :return: mean frames and mean scores of the games that ended within the same ``BIN`` frames
+    """
+    frames, scores = np.array(curve, dtype=float).reshape(-1, 2).T
+    bins = [np.flatnonzero(frames // BIN == number) for number in np.unique(frames // BIN)]
+    return np.array([frames[games].mean() for games in bins]), np.array([scores[games].mean() for games in bins])
+
+
+def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """
+    One panel per run: every game, their means, the evaluation at the end and the official curve.
+
+    :param results: of :func:`train`
     :param path: PNG file
     """
-    figure = Figure(figsize=(6.0, 3.8), layout="constrained")
-    axes = figure.subplots()
-    official = OFFICIAL.get(result["game"], {})
-    axes.plot(
-        list(official), list(official.values()), "s--", color="grey", label="official, mean of 8 seeds (at these points)"
-    )
-    if result["curve"]:
-        frames, scores = np.array(result["curve"]).T
-        width = max(1, len(scores) // 40)
-        mean = np.convolve(scores, np.ones(width) / width, mode="valid")
-        axes.plot(frames / 1e6, scores, ".", alpha=0.25, markersize=3, color="tab:blue")
+    figure = Figure(figsize=(6.0 * len(results), 3.8), layout="constrained")
+    for axes, result in zip(np.atleast_1d(figure.subplots(1, len(results))), results, strict=True):
+        official = OFFICIAL.get(result["game"], {})
         axes.plot(
-            frames[width - 1 :] / 1e6, mean, color="tab:blue", label=f"ours, seed {result['seed']}, mean of {width} games"
+            list(official), list(official.values()), "s--", color="grey", label="official, mean of 8 seeds (at these points)"
         )
-    if result.get("evaluation"):
-        best = float(np.mean(result["evaluation"]))
-        axes.plot([result["frames"] / 1e6], [best], "*", markersize=11, color="tab:red", label="ours, with the best actions")
-    axes.set(
-        xlabel="million frames",
-        ylabel="score of a game",
-        title=f"{result['game']} on {result['device']}{' (dry run)' if result['dry_run'] else ''}",
-    )
-    axes.set_xlim(0, max(2.0, 1.05 * result["frames"] / 1e6))
-    axes.legend(frameon=False)
+        if result["curve"]:
+            frames, scores = np.array(result["curve"]).T
+            axes.plot(frames / 1e6, scores, ".", alpha=0.25, markersize=3, color="tab:blue", label="games in training")
+            frames, scores = binned(result["curve"])
+            label = f"mean of games within {BIN:,} frames, seed {result['seed']}"
+            axes.plot(frames / 1e6, scores, color="tab:blue", label=label)
+        if result.get("evaluation"):
+            end, best = result["frames"] / 1e6, float(np.mean(result["evaluation"]))
+            axes.plot([end], [best], "*", markersize=11, color="tab:red", label="afterwards, with the best actions")
+        axes.set(
+            xlabel="million frames",
+            ylabel="score of a game",
+            title=f"{result['game']} on {result['device']}{' (dry run)' if result['dry_run'] else ''}",
+        )
+        axes.set_xlim(0, max(2.0, 1.05 * result["frames"] / 1e6))
+        axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """
+    :param results: of :func:`train`
+    :return: Markdown
+    """
+    titles = ("game", "GPU", "frames", "minutes", "frames/s", "games within 1M frames", "last 20 games", "best actions")
+    titles += ("official, 1M", "2M")
+    rows = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for result in results:
+        scores = [score for _, score in result["curve"]]
+        first = [score for frames, score in result["curve"] if frames <= 1_000_000]
+        means = " | ".join(f"{np.mean(games):.1f}" for games in (first, scores[-20:], result["evaluation"]))
+        speed = f"{result['frames']:,} | {result['seconds'] / 60:.1f} | {result['frames_per_second']:,.0f}"
+        official = " | ".join(f"{OFFICIAL[result['game']][millions]:.1f}" for millions in (1, 2))
+        rows.append(f"| {result['game']}, seed {result['seed']} | {result['device']} | {speed} | {means} | {official} |")
+    return "\n".join(rows)
+
+
+def committed() -> list[dict[str, Any]]:
+    """
+    :return: results of the runs in ``benchmarks/results/gpu``
+    """
+    return [json.loads(path.read_text()) for path in sorted((FOLDER / "gpu").glob("atari_*.json"))]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -196,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     result = train(options)
-    draw(result, options.out / f"atari_{options.game}.png")
+    draw([result], options.out / f"atari_{options.game}.png")
     if "evaluation" in result:
         print(f"{len(result['evaluation'])} games with the best actions: {np.mean(result['evaluation']):.1f}")
     print(f"{result['frames']:,} frames in {result['seconds']:.0f} s, {result['updates']} updates, on {result['device']}")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import trim_mean
 
-from benchmarks import dream
+from benchmarks import atari, dream
 from benchmarks.learning import environments  # noqa: F401  registers the suite's ids
 from benchmarks.learning.aggregate import interquartile_mean, median_steps, normalised, steps_to, stratified_bootstrap
 from benchmarks.learning.quick import CHOSEN, interval
@@ -190,3 +190,24 @@ def test_tables_of_dreams() -> None:
     assert dream.transfer_table(results)[-1].endswith("| 180 ± 1 | 100 ± 1 | 90% | 100 |"), "of the best way to act"
     assert dream.speed_table(results)[-1] == "| t | 10 | – | 10,240 |"
     assert dream.horizon_table(results)[-1] == "| 16 | 0.10000 | 0.20000 |"
+
+
+def atari_run(game: str, *curve: tuple[int, float]) -> dict[str, Any]:
+    speed = {"frames": 1_200_000, "seconds": 600.0, "frames_per_second": 2000.0}
+    who = {"game": game, "seed": 3, "device": "G", "dry_run": False}
+    return {**who, **speed, "curve": list(curve), "evaluation": [10.0, 20.0]}
+
+
+def test_scores_of_atari_games_are_averaged_by_frames() -> None:
+    frames, scores = atari.binned([(10_000, 1.0), (30_000, 3.0), (50_000, 7.0), (160_000, 9.0)])
+    assert frames.tolist() == [20_000, 50_000, 160_000] and scores.tolist() == [2.0, 7.0, 9.0]
+    assert [len(part) for part in atari.binned([])] == [0, 0]
+
+
+def test_table_of_atari_runs(tmp_path: Path) -> None:
+    run = atari_run("Boxing", (500_000, 2.0), (1_000_000, 4.0), (1_000_001, 60.0))
+    row = atari.table([run]).splitlines()[2]
+    assert row == "| Boxing, seed 3 | G | 1,200,000 | 10.0 | 2,000 | 3.0 | 22.0 | 15.0 | 37.7 | 85.1 |"
+    atari.draw([run, atari_run("Freeway")], tmp_path / "atari.png")
+    assert (tmp_path / "atari.png").stat().st_size > 10_000
+    assert all(run["evaluation"] and not run["dry_run"] for run in atari.committed()), "only whole runs are results"

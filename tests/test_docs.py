@@ -171,8 +171,6 @@ def problem(line: str) -> str | None:
         for name, extra in re.findall(r"([\w-]+)(?:\[([\w,]+)\])?", " ".join(words[2:])):
             if name != setup["metadata"]["name"] or set(filter(None, extra.split(","))) - set(setup["options.extras_require"]):
                 return f"pip cannot install {name}[{extra}]"
-    elif words[0] == "tensorboard":
-        return None if words[1:2] == ["--logdir"] else "tensorboard wants --logdir"
     elif words[0] == "python":
         is_module = words[1] == "-m"
         arguments = words[3:] if is_module else words[2:]
@@ -194,7 +192,7 @@ def problem(line: str) -> str | None:
             return f"{words[1:3]} knows no {unknown}"
         return script_problem(words[2] if is_module else words[1], arguments)
     else:
-        return f"{words[0]} is no program that is known here"
+        return other_problem(*words)
     return None
 
 
@@ -211,6 +209,16 @@ def torchrun_problem(words: list[str]) -> str | None:
     start = next((index for index, word in enumerate(words) if word == "-m" or word.endswith(".py")), len(words))
     unknown = option_problems(source_of("torch.distributed.run"), words[:start])
     return f"torchrun knows no {unknown}" if unknown else problem(shlex.join(["python", *words[start:]]))
+
+
+def other_problem(program: str, first: str = "", *_: str) -> str | None:
+    """The first word after a shell script is one of its cases."""
+    if program == "tensorboard":
+        return None if first == "--logdir" else "tensorboard wants --logdir"
+    if program.endswith(".sh"):
+        stages = re.findall(r"^(\w+)\)$", (ROOT / program).read_text(), flags=re.MULTILINE)
+        return None if first in stages else f"{program} knows no {first}"
+    return f"{program} is no program that is known here"
 
 
 def script_problem(name: str, arguments: list[str]) -> str | None:

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from benchmarks import atari
 from benchmarks.learning.aggregate import median_steps, normalised, stratified_bootstrap
 from benchmarks.learning.suite import OURS, RANDOM, Task, load_suite
 from benchmarks.records import FOLDER, Result, load
@@ -292,6 +293,13 @@ def shipped_table(_: Results) -> str:
     return "\n".join(rows)
 
 
+def atari_table(_: Results) -> str:
+    """
+    :return: Markdown: runs on GPUs (``benchmarks.atari``)
+    """
+    return atari.table(atari.committed())
+
+
 def write_report(path: Path) -> None:
     """
     Bring the pages and the figure up to date.
@@ -300,7 +308,9 @@ def write_report(path: Path) -> None:
     """
     results = Results(load(path), load_suite())
     draw_curves(results, IMAGES / "learning_curves.png")
+    atari.draw(atari.committed(), IMAGES / "atari.png")
     tables = {"scores": score_table, "efficiency": efficiency_table, "aggregate": aggregate_table, "acting": acting_table}
+    tables |= {"atari": atari_table}
     for page, made in ((PAGE, tables), (README, {"efficiency": complete_efficiency_table, "shipped": shipped_table})):
         text = page.read_text()
         for name, make in made.items():

@@ -22,6 +22,14 @@ def of_kind(results: Results, kind: str) -> Results:
     return [result for result in results if result["kind"] == kind]
 
 
+def machine(result: dict[str, Any]) -> str:
+    """
+    :param result: any
+    :return: the device, and the engine where it is not the plain one
+    """
+    return ", ".join(filter(None, (result.get("gpu", result["device"]), result.get("engine"))))
+
+
 def peers_table(results: Results) -> str:
     """
     :param results: all
@@ -51,7 +59,7 @@ def phases_table(results: Results) -> str:
             seconds = phase[r["clock"]]
             rate = phase["gflop"] / seconds if seconds else 0.0
             numbers = f"{1e3 * seconds:.1f} | {seconds / r[r['clock']]:.0%} | {phase['gflop']:.2f} | {rate:.0f}"
-            title = f"{r['config']}, {r['device']}, {r['threads']} threads" if name == "sampling" else ""
+            title = f"{r['config']}, {machine(r)}, {r['threads']} threads" if name == "sampling" else ""
             rows.append(f"| {title} | {name} | {numbers} | {rate / r['peak_gflops']:.0%} |")
     return "\n".join(rows)
 
@@ -79,7 +87,7 @@ def acting_table(results: Results) -> str:
     rows = ["| configuration | device | threads | 1 env, ms | 8 envs, ms | 64 envs, ms |", "|---|---|---|---|---|---|"]
     for r in of_kind(results, "act"):
         times = " | ".join(f"{r[batch]['cpu_ms']:.2f} CPU, {r[batch]['wall_ms']:.2f} wall" for batch in ("1", "8", "64"))
-        rows.append(f"| {r['config']} | {r['device']} | {r['threads']} | {times} |")
+        rows.append(f"| {r['config']} | {machine(r)} | {r['threads']} | {times} |")
     return "\n".join(rows)
 
 
@@ -104,7 +112,7 @@ def loop_table(results: Results) -> str:
     rows = [f"| configuration | envs | steps/s | CPU ms per step | {' | '.join(parts)} |", "|---" * 10 + "|"]
     for r in of_kind(results, "loop"):
         if r.get("engine"):
-            title = f"{r['config']}, {r['gpu']}, {r['engine']}"
+            title = f"{r['config']}, {machine(r)}"
             numbers = f"{r['environments']} | {r['steps_per_second']:.1f} | {r['cpu_ms_per_step']:.1f}"
             rows.append(f"| {title} | {numbers}" + " |" * 7)
             continue
@@ -136,7 +144,7 @@ def draw_roofline(results: Results, path: Path) -> None:
     :param results: all
     :param path: PNG file
     """
-    updates = of_kind(results, "update")
+    updates = [result for result in of_kind(results, "update") if result["device"] == "cpu"]
     figure = Figure(figsize=(4.2 * len(updates), 3.8), layout="constrained")
     for axes, r in zip(np.atleast_1d(figure.subplots(1, len(updates))), updates, strict=True):
         left = 0.0

@@ -72,16 +72,17 @@ def timed(action: Callable[[], Any], device: th.device) -> tuple[float, float]:
     return after[0] - wall, after[1] - cpu
 
 
-def peak_rate(device: th.device, size: int = 2048, seconds: float = 1.0) -> float:
+def peak_rate(device: th.device, dtype: th.dtype = th.float32, size: int = 2048, seconds: float = 1.0) -> float:
     """
-    What this machine can do at most: products of square float32 matrices.
+    What this machine can do at most: products of square matrices.
 
     :param device: where
+    :param dtype: of the matrices
     :param size: of the matrices
     :param seconds: to measure for
     :return: best GFLOP/s of any product, by CPU time on CPUs with one thread and by wall time otherwise
     """
-    a, b = th.randn(size, size, device=device), th.randn(size, size, device=device)
+    a, b = (th.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     index, best, started = int(device.type == "cpu" and th.get_num_threads() == 1), float("inf"), time.perf_counter()
     a @ b
     while time.perf_counter() - started < seconds:

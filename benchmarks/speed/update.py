@@ -11,6 +11,7 @@ from benchmarks.speed.configurations import CONFIGURATIONS, Configuration, fill,
 from benchmarks.speed.peers import compare
 from benchmarks.speed.stopwatch import Stopwatch, forget_peak_memory, peak_memory, peak_rate, timed
 from sb3_dreamer import DreamerV2
+from sb3_dreamer.common.precision import PRECISIONS
 from sb3_dreamer.dreamer_v2.graphs import WARM_UP
 
 #: In the order of an update; what is between them is "rest": metrics, target critic
@@ -78,7 +79,7 @@ def measure_update(configuration: Configuration, device: str, rounds: int, engin
         "phases": phases,
         **total,
         "parameters": sum(p.numel() for optimizer in trained(model) for p in optimizer.parameters),
-        "peak_gflops": peak_rate(model.device),
+        "peak_gflops": peak_rate(model.device, PRECISIONS[model.precision]),
         "memory_mb": peak_memory(model.device),
     }
 
