@@ -173,10 +173,23 @@ def test_what_the_scan_does_not_know_has_autograd(rssm: RSSM) -> None:
     assert rssm.needs_autograd
 
 
-def test_autocast_has_autograd() -> None:
+def test_scan_stays_in_float32() -> None:
+    """Under autocast only what comes before and after it is computed in 16 bit."""
     rssm = RSSM(CategoricalLatent(2, 3), 2, 4, D, 8)
-    with autocast("bfloat16", th.device("cpu")):
-        assert rssm.needs_autograd
+    embeddings, actions, starts = th.randn(5, 3, 4), th.randn(5, 3, 2), th.zeros(5, 3, dtype=th.bool)
+    noise, found = rssm.latent.draw_noise(th.empty(5, 3, 6)), {}
+    weights = [rssm.cell.linear.weight, rssm.posterior_output.weight, rssm.posterior_hidden.weight]
+    for kind in (RSSM, StepwiseRSSM):
+        rssm.__class__ = kind
+        with autocast("bfloat16", th.device("cpu")):
+            seen = rssm.observe(embeddings, actions, starts, noise=noise)
+            loss = seen.posterior.square().sum() + seen.states.deterministic.sum()
+        assert {value.dtype for value in (*seen.states, seen.posterior, seen.prior)} == {th.float32}
+        found[kind] = [seen.posterior, *th.autograd.grad(loss, weights)]
+    rounded = found[RSSM][0].bfloat16().float()
+    assert not th.equal(found[RSSM][0], rounded), "logits are not those of a product in 16 bit"
+    assert th.equal(found[StepwiseRSSM][0], found[StepwiseRSSM][0].bfloat16().float()), "as those of the ordinary scan are"
+    th.testing.assert_close(found[RSSM], found[StepwiseRSSM], rtol=0.05, atol=0.05)
 
 
 # ------------------------------------------------------------------------------------------------- whole updates, both ways

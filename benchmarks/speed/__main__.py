@@ -97,13 +97,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tf32", action="store_true", help="float32 products by a GPU's tensor cores, of 10-bit mantissas")
     parser.add_argument("--cuda-graphs", action="store_true", help="updates and acting steps from recordings")
     parser.add_argument("--overlap", action="store_true", help="loop: act while an update is running")
-    parser.add_argument("--compile", action="store_true", help="update: torch.compile for heads and imagined steps")
+    parser.add_argument("--compile", action="store_true", help="update: torch.compile for heads, imagined steps, the scan")
     options = parser.parse_args(arguments)
     flags = [name.replace("_", " ") for name in ("tf32", "cuda_graphs", "overlap", "compile") if getattr(options, name)]
     #: None for the plain one, as results of older versions have it
     options.engine = ", ".join([*([options.precision] if options.precision != "float32" else []), *flags]) or None
     th.set_num_threads(options.threads)
     th.set_float32_matmul_precision("high" if options.tf32 else "highest")
+    th.compiler.set_stance("default" if options.compile else "force_eager")
     if options.kind == "report":
         return report.write(load(RESULTS))
     configs = {"size": ["pixel-small"], "envs": ["atari"]}.get(options.kind, options.config)

@@ -9,6 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_dreamer import DreamerV2
+from sb3_dreamer.world_model import scan
 
 
 class Configuration(NamedTuple):
@@ -83,7 +84,8 @@ def make_model(
     :param n_envs: number of environments
     :param device: as in SB3
     :param env: in place of fake ones
-    :param compiled: heads and imagined steps through ``torch.compile``
+    :param compiled: heads, imagined steps and those of the scan through ``torch.compile``; the scan's for all models of the
+        process, unless ``torch.compiler.set_stance`` says "force_eager"
     :param options: more constructor arguments
     :return: an agent with V2's losses
     """
@@ -111,6 +113,8 @@ def make_model(
     model = DreamerV2(policy, env, device=device, policy_kwargs=policy_kwargs, **(arguments | options))
     if compiled:
         world_model, behavior = model.policy.world_model, model.policy.behavior
+        th._dynamo.config.recompile_limit = 64  # heads differ in shapes, and run with and without gradients
+        scan.step, scan.step_back = th.compile(scan.step), th.compile(scan.step_back)
         world_model.rssm.imagine_step = th.compile(world_model.rssm.imagine_step)  # type: ignore[method-assign]
         for head in (world_model.reward_head, behavior.actor, behavior.critic, behavior.critic_target):
             head.trunk = th.compile(head.trunk)  # type: ignore[assignment]

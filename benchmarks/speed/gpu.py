@@ -21,18 +21,19 @@ from sb3_dreamer.common.precision import PRECISIONS
 from sb3_dreamer.dreamer_v2.graphs import WARM_UP
 
 MEASUREMENTS = (
-    "update --cuda-graphs",
-    "update --cuda-graphs --tf32",
     "update --cuda-graphs --precision bfloat16",
+    "update --cuda-graphs --precision bfloat16 --tf32",
+    "update --cuda-graphs --tf32",
+    "loop --envs 8 --cuda-graphs --precision bfloat16 --overlap",
+    "loop --envs 16 --cuda-graphs --precision bfloat16 --overlap",
+    "update --cuda-graphs --precision bfloat16 --tf32 --compile",
+    "update --cuda-graphs",
     "act",
     "act --cuda-graphs",
     "loop --envs 8 --cuda-graphs --tf32",
     "loop --envs 8 --cuda-graphs --tf32 --overlap",
-    "loop --envs 8 --cuda-graphs --precision bfloat16 --overlap",
-    "loop --envs 16 --cuda-graphs --tf32 --overlap",
     "update",
     "update --precision bfloat16",
-    "update --tf32",
     "replay",
 )
 

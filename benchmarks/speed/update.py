@@ -4,6 +4,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
+import torch as th
 from torch.utils.flop_counter import FlopCounterMode
 
 import sb3_dreamer.dreamer_v2.update as update_module
@@ -97,7 +98,12 @@ def measure_whole(configuration: Configuration, device: str, rounds: int, engine
     models = [make_model(configuration, device=device, **options) for options in (engine, {})]
     for model in models:
         fill(model)
-    update, eager = (one_update(model) for model in models)
+    update, plainly = (one_update(model) for model in models)
+
+    def eager() -> None:
+        with th.compiler.set_stance("force_eager"):
+            plainly()
+
     forget_peak_memory(models[0].device)
     warm_up = sum(timed(update, models[0].device)[0] for _ in range(WARM_UP + 2))
     memory = peak_memory(models[0].device)

@@ -49,6 +49,39 @@ class Trace(NamedTuple):
     samples: th.Tensor  # z_t, one-hot, (T, B, S K)
 
 
+def step(
+    weights: ScanWeights,
+    options: ScanOptions,
+    deterministic: th.Tensor,
+    stochastic: th.Tensor,
+    start: th.Tensor,
+    from_action: th.Tensor,
+    from_embedding: th.Tensor,
+    log_noise: th.Tensor,
+) -> Trace:
+    """
+    One step, without a graph; see :func:`observe` for the arguments.
+
+    :return: all intermediate values, (B, ...)
+    """
+    size = deterministic.shape[-1]
+    before, latents = deterministic.masked_fill(start, 0.0), stochastic.masked_fill(start, 0.0)
+    inputs = th.cat([F.elu(th.mm(latents, weights.latent.t()).add_(from_action)), before], dim=-1)
+    gates = th.addmm(weights.gates_bias, inputs, weights.gates.t())
+    normed, mean, rstd = th.native_layer_norm(gates, [3 * size], weights.norm, weights.norm_bias, options.epsilon)
+    raw_reset, candidate, raw_update = normed.split(size, dim=-1)
+    reset, update = th.sigmoid(raw_reset), th.sigmoid(raw_update - 1.0)
+    proposal = th.tanh(reset * candidate)
+    after = update * proposal + (1.0 - update) * before
+    hidden = F.elu(th.mm(after, weights.deterministic.t()).add_(from_embedding))
+    logits = th.addmm(weights.output_bias, hidden, weights.output.t())
+    winners = (logits - log_noise).unflatten(-1, (-1, options.classes)).argmax(-1, keepdim=True)
+    sample = th.zeros_like(logits).unflatten(-1, (-1, options.classes)).scatter_(-1, winners, 1.0).flatten(-2)
+    sample.add_(logits - logits)  # nothing, or NaN: logits that are not finite must not become a state
+    gated = gates, mean, rstd, candidate, reset, update, proposal
+    return Trace(latents, inputs, *gated, after, hidden, logits, sample)
+
+
 def run(
     weights: ScanWeights,
     from_actions: th.Tensor,
@@ -64,27 +97,12 @@ def run(
 
     :return: all intermediate values
     """
-    size, log_noise, steps = deterministic.shape[-1], noise.log(), []
-    latent, gate, output = weights.latent.t(), weights.gates.t(), weights.output.t()
-    for start, from_action, from_embedding, step_noise in zip(
-        starts[..., None].unbind(), from_actions.unbind(), from_embeddings.unbind(), log_noise.unbind(), strict=True
+    steps = []
+    for inputs in zip(
+        *(part.unbind() for part in (starts[..., None], from_actions, from_embeddings, noise.log())), strict=True
     ):
-        before, latents = deterministic.masked_fill(start, 0.0), stochastic.masked_fill(start, 0.0)
-        inputs = th.cat([F.elu(th.mm(latents, latent).add_(from_action)), before], dim=-1)
-        gates = th.addmm(weights.gates_bias, inputs, gate)
-        normed, mean, rstd = th.native_layer_norm(gates, [3 * size], weights.norm, weights.norm_bias, options.epsilon)
-        raw_reset, candidate, raw_update = normed.split(size, dim=-1)
-        reset, update = th.sigmoid(raw_reset), th.sigmoid(raw_update - 1.0)
-        proposal = th.tanh(reset * candidate)
-        deterministic = update * proposal + (1.0 - update) * before
-        hidden = F.elu(th.mm(deterministic, weights.deterministic.t()).add_(from_embedding))
-        logits = th.addmm(weights.output_bias, hidden, output)
-        winners = (logits - step_noise).unflatten(-1, (-1, options.classes)).argmax(-1, keepdim=True)
-        stochastic = th.zeros_like(logits).unflatten(-1, (-1, options.classes)).scatter_(-1, winners, 1.0).flatten(-2)
-        stochastic.add_(logits - logits)  # nothing, or NaN: logits that are not finite must not become a state
-        steps.append(
-            (latents, inputs, gates, mean, rstd, candidate, reset, update, proposal, deterministic, hidden, logits, stochastic)
-        )
+        steps.append(step(weights, options, deterministic, stochastic, *inputs))
+        deterministic, stochastic = steps[-1].deterministics, steps[-1].samples
     return Trace(*(th.stack(values) for values in zip(*steps, strict=True)))
 
 
