@@ -6,6 +6,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from scipy.stats import trim_mean
 
 from benchmarks import atari, dream
@@ -16,6 +17,7 @@ from benchmarks.learning.report import Results, acting_table, aggregate_table, e
 from benchmarks.learning.run import Run, planned
 from benchmarks.learning.suite import OURS, RANDOM, load_suite
 from benchmarks.records import record
+from benchmarks.speed import windows
 from sb3_dreamer import DreamerV2
 
 TASKS = load_suite()
@@ -211,3 +213,17 @@ def test_table_of_atari_runs(tmp_path: Path) -> None:
     atari.draw([run, atari_run("Freeway")], tmp_path / "atari.png")
     assert (tmp_path / "atari.png").stat().st_size > 10_000
     assert all(run["evaluation"] and not run["dry_run"] for run in atari.committed()), "only whole runs are results"
+
+
+@pytest.mark.parametrize("layer", windows.LAYERS)
+def test_forms_of_convolutions_are_the_same(layer: str) -> None:
+    th.manual_seed(0)
+    found = []
+    inputs = windows.inputs_of(layer, 2, "cpu")
+    for form in windows.LAYERS[layer][2]:
+        y = form(*inputs)
+        trained = [tensor for tensor in inputs if tensor.requires_grad]
+        found.append([y, *th.autograd.grad(y.square().sum(), trained)])
+    assert len(found[0]) == len(trained) + 1
+    for other in found[1:]:
+        th.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-3)

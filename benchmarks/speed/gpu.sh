@@ -5,7 +5,8 @@
 #   benchmarks/speed/gpu.sh wheels          # where there is a network: what the machine lacks, into benchmarks/speed/wheels (4 MB)
 #   benchmarks/speed/gpu.sh tests           # on the GPU: graphs against ordinary updates, the official numbers
 #   benchmarks/speed/gpu.sh speed 80        # updates, acting, replay, the loop on Pong, an update's kernels; begun within 80 s
-#   benchmarks/speed/gpu.sh first           # tests and speed in about three minutes: look at these before the long runs
+#   benchmarks/speed/gpu.sh convolutions    # those of one channel, in other forms
+#   benchmarks/speed/gpu.sh first           # all of the above in about three minutes: look at these before the long runs
 #   benchmarks/speed/gpu.sh learn           # float32 eager against everything on: the same task, three seeds each
 #   benchmarks/speed/gpu.sh atari Boxing 9  # one game towards 2M frames, 9 minutes and an evaluation; then options of the script
 #
@@ -40,9 +41,14 @@ speed)
     install
     timeout 590 "$PYTHON" -m benchmarks.speed.gpu "$OUT/speed.json" "${2:-500}" 2>&1 | tee "$OUT/speed.log"
     ;;
+convolutions)
+    install
+    timeout 60 "$PYTHON" -m benchmarks.speed.windows --device cuda --frames 2500 2>&1 | tee "$OUT/convolutions.log"
+    ;;
 first)
     bash benchmarks/speed/gpu.sh tests || echo "THE TESTS FAILED"
     bash benchmarks/speed/gpu.sh speed 80
+    bash benchmarks/speed/gpu.sh convolutions
     ;;
 learn)
     install
@@ -54,7 +60,7 @@ atari)
         tee "$OUT/${2:-Boxing}.log"
     ;;
 *)
-    sed -n 2,12p benchmarks/speed/gpu.sh
+    sed -n 2,13p benchmarks/speed/gpu.sh
     exit 2
     ;;
 esac
