@@ -30,7 +30,8 @@ from sb3_dreamer import DreamerV2, preset
 from sb3_dreamer.common.precision import PRECISIONS
 from sb3_dreamer.envs import AtariVecEnv
 
-#: Mean of the 8 official seeds at millions of frames: danijar/dreamerv2, scores/atari-dreamerv2.json at 07d906e
+#: Mean of the 8 official seeds over the million frames that ends there (``bin_scores`` of its plots): danijar/dreamerv2,
+#: scores/atari-dreamerv2.json at 07d906e. They are of 10 games per million frames: evaluations, with the most probable actions
 OFFICIAL = {
     "Boxing": {1: 37.7, 2: 85.1, 5: 92.8, 10: 86.5},
     "Freeway": {1: 11.6, 2: 30.9, 5: 31.9, 10: 31.9},
@@ -87,6 +88,7 @@ def make_model(options: argparse.Namespace) -> DreamerV2:
         arguments |= dict(buffer_size=min(int(options.steps), arguments["buffer_size"]))
     fast = options.device != "cpu" and not options.plain
     arguments |= dict(precision=options.precision or ("bfloat16" if fast else "float32"), cuda_graphs=fast, overlap=fast)
+    th.set_float32_matmul_precision("high" if fast else "highest")
     return DreamerV2("CnnPolicy", env, device=options.device, seed=options.seed, **arguments)
 
 
@@ -103,7 +105,8 @@ def summary(options: argparse.Namespace, model: DreamerV2, scores: Scores) -> di
         "seed": options.seed,
         "dry_run": options.dry_run,
         "device": th.cuda.get_device_name() if model.device.type == "cuda" else "cpu",
-        "engine": {name: getattr(model, name) for name in ("precision", "cuda_graphs", "overlap")},
+        "engine": {name: getattr(model, name) for name in ("precision", "cuda_graphs", "overlap")}
+        | {"float32_products": th.get_float32_matmul_precision()},
         "envs": options.envs,
         "frames": frames,
         "updates": model._n_updates,
@@ -118,8 +121,10 @@ def evaluate(options: argparse.Namespace, model: DreamerV2) -> list[float]:
     """
     :param options: of the command line
     :param model: trained
-    :return: scores of games played to their end with the best actions; no frame of them is trained on
+    :return: scores of games played to their end as the original does, with the actor's modes and sampled latents; none of
+        their frames is trained on
     """
+    model.policy.evaluation_latent = "sample"
     env = VecMonitor(AtariVecEnv(f"ALE/{options.game}-v5", min(options.envs, options.games), seed=options.seed + 1000))
     returns, _ = evaluate_policy(model, env, options.games, return_episode_rewards=True)
     env.close()
@@ -144,7 +149,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     result = summary(options, model, scores)
     save(result)
     if options.games:
-        result |= {"evaluation": evaluate(options, model)}
+        result |= {"evaluation": evaluate(options, model), "evaluation_latent": "sample"}
         save(result)
     return result
 
@@ -169,9 +174,8 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(6.0 * len(results), 3.8), layout="constrained")
     for axes, result in zip(np.atleast_1d(figure.subplots(1, len(results))), results, strict=True):
         official = OFFICIAL.get(result["game"], {})
-        axes.plot(
-            list(official), list(official.values()), "s--", color="grey", label="official, mean of 8 seeds (at these points)"
-        )
+        middles = [millions - 0.5 for millions in official]
+        axes.plot(middles, list(official.values()), "s--", color="grey", label="official, mean of a million frames, 8 seeds")
         if result["curve"]:
             frames, scores = np.array(result["curve"]).T
             axes.plot(frames / 1e6, scores, ".", alpha=0.25, markersize=3, color="tab:blue", label="games in training")
@@ -197,14 +201,15 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     :return: Markdown
     """
     titles = ("game", "GPU", "frames", "minutes", "frames/s", "games within 1M frames", "last 20 games", "best actions")
-    titles += ("official, 1M", "2M")
+    titles += ("official, 0 to 1M", "1M to 2M")
     rows = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for result in results:
         scores = [score for _, score in result["curve"]]
         first = [score for frames, score in result["curve"] if frames <= 1_000_000]
-        means = " | ".join(f"{np.mean(games):.1f}" for games in (first, scores[-20:], result["evaluation"]))
+        groups = first, scores[-20:], result.get("evaluation")
+        means = " | ".join(f"{np.mean(games):.1f}" if games else "" for games in groups)
         speed = f"{result['frames']:,} | {result['seconds'] / 60:.1f} | {result['frames_per_second']:,.0f}"
-        official = " | ".join(f"{OFFICIAL[result['game']][millions]:.1f}" for millions in (1, 2))
+        official = " | ".join(str(OFFICIAL.get(result["game"], {}).get(millions, "")) for millions in (1, 2))
         rows.append(f"| {result['game']}, seed {result['seed']} | {result['device']} | {speed} | {means} | {official} |")
     return "\n".join(rows)
 

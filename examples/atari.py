@@ -59,8 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model.learn(options.steps, callback=CheckpointCallback(options.save_every, str(options.save)), log_interval=1)
     model.save(options.save / "final")
 
-    # The score of a game played with sampled actions, as in the paper
-    mean, deviation = evaluate_policy(model, make_env(options.seed + 1), options.episodes, deterministic=False)
+    # As the original evaluates: the most probable action, a sampled latent
+    model.policy.evaluation_latent = "sample"
+    mean, deviation = evaluate_policy(model, make_env(options.seed + 1), options.episodes)
     print(f"Score over {options.episodes} games of {options.env}: {mean:.1f} +/- {deviation:.1f}")
 
 

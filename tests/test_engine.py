@@ -392,13 +392,18 @@ def test_model_of_a_gpu_can_be_used_without_one(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------------------------- on a GPU
 
 
+def trained_weights(model: DreamerV2) -> th.Tensor:
+    return th.cat([parameter.detach().flatten() for parameter in model.policy.parameters()])
+
+
 @needs_cuda
-@pytest.mark.parametrize("name", CASES)
-def test_cuda_graph_is_the_update(name: str) -> None:
-    model = collected(**CASES[name], device="cuda")
+@pytest.mark.parametrize("name, precision", [*((name, "float32") for name in CASES), (next(iter(CASES)), "bfloat16")])
+def test_cuda_graph_is_the_update(name: str, precision: str) -> None:
+    model = collected(**CASES[name], device="cuda", precision=precision)
     plain = copy.copy(model)
     plain.policy = copy.deepcopy(model.policy)
     model.cuda_graphs = plain.cuda_graphs = True
+    before = trained_weights(model)
     batches = [model.replay_buffer.sample(4, batch_length=6) for _ in range(WARM_UP + 4)]
     for step, batch in enumerate(batches):
         for agent, noise in ((model, None), (plain, UpdateNoise())):
@@ -406,6 +411,8 @@ def test_cuda_graph_is_the_update(name: str) -> None:
             agent.update(batch, noise)
     for (key, a), b in zip(model.policy.state_dict().items(), plain.policy.state_dict().values(), strict=True):
         th.testing.assert_close(a, b, rtol=1e-2, atol=1e-3, msg=key)
+    moved, expected = (trained_weights(agent) - before for agent in (model, plain))
+    assert th.cosine_similarity(moved, expected, dim=0) > 0.95, "a few updates move weights by little more than the tolerance"
 
 
 @needs_cuda

@@ -192,6 +192,18 @@ def test_scan_stays_in_float32() -> None:
     th.testing.assert_close(found[RSSM], found[StepwiseRSSM], rtol=0.05, atol=0.05)
 
 
+def test_gradient_of_the_scan_stays_in_float32() -> None:
+    """Also where the backward pass is under autocast, as in a user's own loop."""
+    rssm, starts = RSSM(CategoricalLatent(2, 3), 2, 4, D, 8), th.zeros(5, 3, dtype=th.bool)
+    embeddings, actions, noise = th.randn(5, 3, 4), th.randn(5, 3, 2), rssm.latent.draw_noise(th.empty(5, 3, 6))
+    state, found = LatentState(th.randn(3, D).bfloat16(), th.randn(3, 6).bfloat16()), []
+    for enabled in (False, True):
+        posterior = rssm.observe(embeddings, actions, starts, state, noise).posterior
+        with th.autocast("cpu", dtype=th.bfloat16, enabled=enabled):
+            found.append(th.autograd.grad(posterior.square().sum(), rssm.cell.linear.weight)[0])
+    assert th.equal(*found)
+
+
 # ------------------------------------------------------------------------------------------------- whole updates, both ways
 
 

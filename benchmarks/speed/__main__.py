@@ -27,7 +27,7 @@ from sb3_dreamer.common.precision import PRECISIONS
 RESULTS = Path(__file__).parents[1] / "results" / "speed.json"
 ROUNDS = {"cartpole": 20, "pixel-small": 15, "atari": 6, "atari-gpu": 10}
 LOOP_STEPS = {"cartpole": 400, "pixel-small": 400, "atari": 160, "atari-gpu": 1600}
-IDENTITY = ("kind", "config", "device", "threads", "environments", "engine")
+IDENTITY = ("kind", "config", "device", "threads", "environments", "engine", "gpu")
 
 
 def measure(kind: str, config: str, options: argparse.Namespace) -> list[dict[str, Any]]:

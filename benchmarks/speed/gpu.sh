@@ -5,8 +5,9 @@
 #   benchmarks/speed/gpu.sh wheels          # where there is a network: what the machine lacks, into benchmarks/speed/wheels (4 MB)
 #   benchmarks/speed/gpu.sh tests           # on the GPU: graphs against ordinary updates, the official numbers
 #   benchmarks/speed/gpu.sh speed 80        # updates, acting, replay, the loop on Pong, an update's kernels; begun within 80 s
+#   benchmarks/speed/gpu.sh compiled        # an update with torch.compile in the graph, in a process of its own
 #   benchmarks/speed/gpu.sh convolutions    # those of one channel, in other forms
-#   benchmarks/speed/gpu.sh first           # all of the above in about three minutes: look at these before the long runs
+#   benchmarks/speed/gpu.sh first           # tests, speed, convolutions: look at these before the long runs
 #   benchmarks/speed/gpu.sh learn           # float32 eager against everything on: the same task, three seeds each
 #   benchmarks/speed/gpu.sh atari Boxing 9  # one game towards 2M frames, 9 minutes and an evaluation; then options of the script
 #
@@ -41,6 +42,11 @@ speed)
     install
     timeout 590 "$PYTHON" -m benchmarks.speed.gpu "$OUT/speed.json" "${2:-500}" 2>&1 | tee "$OUT/speed.log"
     ;;
+compiled)
+    install
+    timeout 200 "$PYTHON" -m benchmarks.speed update --config atari-gpu --device cuda --threads 8 --cuda-graphs \
+        --precision bfloat16 --tf32 --compile --results "$OUT/speed.json" 2>&1 | tee "$OUT/compiled.log"
+    ;;
 convolutions)
     install
     timeout 60 "$PYTHON" -m benchmarks.speed.windows --device cuda --frames 2500 2>&1 | tee "$OUT/convolutions.log"
@@ -60,7 +66,7 @@ atari)
         tee "$OUT/${2:-Boxing}.log"
     ;;
 *)
-    sed -n 2,13p benchmarks/speed/gpu.sh
+    sed -n 2,14p benchmarks/speed/gpu.sh
     exit 2
     ;;
 esac

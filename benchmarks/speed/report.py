@@ -111,7 +111,7 @@ def loop_table(results: Results) -> str:
     parts = ("environment", "acting", "storing", "sampling", "updating", "rest")
     rows = [f"| configuration | envs | steps/s | CPU ms per step | {' | '.join(parts)} |", "|---" * 10 + "|"]
     for r in of_kind(results, "loop"):
-        if r.get("engine"):
+        if r.get("gpu"):
             title = f"{r['config']}, {machine(r)}"
             numbers = f"{r['environments']} | {r['steps_per_second']:.1f} | {r['cpu_ms_per_step']:.1f}"
             rows.append(f"| {title} | {numbers}" + " |" * 7)

@@ -4,8 +4,8 @@ The two convolutions with a single channel, the first of the encoder and the las
     python -m benchmarks.speed.windows --frames 64                   # on a CPU
     python -m benchmarks.speed.windows --device cuda --frames 2500   # an update of the paper's agent
 
-No kernel of cuDNN's or oneDNN's is made for one channel. As a product of windows each of them reads and writes more memory,
-but at the rate of a matrix product.
+Libraries have their fast kernels for many channels. As a product of windows each of the two reads and writes more memory, but
+at the rate of a matrix product.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import torch as th
 from torch.nn import functional as F
 
 from benchmarks.speed.stopwatch import timed
-from sb3_dreamer.common.precision import autocast
+from sb3_dreamer.common.precision import autocast, cast_once
 
 DEPTH, PICTURE = 48, 64
 Form = Callable[[th.Tensor, th.Tensor, th.Tensor], th.Tensor]
@@ -29,6 +29,7 @@ def first_as_it_is(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tenso
 
 def first_as_windows(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
     """One product of all windows; the result has its channels last in memory."""
+    x = cast_once(x)  # before there is more of it
     windows = x.unfold(2, weight.shape[2], 2).unfold(3, weight.shape[3], 2)  # (n, channels, rows, columns, kernel, kernel)
     rows, columns = windows.shape[2:4]
     y = F.linear(windows.permute(0, 2, 3, 1, 4, 5).reshape(len(x) * rows * columns, -1), weight.flatten(1), bias)
@@ -43,7 +44,8 @@ def last_as_it_is(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor
 def last_as_windows(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
     """One product to all windows, which are then added up where they overlap."""
     windows = x.permute(0, 2, 3, 1).flatten(1, 2) @ weight.flatten(1)  # (n, pixels, out_channels * kernel * kernel)
-    return F.fold(windows.transpose(1, 2), (PICTURE, PICTURE), weight.shape[2:], stride=2) + bias[:, None, None]
+    y = F.fold(windows.transpose(1, 2), (PICTURE, PICTURE), weight.shape[2:], stride=2)
+    return y + bias[:, None, None].to(y.dtype)
 
 
 def last_by_sub_pixels(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
@@ -85,13 +87,13 @@ def measure(layer: str, form: Form, precision: str, frames: int, device: str, ro
     :param rounds: that count, after two others
     :return: medians of seconds, forward and backward
     """
-    inputs = inputs_of(layer, frames, device)
+    inputs, activation = inputs_of(layer, frames, device), F.elu if layer.startswith("encoder") else th.clone
     trained, place = [tensor for tensor in inputs if tensor.requires_grad], th.device(device)
     seconds: list[tuple[float, float]] = []
     for _ in range(rounds + 2):
         outputs: list[th.Tensor] = []
         with autocast(precision, place):
-            forward, _ = timed(lambda outputs=outputs: outputs.append(F.elu(form(*inputs))), place)  # type: ignore[misc]
+            forward, _ = timed(lambda outputs=outputs: outputs.append(activation(form(*inputs))), place)  # type: ignore[misc]
         ones = th.ones_like(outputs[0])
         backward, _ = timed(lambda y=outputs[0], ones=ones: th.autograd.grad(y, trained, ones), place)  # type: ignore[misc]
         seconds.append((forward, backward))
@@ -108,8 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     print("| layer | form | precision | forward, ms | backward, ms |\n|---|---|---|---|---|")
     for products, precision in (("highest", "float32"), ("high", "float32"), ("high", "bfloat16")):
-        th.set_float32_matmul_precision(products)
-        th.backends.cudnn.allow_tf32 = products == "high"
+        th.set_float32_matmul_precision(products)  # cuDNN's convolutions have tf32 by default
         name = "tf32" if (products, precision) == ("high", "float32") else precision
         for layer, (*_, forms) in LAYERS.items():
             for form in forms:

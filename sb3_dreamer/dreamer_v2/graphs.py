@@ -1,7 +1,7 @@
 """
 Work that is recorded once and repeated by the GPU alone: CUDA graphs of the training update and of acting.
 
-An update launches some ten thousand small kernels, which Python does more slowly than the GPU computes them. A graph repeats
+An update launches thousands of small kernels, which Python does more slowly than the GPU computes them. A graph repeats
 them with the same addresses and the same Python numbers; hence everything that changes is copied into tensors that stay.
 """
 

@@ -181,6 +181,29 @@ def weight_gradients(trace: Trace, gradients: StepGradients, weights: ScanWeight
     )
 
 
+def gradients_of(saved: tuple[th.Tensor, ...], options: ScanOptions, incoming: tuple[th.Tensor, ...]) -> tuple[th.Tensor, ...]:
+    """
+    The chain rule through all steps, the last one first.
+
+    :param saved: resets, weights and trace
+    :param options: of the scan
+    :param incoming: gradients of h, z and logits
+    :return: gradients of the inputs' projections, of the state and of the weights
+    """
+    starts, *rest = saved
+    weights = ScanWeights(*rest[: len(ScanWeights._fields)])
+    trace = Trace(*rest[len(weights) :])
+    probs = F.log_softmax(trace.logits.unflatten(-1, (-1, options.classes)), dim=-1).exp()
+    steps, d_before, d_latents = [], th.zeros_like(incoming[0][0]), th.zeros_like(incoming[1][0])
+    backwards = zip(starts[..., None].unbind(), probs.unbind(), *(part.unbind() for part in (*incoming, *trace)), strict=True)
+    for start, prob, d_deterministic, d_sample, d_logits, *values in reversed(list(backwards)):
+        gradients = step_back(weights, Trace(*values), prob, d_deterministic + d_before, d_logits, d_sample + d_latents)
+        d_before, d_latents = gradients.before.masked_fill(start, 0.0), gradients.latents.masked_fill(start, 0.0)
+        steps.append(gradients)
+    gathered = StepGradients(*(th.stack(values[::-1]) for values in zip(*steps, strict=True)))
+    return gathered.action, gathered.embedding, d_before, d_latents, *weight_gradients(trace, gathered, weights)
+
+
 class Scan(th.autograd.Function):
     """Forward pass and gradient of the scan; see :func:`observe`."""
 
@@ -210,21 +233,8 @@ class Scan(th.autograd.Function):
         :param incoming: gradients of h, z and logits
         :return: gradients of the arguments of :meth:`forward`
         """
-        starts, *saved = ctx.saved_tensors
-        weights = ScanWeights(*saved[: len(ScanWeights._fields)])
-        trace = Trace(*saved[len(weights) :])
-        probs = F.log_softmax(trace.logits.unflatten(-1, (-1, ctx.options.classes)), dim=-1).exp()
-        steps, d_before, d_latents = [], th.zeros_like(incoming[0][0]), th.zeros_like(incoming[1][0])
-        backwards = zip(
-            starts[..., None].unbind(), probs.unbind(), *(part.unbind() for part in (*incoming, *trace)), strict=True
-        )
-        for start, prob, d_deterministic, d_sample, d_logits, *step in reversed(list(backwards)):
-            gradients = step_back(weights, Trace(*step), prob, d_deterministic + d_before, d_logits, d_sample + d_latents)
-            d_before, d_latents = gradients.before.masked_fill(start, 0.0), gradients.latents.masked_fill(start, 0.0)
-            steps.append(gradients)
-        gathered = StepGradients(*(th.stack(values[::-1]) for values in zip(*steps, strict=True)))
-        of_weights = weight_gradients(trace, gathered, weights)
-        return (None, None, None, gathered.action, gathered.embedding, d_before, d_latents, *of_weights)
+        with th.autocast(incoming[0].device.type, enabled=False):  # as in the forward pass, wherever it is called
+            return None, None, None, *gradients_of(ctx.saved_tensors, ctx.options, incoming)
 
 
 def observe(
