@@ -255,8 +255,8 @@ class RSSM(nn.Module):
         )
         options = scan.ScanOptions(self.latent.classes, self.cell.norm.eps)
         with th.autocast(noise.device.type, enabled=False):
-            projections, start = (full(from_actions), full(from_embeddings)), (full(state.deterministic), full(state.stochastic))
-            return scan.observe(weights, *projections, *start, episode_starts, noise, options)
+            inputs = full(from_actions), full(from_embeddings), full(state.deterministic), full(state.stochastic)
+            return scan.observe(weights, *inputs, episode_starts, noise, options)
 
 
 def _norm(size: int, layer_norm: bool) -> nn.Module:
