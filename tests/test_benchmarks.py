@@ -118,6 +118,10 @@ def test_missing_runs_count_as_the_best_ones() -> None:
     assert Results([*runs, *sac, *tqc[1:], *quick], TASKS).best_baseline(task) == ("ppo", 1000)
     slow = [{**run, "curve": [[100, -900, 1.0], [5000, -100, 1.0]]} for run in runs if run["agent"] == "ppo"]
     assert Results([*runs[:3], *slow, *sac, *tqc[:2]], TASKS).best_baseline(task) == ("sac", 2000)
+    never = [{**run, "curve": [[2000, -900, 1.0]]} for run in [*runs[3:], *sac, *tqc]]
+    two_of_each = [run for run in never if run["seed"] > 0]
+    assert Results([*runs[:3], *two_of_each], TASKS).advantage(task) == ("> ", 30_000 / 1000), "no median can be finite"
+    assert Results([*runs[:3], *two_of_each[:-1]], TASKS).best_baseline(task) is None
 
 
 def test_a_loss_that_is_certain_is_told_before_all_runs_are_there() -> None:

@@ -67,7 +67,7 @@ class Results:
             runs += [] if complete else [at_once] * (len(task.seeds) - len(runs))
             steps.append((median_steps(runs, task.threshold), not complete, agent))
         fewest, incomplete, agent = min(steps)
-        return None if incomplete else (agent, fewest)
+        return None if incomplete and np.isfinite(fewest) else (agent, fewest)
 
     def best_complete(self, task: Task) -> tuple[str, float] | None:
         """The same of the baselines whose runs are all there, whatever the others do."""
