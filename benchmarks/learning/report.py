@@ -164,7 +164,7 @@ def efficiency_table(results: Results, only_complete: bool = False) -> str:
     :return: Markdown: steps until the threshold
     """
     rows = ["| task | wanted | DreamerV2, steps | best baseline, steps | ratio |", "|---|---|---|---|---|"]
-    ratios = []
+    ratios: dict[str, list[float]] = {"vectors": [], "pictures": []}
     for task in results.tasks.values():
         if task.threshold is None:
             continue
@@ -178,13 +178,15 @@ def efficiency_table(results: Results, only_complete: bool = False) -> str:
             best_text = f"{NAMES[best[0]]} {best[1]:,.0f}" if np.isfinite(best[1]) else f"none within {results.tried(task):,}"
         if advantage is not None:
             sign, value = advantage
-            ratios.append(0.0 if sign == "≤ " else value)  # the least that it can be
+            seen = "pictures" if task.name.startswith("suite/") else "vectors"
+            ratios[seen].append(0.0 if sign == "≤ " else value)  # the least that it can be
             ratio = f"{sign}{value:.1f}"
             if sign == "≤ " and (known := results.best_complete(task)) is not None:
                 best_text = f"{NAMES[known[0]]} {known[1]:,.0f} or fewer"
         rows.append(f"| {short(task.name)} | {task.threshold:g} | {ours_text} | {best_text} | {ratio} |")
-    if len(ratios) > 1:
-        rows.append(f"| **median of {len(ratios)} tasks** | | | | **{np.median(ratios):.1f}** |")
+    rows += [f"| median of {len(some)} tasks with {seen} | | | | {np.median(some):.1f} |" for seen, some in ratios.items() if some]
+    if len(together := sum(ratios.values(), [])) > 1:
+        rows.append(f"| **median of {len(together)} tasks** | | | | **{np.median(together):.1f}** |")
     return "\n".join(rows) if len(rows) > 2 else "Being measured; what there is so far is in docs/results.md."
 
 
