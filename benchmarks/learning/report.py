@@ -184,8 +184,9 @@ def efficiency_table(results: Results, only_complete: bool = False) -> str:
             if sign == "≤ " and (known := results.best_complete(task)) is not None:
                 best_text = f"{NAMES[known[0]]} {known[1]:,.0f} or fewer"
         rows.append(f"| {short(task.name)} | {task.threshold:g} | {ours_text} | {best_text} | {ratio} |")
-    rows += [f"| median of {len(some)} tasks with {seen} | | | | {np.median(some):.1f} |" for seen, some in ratios.items() if some]
-    if len(together := sum(ratios.values(), [])) > 1:
+    for seen, some in ratios.items():
+        rows += [f"| median of {len(some)} tasks with {seen} | | | | {np.median(some):.1f} |"] if some else []
+    if len(together := [*ratios["vectors"], *ratios["pictures"]]) > 1:
         rows.append(f"| **median of {len(together)} tasks** | | | | **{np.median(together):.1f}** |")
     return "\n".join(rows) if len(rows) > 2 else "Being measured; what there is so far is in docs/results.md."
 
