@@ -99,6 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--overlap", action="store_true", help="loop: act while an update is running")
     parser.add_argument("--compile", action="store_true", help="update: torch.compile for heads, imagined steps, the scan")
     options = parser.parse_args(arguments)
+    if options.compile and options.kind != "update":
+        parser.error(f"--compile is for update, not for {options.kind}")
     flags = [name.replace("_", " ") for name in ("tf32", "cuda_graphs", "overlap", "compile") if getattr(options, name)]
     #: None for the plain one, as results of older versions have it
     options.engine = ", ".join([*([options.precision] if options.precision != "float32" else []), *flags]) or None

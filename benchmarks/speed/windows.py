@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from benchmarks.speed.stopwatch import timed
 from sb3_dreamer.common.precision import autocast, cast_once
+from sb3_dreamer.world_model.convolutions import by_sub_pixels
 
 DEPTH, PICTURE = 48, 64
 Form = Callable[[th.Tensor, th.Tensor, th.Tensor], th.Tensor]
@@ -48,18 +49,9 @@ def last_as_windows(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tens
     return y + bias[:, None, None].to(y.dtype)
 
 
-def last_by_sub_pixels(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
-    """An ordinary convolution with a quarter of the kernel for each pixel of a cell of 2 x 2."""
-    channels, out_channels, height, width = weight.shape
-    cells = weight.reshape(channels, out_channels, height // 2, 2, width // 2, 2).flip(2, 4)
-    kernel = cells.permute(1, 3, 5, 0, 2, 4).reshape(4 * out_channels, channels, height // 2, width // 2)
-    padding = (height // 2 - 1, width // 2 - 1)
-    return F.pixel_shuffle(F.conv2d(x, kernel, bias.repeat_interleave(4), padding=padding), 2)
-
-
 LAYERS: dict[str, tuple[tuple[int, ...], tuple[int, ...], list[Form]]] = {
     "encoder, first": ((1, PICTURE, PICTURE), (DEPTH, 1, 4, 4), [first_as_it_is, first_as_windows]),
-    "decoder, last": ((DEPTH, 30, 30), (DEPTH, 1, 6, 6), [last_as_it_is, last_as_windows, last_by_sub_pixels]),
+    "decoder, last": ((DEPTH, 30, 30), (DEPTH, 1, 6, 6), [last_as_it_is, last_as_windows, by_sub_pixels]),
 }
 
 

@@ -86,18 +86,30 @@ class SubPixelTransposedConv(nn.ConvTranspose2d):
         return super().forward(x, output_size)
 
 
+def by_sub_pixels(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
+    """
+    A transposed convolution of stride 2 in sub-pixel form.
+
+    :param x: (n, channels, h, w)
+    :param weight: (channels, out_channels, kernel, kernel), kernels even
+    :param bias: (out_channels,)
+    :return: (n, out_channels, ...)
+    """
+    channels, out_channels, height, width = weight.shape
+    # Output pixel (2 i + p, 2 j + q) sees weight (2 k + p, 2 l + q) at input (i - k, j - l)
+    cells = weight.reshape(channels, out_channels, height // 2, 2, width // 2, 2).flip(2, 4)
+    kernel = cells.permute(1, 3, 5, 0, 2, 4).reshape(4 * out_channels, channels, height // 2, width // 2)
+    padding = (height // 2 - 1, width // 2 - 1)
+    return F.pixel_shuffle(F.conv2d(x, kernel, bias.repeat_interleave(4), padding=padding), 2)
+
+
 class _SubPixel(th.autograd.Function):
     """Forward in sub-pixel form, backward as PyTorch's."""
 
     @staticmethod
     def forward(ctx: Any, x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
         ctx.save_for_backward(x, weight)
-        channels, out_channels, height, width = weight.shape
-        # Output pixel (2 i + p, 2 j + q) sees weight (2 k + p, 2 l + q) at input (i - k, j - l)
-        cells = weight.reshape(channels, out_channels, height // 2, 2, width // 2, 2).flip(2, 4)
-        kernel = cells.permute(1, 3, 5, 0, 2, 4).reshape(4 * out_channels, channels, height // 2, width // 2)
-        padding = (height // 2 - 1, width // 2 - 1)
-        return F.pixel_shuffle(F.conv2d(x, kernel, bias.repeat_interleave(4), padding=padding), 2)
+        return by_sub_pixels(x, weight, bias)
 
     @staticmethod
     @once_differentiable

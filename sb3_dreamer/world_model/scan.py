@@ -66,15 +66,15 @@ def step(
     """
     size = deterministic.shape[-1]
     before, latents = deterministic.masked_fill(start, 0.0), stochastic.masked_fill(start, 0.0)
-    inputs = th.cat([F.elu(th.mm(latents, weights.latent.t()).add_(from_action)), before], dim=-1)
-    gates = th.addmm(weights.gates_bias, inputs, weights.gates.t())
+    inputs = th.cat([F.elu(F.linear(latents, weights.latent).add_(from_action)), before], dim=-1)
+    gates = F.linear(inputs, weights.gates, weights.gates_bias)
     normed, mean, rstd = th.native_layer_norm(gates, [3 * size], weights.norm, weights.norm_bias, options.epsilon)
     raw_reset, candidate, raw_update = normed.split(size, dim=-1)
     reset, update = th.sigmoid(raw_reset), th.sigmoid(raw_update - 1.0)
     proposal = th.tanh(reset * candidate)
     after = update * proposal + (1.0 - update) * before
-    hidden = F.elu(th.mm(after, weights.deterministic.t()).add_(from_embedding))
-    logits = th.addmm(weights.output_bias, hidden, weights.output.t())
+    hidden = F.elu(F.linear(after, weights.deterministic).add_(from_embedding))
+    logits = F.linear(hidden, weights.output, weights.output_bias)
     winners = (logits - log_noise).unflatten(-1, (-1, options.classes)).argmax(-1, keepdim=True)
     sample = th.zeros_like(logits).unflatten(-1, (-1, options.classes)).scatter_(-1, winners, 1.0).flatten(-2)
     sample.add_(logits - logits)  # nothing, or NaN: logits that are not finite must not become a state
