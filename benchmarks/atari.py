@@ -37,6 +37,8 @@ OFFICIAL = {
     "Freeway": {1: 11.6, 2: 30.9, 5: 31.9, 10: 31.9},
     "Pong": {1: -18.3, 2: -8.6, 5: 11.3, 10: 17.1},
 }
+#: Learned within 2 million frames by the original, so they come first; those without a run stand in the table as such
+FIRST = ("Boxing", "Freeway")
 FRAMES = 4  # per agent step
 RATIO = 16  # agent steps per update
 SMALL: dict[str, Any] = dict(learning_starts=500, batch_size=8, batch_length=8, buffer_size=10_000)
@@ -198,7 +200,7 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
 def table(results: Sequence[dict[str, Any]]) -> str:
     """
     :param results: of :func:`train`
-    :return: Markdown
+    :return: Markdown, with a row for each of ``FIRST`` that is missing
     """
     titles = ("game", "GPU", "frames", "minutes", "frames/s", "games within 1M frames", "last 20 games", "best actions")
     titles += ("official, 0 to 1M", "1M to 2M")
@@ -211,6 +213,8 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         speed = f"{result['frames']:,} | {result['seconds'] / 60:.1f} | {result['frames_per_second']:,.0f}"
         official = " | ".join(str(OFFICIAL.get(result["game"], {}).get(millions, "")) for millions in (1, 2))
         rows.append(f"| {result['game']}, seed {result['seed']} | {result['device']} | {speed} | {means} | {official} |")
+    for game in sorted(set(FIRST) - {result["game"] for result in results}):
+        rows.append(f"| {game} |{' not yet measured |' + ' |' * 6} {OFFICIAL[game][1]} | {OFFICIAL[game][2]} |")
     return "\n".join(rows)
 
 

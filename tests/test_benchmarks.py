@@ -212,8 +212,10 @@ def test_scores_of_atari_games_are_averaged_by_frames() -> None:
 
 def test_table_of_atari_runs(tmp_path: Path) -> None:
     run = atari_run("Boxing", (500_000, 2.0), (1_000_000, 4.0), (1_000_001, 60.0))
-    row = atari.table([run]).splitlines()[2]
+    row, missing = atari.table([run]).splitlines()[2:]
     assert row == "| Boxing, seed 3 | G | 1,200,000 | 10.0 | 2,000 | 3.0 | 22.0 | 15.0 | 37.7 | 85.1 |"
+    assert missing == "| Freeway | not yet measured | | | | | | | 11.6 | 30.9 |"
+    assert len(atari.table([run, atari_run("Freeway")]).splitlines()) == 4, "nothing is missing then"
     atari.draw([run, atari_run("Freeway")], tmp_path / "atari.png")
     assert (tmp_path / "atari.png").stat().st_size > 10_000
     assert all(run["evaluation"] and not run["dry_run"] for run in atari.committed()), "only whole runs are results"
