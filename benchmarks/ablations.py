@@ -5,7 +5,7 @@ The ablations of the DreamerV2 paper (table 2) and a sweep of the imagination ho
     python -m benchmarks.ablations --variants V2 --seeds 3
     python -m benchmarks.ablations --report             # table and figure of docs/ablations.md from the results
 
-Every variant changes one argument of the same agent. A run takes two to three minutes of one core.
+Every variant changes one argument of the same agent. A run takes one to four minutes of one core.
 """
 
 import argparse

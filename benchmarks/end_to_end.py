@@ -1,8 +1,8 @@
 """
 Does it learn? Small tasks from scratch on a CPU: ``python -m benchmarks.end_to_end TASK --seeds 0 1 2``.
 
-Every run is evaluated with 50 fresh episodes, deterministic actions, on an environment of its own. Results go to
-``benchmarks/results/end_to_end.json`` (one entry per task and seed), together with versions and the command.
+Every run is evaluated with 50 fresh episodes (CartPole-v1, a run of the zoo: 20), deterministic actions, on an environment of
+its own. Results go to ``benchmarks/results/end_to_end.json`` (one entry per task and seed), together with versions and commit.
 """
 
 import argparse
