@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 
 from sb3_dreamer.common.distributed import rank, world_size
@@ -21,6 +21,14 @@ from sb3_dreamer.dreamer_v2.dreamer_v2 import DreamerV2
 from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
 
 
+def called_by_event(callback: BaseCallback) -> bool:
+    """
+    :param callback: any
+    :return: whether it hears of nothing but events of another callback, in the middle of a step, and not of a training's end
+    """
+    return isinstance(callback.parent, EventCallback)
+
+
 class ResumableCheckpointCallback(BaseCallback):
     """
     Full checkpoints, from which ``DreamerV2.resume(folder, env)`` goes on: model, optimizers, buffer, counters, random states
@@ -28,6 +36,9 @@ class ResumableCheckpointCallback(BaseCallback):
 
     A buffer in memory is written as a whole each time; with ``replay_buffer_kwargs=dict(storage_path=...)`` it is on the disk
     already, and a checkpoint refers to it.
+
+    Inside of a callback that calls others at some event (``EveryNTimesteps``, ``EvalCallback(callback_on_new_best=...)``) it
+    looks at every event whether ``save_freq`` steps have passed: with 1 there is a checkpoint for each.
 
     :param save_freq: environment steps (over all environments) between checkpoints
     :param folder: of all checkpoints
@@ -46,16 +57,23 @@ class ResumableCheckpointCallback(BaseCallback):
         self.save_freq, self.folder, self.keep = save_freq, Path(folder), keep
         self._saved_at = 0
 
-    def _on_training_start(self) -> None:
-        self._saved_at = self.num_timesteps
+    def _init_callback(self) -> None:
+        if not isinstance(self.model, SequenceOffPolicyAlgorithm):
+            name = type(self.model).__name__
+            raise ValueError(f"ResumableCheckpointCallback is for DreamerV2, not {name}: SB3's CheckpointCallback fits that.")
+        if called_by_event(self) and world_size() > 1:
+            raise ValueError("Of several ranks all write checkpoints: give ResumableCheckpointCallback to learn() itself.")
+        self._saved_at = self.model.num_timesteps
         if rank() == 0:
-            set_aside(self.folder, self.num_timesteps)
+            set_aside(self.folder, self.model.num_timesteps)
 
     def _on_rollout_start(self) -> None:
         if self.model.num_timesteps - self._saved_at >= self.save_freq:
             self._save()
 
     def _on_step(self) -> bool:
+        if called_by_event(self):
+            self.model.when_stored(self._on_rollout_start)
         return True
 
     def _on_training_end(self) -> None:
@@ -77,7 +95,8 @@ class VideoPredictionCallback(BaseCallback):
     films of truth, model and error, in TensorBoard (as ``add_video`` writes them, without moviepy) and as files; all else
     becomes lines. Learning is not disturbed: the same run without the callback has the same bits.
 
-    In RL Zoo one line of YAML does it: ``callback: sb3_dreamer.callbacks.VideoPredictionCallback``.
+    In RL Zoo one line of YAML does it: ``callback: sb3_dreamer.callbacks.VideoPredictionCallback``. Inside of other callbacks
+    it works as :class:`ResumableCheckpointCallback` does.
 
     :param save_freq: environment steps (over all environments) between predictions; one more is made at the end
     :param folder: for the files; None is ``videos`` beside the monitor files (in RL Zoo the folder of the run), or in the
@@ -119,11 +138,11 @@ class VideoPredictionCallback(BaseCallback):
         self._made_at = 0
         self._problem: str | None = "no rollout has ended yet"
 
-    def _on_training_start(self) -> None:
+    def _init_callback(self) -> None:
         if not isinstance(self.model, SequenceOffPolicyAlgorithm):
             raise ValueError(f"VideoPredictionCallback shows world models, but {type(self.model).__name__} has none.")
         ObservationDecoder(self.model, self.keys or self.model.policy.world_model.decoder_keys)  # refuses unknown keys
-        self._made_at = self.num_timesteps
+        self._made_at = self.model.num_timesteps
         if "mp4" in self.formats and importlib.util.find_spec("moviepy") is None:
             raise ImportError("VideoPredictionCallback(formats=('mp4',)) needs moviepy: pip install moviepy, or take 'gif'.")
         self._folder = self._find_folder() if self.formats else None
@@ -148,6 +167,8 @@ class VideoPredictionCallback(BaseCallback):
             self._predict()
 
     def _on_step(self) -> bool:
+        if called_by_event(self):
+            self.model.when_stored(self._on_rollout_start)
         return True
 
     def _on_training_end(self) -> None:
@@ -167,6 +188,8 @@ class VideoPredictionCallback(BaseCallback):
             loop = open_loop(self.model, recording, *options, seed=self.model.seed or 0)
         except ValueError as error:  # too little experience yet, perhaps
             self._problem = str(error)
+            if called_by_event(self):  # which does not tell of the training's end
+                warnings.warn(f"VideoPredictionCallback has made no prediction: {error}")
             return
         self._problem = None
         try:

@@ -1,6 +1,7 @@
 """``--algo dreamer`` in rl_zoo3, which is imported in subprocesses only: it patches gymnasium for the whole process."""
 
 import inspect
+import pickle
 import re
 import sys
 import textwrap
@@ -386,6 +387,32 @@ def test_train_enjoy_continue_record_plot_report(site_folder: Path, tmp_path: Pa
     assert list((tmp_path / "videos").glob("*.mp4"))
     assert (run_folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     assert "trained agent: " in out and "best checkpoint: " in out and "learning_curve.png" in out
+
+
+NORMALIZED = """
+  normalize: true
+  callback:
+    - sb3_dreamer.callbacks.ResumableCheckpointCallback:
+        save_freq: 100
+        folder: checkpoints
+"""
+
+CONTINUE = f"""
+run("rl_zoo3.train", {COMMON}, "--conf-file", "tiny.yml", "--eval-freq", "-1")
+run("rl_zoo3.train", {COMMON}, "--conf-file", "tiny.yml", "-n", "60", "--eval-freq", "50", "--eval-episodes", "1",
+    "-i", "checkpoints/step_000000000200/model.zip")
+"""
+
+
+def test_continue_from_a_checkpoint_with_its_statistics(site_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yml").write_text(TINY + NORMALIZED)
+    out = run_python("-c", with_hook(site_folder, RUN + CONTINUE), cwd=tmp_path)
+    assert "Loading replay buffer" in out and out.count("Loading saved VecNormalize stats") == 2
+    counts = []
+    for number in (1, 2):
+        path = tmp_path / "logs" / "dreamer" / f"CartPole-v1_{number}" / "CartPole-v1" / "vecnormalize.pkl"
+        counts.append(pickle.loads(path.read_bytes()).obs_rms.count)
+    assert counts[0] == pytest.approx(201, abs=1) and counts[1] == pytest.approx(counts[0] + 61, abs=1)
 
 
 OPTIMIZE = f"""

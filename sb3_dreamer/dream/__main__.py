@@ -16,7 +16,7 @@ from sb3_dreamer.dream.model_card import write_card
 from sb3_dreamer.dream.plots import prediction_frames
 from sb3_dreamer.dream.recording import NO_EXPERIENCE, Recording, open_recording
 from sb3_dreamer.dream.rollout import open_loop
-from sb3_dreamer.dream.zoo_run import ZooRun, find_model, find_run
+from sb3_dreamer.dream.zoo_run import BUFFER, ZooRun, find_model, find_run
 from sb3_dreamer.dreamer_v2.dreamer_v2 import DreamerV2
 
 #: What ends a command with one line instead of a traceback
@@ -54,6 +54,8 @@ def open_model(args: argparse.Namespace) -> Opened:
     elif run is not None:
         env = run.make_env(seed=args.seed) if run.stats_path is not None or (source or run.buffer) is None else None
         source = source or run.buffer or env
+    elif source is None and (path.parent / BUFFER).exists():
+        source = path.parent / BUFFER
     if source is None:
         raise ValueError(NO_EXPERIENCE.format("there is none beside it") + " Here: --env ID or --replay-buffer FILE.")
     normalize = None

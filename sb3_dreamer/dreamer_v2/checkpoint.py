@@ -200,6 +200,15 @@ def restore_random_states(algorithm: "SequenceOffPolicyAlgorithm", path: Path) -
     algorithm.action_space.np_random.bit_generator.state = states["action_space"]
 
 
+def statistics_file(path: Path) -> Path:
+    """
+    :param path: of a checkpoint
+    :return: this rank's statistics of ``VecNormalize``, or those of rank 0 where it has none
+    """
+    own = file_of_rank(path / NORMALIZE)
+    return own if own.exists() else path / NORMALIZE
+
+
 def restore_normalization(path: Path, normalize: VecNormalize | None) -> None:
     """
     Give the environment's ``VecNormalize`` the statistics that it had.
@@ -213,7 +222,6 @@ def restore_normalization(path: Path, normalize: VecNormalize | None) -> None:
         said = ("with", "without") if has_file else ("without", "with")
         raise ValueError(f"{path} was made {said[0]} VecNormalize, but the environment comes {said[1]}: wrap it as before.")
     if normalize is not None:
-        own = file_of_rank(path / NORMALIZE)
-        saved = VecNormalize.load(str(own if own.exists() else path / NORMALIZE), normalize.venv)
+        saved = VecNormalize.load(str(statistics_file(path)), normalize.venv)
         for name in {"obs_rms", "ret_rms", "returns", "clip_obs", "clip_reward", "gamma", "epsilon"} & set(vars(saved)):
             setattr(normalize, name, getattr(saved, name))

@@ -29,8 +29,11 @@ SQUASHED_SPREAD = -6.0
 PAGE = "See https://github.com/sb3-dreamer/sb3-dreamer/blob/main/docs/troubleshooting.md."
 
 
-class NonFiniteError(FloatingPointError):
-    """Updates were skipped again and again, because something in them is not a finite number."""
+class NonFiniteError(FloatingPointError, ValueError):
+    """
+    Updates were skipped again and again, because something in them is not a finite number. A ``ValueError`` too, for which
+    rl_zoo3 ends a trial of a study, not the study.
+    """
 
 
 class UpdateGuard:

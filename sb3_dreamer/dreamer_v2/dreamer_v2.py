@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
@@ -227,12 +228,20 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
 
     # ------------------------------------------------------------------------------------------------------ setting up
 
+    @property  # type: ignore[override]  # an attribute in SB3
+    def action_noise(self) -> None:
+        """SB3's objects are not supported."""
+
+    @action_noise.setter
+    def action_noise(self, noise: ActionNoise | None) -> None:
+        if noise is not None:
+            raise TypeError("DreamerV2 takes no action_noise objects: exploration_noise is the amount of noise in actions.")
+
     def _setup_model(self) -> None:
         super()._setup_model()
         self._check_against_policy()
         self._guard = UpdateGuard(self.max_skipped_updates)
-        self._learning_rate_schedules: dict[str, Schedule] = {
-            "learning_rate": self.lr_schedule,
+        self._learning_rate_schedules: dict[str, Schedule] = {  # beside SB3's lr_schedule
             "actor_learning_rate": FloatSchedule(self.actor_learning_rate),  # type: ignore[arg-type]
             "critic_learning_rate": FloatSchedule(self.critic_learning_rate),  # type: ignore[arg-type]
         }
@@ -366,10 +375,8 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
     def _set_learning_rates(self, progress_remaining: float) -> dict[str, float]:
         """Set the optimizers' learning rates for a progress from 1 to 0; returns them by name."""
         progress_remaining = max(progress_remaining, 0.0)  # SB3 overshoots by up to a rollout
-        rates = {}
-        for (name, schedule), optimizers in zip(
-            self._learning_rate_schedules.items(), self.policy.optimizers_by_rate, strict=True
-        ):
+        rates, schedules = {}, {"learning_rate": self.lr_schedule, **self._learning_rate_schedules}
+        for (name, schedule), optimizers in zip(schedules.items(), self.policy.optimizers_by_rate, strict=True):
             rates[name] = schedule(progress_remaining)
             for optimizer in optimizers:
                 update_learning_rate(optimizer.optimizer, rates[name])

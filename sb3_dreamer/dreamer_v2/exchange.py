@@ -21,7 +21,7 @@ from sb3_dreamer.dreamer_v2.dreamer_v2 import DreamerV2
 from sb3_dreamer.dreamer_v2.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
 from sb3_dreamer.replay.files import atomic_file
 
-FORMAT = "1"
+FORMAT, SUFFIX = "1", "safetensors"
 POLICIES = {cls.__name__: cls for cls in (CnnPolicy, MlpPolicy, MultiInputPolicy, DreamerPolicy)}
 #: Constructor arguments that belong to a machine or a run, not to the agent
 LEFT_OUT = {"policy", "env", "device", "verbose", "seed", "tensorboard_log", "stats_window_size", "policy_kwargs"}
@@ -54,7 +54,7 @@ def export_model(model: DreamerV2, path: str | Path) -> None:
         "action_space": json.dumps(space_to_json(model.action_space)),
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.policy.state_dict().items()}
-    with atomic_file(path, "safetensors") as file:
+    with atomic_file(path, SUFFIX) as file:
         file.write(save(tensors, metadata=content))
 
 
@@ -62,14 +62,16 @@ def import_model(path: str | Path, env: GymEnv | None = None, device: th.device 
     """
     Read a file of :func:`export_model`; nothing in it can run, whoever wrote it.
 
-    :param path: of the file
+    :param path: of the file; the suffix may be left out
     :param env: to go on training in, with new optimizers; None to predict
     :param device: to load to
     :param kwargs: constructor arguments to change
     :return: the model
     :raises ValueError: if the file is damaged, of another kind or version, or does not fit the environment
     """
-    content, tensors = _read(Path(path))
+    path = Path(path)
+    path = Path(f"{path}.{SUFFIX}") if path.suffix == "" and not path.exists() else path
+    content, tensors = _read(path)
     try:
         arguments: dict[str, Any] = from_json(json.loads(content["arguments"]))
         policy_kwargs = from_json(json.loads(content["policy_kwargs"]))

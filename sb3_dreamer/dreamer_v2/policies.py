@@ -366,6 +366,8 @@ class DreamerPolicy(BasePolicy):
         starts = th.ones(n_envs, dtype=th.bool, device=self.device)
         return self.act(stored, self.initial_state(n_envs), starts, not deterministic, not deterministic).actions
 
+    forward = _predict  # as other policies of SB3 are called
+
 
 def has_float_image(space: spaces.Space) -> bool:
     """

@@ -79,7 +79,7 @@ def training_summary(algorithm: "SequenceOffPolicyAlgorithm", total_timesteps: i
             f"Replay{ranks}: {algorithm.buffer_size // world_size():,} steps take {bytes_full / GIGABYTE:.2f} GB {where} "
             f"when full ({filled * bytes_full / GIGABYTE:.2f} GB in this run)",
             f"Updates: {train_ratio_text(algorithm)}, each on {batch} of {algorithm.batch_length} steps, "
-            f"after {int(algorithm.learning_starts):,} random steps",
+            f"after {max(int(algorithm.learning_starts) - algorithm.num_timesteps, 0):,} random steps",
         ]
     )
 

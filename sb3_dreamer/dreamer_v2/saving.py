@@ -7,7 +7,7 @@ import pickle
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from inspect import signature
 from typing import Any, BinaryIO, TypeVar
 
@@ -22,6 +22,7 @@ from sb3_dreamer.dreamer_v2.policies import DreamerPolicy
 from sb3_dreamer.dreamer_v2.rank_files import file_of_rank, folder_of_rank, number_of_ranks, remove_others, taken_by
 from sb3_dreamer.replay.buffer import SequenceReplayBuffer
 from sb3_dreamer.replay.conversion import refill
+from sb3_dreamer.replay.disk_storage import MissingRecordsError
 from sb3_dreamer.replay.files import atomic_file, is_path
 
 SelfSaving = TypeVar("SelfSaving", bound="SavingAlgorithm")
@@ -40,6 +41,10 @@ class SavingAlgorithm(OffPolicyAlgorithm):
     _engine: Engine | None
     #: Whether it has learned behind ``VecNormalize``: the buffer holds what the environment gave
     behind_vec_normalize = False
+    #: Whether ``load`` was told where the records belong
+    _place_given = False
+    #: What callbacks want to be called between two steps
+    _when_stored: tuple[Callable[[], object], ...] = ()
 
     def require_statistics(self) -> None:
         """
@@ -51,6 +56,21 @@ class SavingAlgorithm(OffPolicyAlgorithm):
                 "observations and rewards. Load it with its environment: "
                 "load(path, VecNormalize.load('vecnormalize.pkl', env))."
             )
+
+    def when_stored(self, function: Callable[[], object]) -> None:
+        """
+        For callbacks that want the model as it is between two steps, not in one: after the step in progress is stored, and
+        the updates that follow it are made.
+
+        :param function: called once
+        """
+        if function not in self._when_stored:
+            self._when_stored = (*self._when_stored, function)
+
+    def _call_waiting(self) -> None:
+        waiting, self._when_stored = self._when_stored, ()
+        for function in waiting:
+            function()
 
     @property
     def engine(self) -> Engine:
@@ -71,7 +91,14 @@ class SavingAlgorithm(OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         derived = ["_engine", "_acting_state", "_metrics", "_check_learning", "_guard", "clock", "_step_in_flight", "_loading"]
-        return [*super()._excluded_save_params(), *derived, "_learning_rate_schedules", "_team"]
+        return [
+            *super()._excluded_save_params(),
+            *derived,
+            "_learning_rate_schedules",
+            "_team",
+            "_when_stored",
+            "_place_given",
+        ]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         optimizers = ["policy.optimizer", "policy.actor_optimizer.optimizer", "policy.critic_optimizer.optimizer"]
@@ -129,7 +156,9 @@ class SavingAlgorithm(OffPolicyAlgorithm):
         if unknown:
             warnings.warn(f"{cls.__name__}.load() was given unknown arguments, which have no effect: {sorted(unknown)}")
         check_model_file(path)
-        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        model._place_given = "replay_buffer_kwargs" in kwargs
+        return model
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """
@@ -153,8 +182,11 @@ class SavingAlgorithm(OffPolicyAlgorithm):
         """
         Load a saved buffer; if it does not fit, the present one is kept. The file is unpickled, which runs whatever a
         malicious file contains; a buffer on disk (``storage_path``, ``storage_resume``) is opened without. A buffer
-        of another number of environments is copied into the present one, episode by episode, and so are those of a run
-        with another number of ranks: with fewer ranks each takes several, with more of them the later ones take copies.
+        of another number of environments is copied into the present one, episode by episode, as is one that lies elsewhere
+        than the ``storage_path`` that was just given says, and so are those of a run with another number of ranks: with fewer
+        ranks each takes several, with more of them the later ones take copies.
+
+        What a buffer on disk has received since the file was written is out of sight, and lost when a step is added.
 
         :param path: of the file
         :param truncate_last_traj: not needed here: after loading every environment begins a new episode in the buffer
@@ -174,16 +206,16 @@ class SavingAlgorithm(OffPolicyAlgorithm):
                 present.reopen()
             raise
         buffer.device = self.device
-        if present is not None and buffer.n_envs != present.n_envs:
-            present = self._in_its_place(present, buffer)
-            dropped = refill(present, buffer)
-            self.replay_buffer = present
-            warnings.warn(
-                f"The loaded replay buffer is of {buffer.n_envs} environments, this model of {present.n_envs}: its episodes "
-                "were copied" + (f", but for the oldest {dropped} steps, for which there is no room." if dropped else ".")
-            )
+        if present is not None and (buffer.n_envs != present.n_envs or self._belongs_elsewhere(present, buffer)):
+            self._copy_buffer(present, buffer)
             return
         if present is not None:
+            level = None if buffer.storage_compression is None else buffer.storage_compression.level
+            if self._place_given and self.replay_buffer_kwargs.get("storage_compression") != level:
+                warnings.warn(
+                    f"The replay buffer in {buffer.storage_path} keeps its own storage_compression={level}. To change it, "
+                    "name a new folder: its episodes are copied there."
+                )
             if buffer.buffer_size != present.buffer_size:
                 warnings.warn(
                     f"The loaded replay buffer keeps its own size of {buffer.buffer_size * buffer.n_envs} steps, "
@@ -192,6 +224,26 @@ class SavingAlgorithm(OffPolicyAlgorithm):
             for option in ("prioritize_ends", "sample_running", "handle_timeout_termination"):  # the present choice holds
                 setattr(buffer, option, getattr(present, option))
         self.replay_buffer = buffer
+
+    def _belongs_elsewhere(self, present: SequenceReplayBuffer, loaded: SequenceReplayBuffer) -> bool:
+        """Whether the user has just said that the records go to another place than the one where they are."""
+        wanted = self.replay_buffer_kwargs.get("storage_path")
+        folder = None if wanted is None else str(pathlib.Path(folder_of_rank(wanted)).absolute())
+        return (self._place_given or present.storage_path is not None) and folder != loaded.storage_path
+
+    def _copy_buffer(self, present: SequenceReplayBuffer, loaded: SequenceReplayBuffer) -> None:
+        """Of another number of environments, or at another place."""
+        target = self._in_its_place(present, loaded)
+        dropped = refill(target, loaded)
+        self.replay_buffer = target
+        places = [buffer.storage_path or "memory" for buffer in (loaded, target)]
+        where = f"in {places[0]}, that of this model in {places[1]}"
+        if loaded.n_envs != target.n_envs:
+            where = f"of {loaded.n_envs} environments, this model of {target.n_envs}"
+        warnings.warn(
+            f"The loaded replay buffer is {where}: its episodes were copied"
+            + (f", but for the oldest {dropped} steps, for which there is no room." if dropped else ".")
+        )
 
     def _in_its_place(self, present: SequenceReplayBuffer, loaded: SequenceReplayBuffer) -> SequenceReplayBuffer:
         """The buffer to copy into: on disk if that is where it belongs, and a loaded model has not opened its folder yet."""
@@ -204,7 +256,8 @@ class SavingAlgorithm(OffPolicyAlgorithm):
                 f"The replay buffer in {folder} is of {loaded.n_envs} environments, this model has {present.n_envs}. To copy "
                 "its episodes, name a new folder: load(path, env, replay_buffer_kwargs=dict(storage_path='...'))."
             )
-        return self._make_replay_buffer(self.replay_buffer_kwargs)  # type: ignore[attr-defined]
+        # Its folder must be new: what else it may hold would be lost
+        return self._make_replay_buffer({**self.replay_buffer_kwargs, "storage_resume": False})  # type: ignore[attr-defined]
 
     def _read_buffer(self, path: Any) -> SequenceReplayBuffer:
         """A buffer of these spaces from a file."""
@@ -333,6 +386,8 @@ def unpickle(path: str | pathlib.Path | io.BufferedIOBase, verbose: int = 0) -> 
         return pickle.load(file)
     except (OSError, MemoryError):
         raise
+    except MissingRecordsError as error:
+        raise MissingRecordsError(f"{path} is whole, but its records are not there. {error}") from error
     except Exception as error:  # pickle raises anything
         if isinstance(error, ValueError) and str(path) in str(error):
             raise

@@ -2,9 +2,10 @@
 
 import math
 import pathlib
-from copy import deepcopy
+import warnings
 from typing import Any, TypeVar
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
@@ -25,6 +26,7 @@ from sb3_dreamer.common.observations import check_observation_space
 from sb3_dreamer.common.preprocessing import NumpyObs, action_blocks, decode_actions, encode_actions, scale_actions
 from sb3_dreamer.dreamer_v2.checkpoint import BUFFER, MODEL, find_checkpoint, restore_normalization, restore_random_states
 from sb3_dreamer.dreamer_v2.diagnostics import LearningCheck
+from sb3_dreamer.dreamer_v2.originals import arrived_observations, check_wrappers, original_observations
 from sb3_dreamer.dreamer_v2.policies import ActingState, DreamerPolicy
 from sb3_dreamer.dreamer_v2.rank_files import folder_of_rank
 from sb3_dreamer.dreamer_v2.reporting import (
@@ -38,6 +40,12 @@ from sb3_dreamer.dreamer_v2.team import Team, team_of
 from sb3_dreamer.replay.buffer import SequenceReplayBuffer
 
 SelfSequence = TypeVar("SelfSequence", bound="SequenceOffPolicyAlgorithm")
+
+#: Arguments of the buffer that are given elsewhere
+NOT_OF_THE_BUFFER = dict.fromkeys(("batch_length", "buffer_size", "device"), "an argument of the algorithm")
+NOT_OF_THE_BUFFER |= {"image_size": "one of policy_kwargs", "n_envs": "the number of environments"}
+NOT_OF_THE_BUFFER |= {"float_images": "decided by policy_kwargs=dict(normalize_images=...)"}
+NOT_OF_THE_BUFFER |= {"optimize_memory_usage": "needless, since every frame is stored once anyway"}
 
 
 class SequenceOffPolicyAlgorithm(SavingAlgorithm):
@@ -73,10 +81,8 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
                 f"but {self.replay_buffer_class.__name__} was given."
             )
         given = self.replay_buffer_kwargs
-        places = {"batch_length": "an argument of the algorithm", "image_size": "one of policy_kwargs"}
-        places["float_images"] = "decided by policy_kwargs=dict(normalize_images=...)"
-        for name in set(places) & set(given):
-            raise ValueError(f"{name} is {places[name]}, not of replay_buffer_kwargs, which are {given}.")
+        for name in set(NOT_OF_THE_BUFFER) & set(given):
+            raise ValueError(f"{name} is {NOT_OF_THE_BUFFER[name]}, not of replay_buffer_kwargs, which are {given}.")
         # A subclass of the policy may have an image_size of its own, which is known only once it is built; a folder is not
         # touched by a model that is only loaded
         in_memory = {name: value for name, value in given.items() if not name.startswith("storage_")}
@@ -120,9 +126,10 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         """As in SB3, but spaces that we do not take are refused by name, before SB3 fails on them without one."""
-        check_observation_space(env.observation_space)
-        if isinstance(env.action_space, spaces.Box):
-            action_blocks(env.action_space)
+        if isinstance(env, gym.Env | VecEnv):  # SB3 says what else it is
+            check_observation_space(env.observation_space)
+            if isinstance(env.action_space, spaces.Box):
+                action_blocks(env.action_space)
         return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def _check_options(self) -> None:
@@ -154,7 +161,7 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         :param folder: of :class:`~sb3_dreamer.callbacks.ResumableCheckpointCallback`, or one of its checkpoints
         :param env: wrapped as before; a ``VecNormalize`` gets its statistics back
         :param device: to load to
-        :param kwargs: constructor arguments to change
+        :param kwargs: constructor arguments to change; a ``seed`` begins anew what else goes on: the random numbers
         :return: the model; of several ranks each with its own buffer and random states, for another number of ranks see
             :meth:`load_replay_buffer`
         :raises FileNotFoundError: if there is no checkpoint
@@ -164,7 +171,10 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         model = cls.load(path / MODEL, env, device, **kwargs)
         model.load_replay_buffer(path / BUFFER)
         restore_normalization(path, model.get_vec_normalize_env())
-        restore_random_states(model, path)
+        if kwargs.get("seed") is None:
+            restore_random_states(model, path)
+        else:
+            model.set_random_seed(kwargs["seed"])
         return model
 
     # ------------------------------------------------------------------------------------------------------- collecting
@@ -179,6 +189,7 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
     ) -> tuple[int, BaseCallback]:
         if self._step_in_flight:  # an exception came between a step and its storing: nobody knows where the env stands
             self._last_obs, self._step_in_flight = None, False
+        self._when_stored = ()
         waits_for_folder = "storage_path" in self.replay_buffer_kwargs and self.replay_buffer.storage_path is None
         if waits_for_folder and self.replay_buffer.num_records == 0:  # of a loaded model, given no other buffer since
             self.replay_buffer = self._make_replay_buffer({**self.replay_buffer_kwargs, "storage_resume": True})
@@ -188,9 +199,13 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         reset = reset_num_timesteps or self._last_obs is None
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         assert self.env is not None
+        if self.behind_vec_normalize and self._vec_normalize_env is None:
+            warnings.warn("This model has learned behind VecNormalize, but goes on without: it sees other units than before.")
         self.behind_vec_normalize = self._vec_normalize_env is not None
         if reset:
-            self._last_original_obs = self._original_observations(self._last_obs)  # type: ignore[arg-type, assignment]
+            seen: Any = self._last_obs
+            self._last_original_obs = original_observations(self._vec_normalize_env, seen)  # type: ignore[assignment]
+            check_wrappers(self._vec_normalize_env, seen, self._last_original_obs)  # type: ignore[arg-type]
         if reset or self._acting_state is None:
             self._acting_state = self.policy.initial_state(self.env.num_envs)
             self._last_episode_starts = np.ones((self.env.num_envs,), dtype=bool)
@@ -237,7 +252,9 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
             raise ValueError("total_timesteps must be a number, but is nan.")
         steps = int(total_timesteps) if math.isfinite(total_timesteps) else total_timesteps
         with team_of(self, total_timesteps=steps, reset_num_timesteps=reset_num_timesteps):
-            return super().learn(steps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)  # type: ignore[arg-type]
+            super().learn(steps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)  # type: ignore[arg-type]
+            self._call_waiting()
+        return self
 
     def train_offline(self: SelfSequence, n_updates: float, log_interval: int | None = 100) -> SelfSequence:
         """
@@ -274,6 +291,7 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
         """As in SB3, but the step after which a callback stops is stored too: the next ``learn`` goes on from it."""
+        self._call_waiting()
         try:
             rollout = super().collect_rollouts(*args, **kwargs)
         except (EOFError, ConnectionError) as error:
@@ -349,17 +367,9 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         infos: list[dict[str, Any]],
     ) -> None:
         """As in SB3, but frames may be transposed or stacked outside of a ``VecNormalize`` that leaves them alone."""
-        originals, normalize = self._original_observations(new_obs), self._vec_normalize_env
-        next_obs = deepcopy(originals) if np.any(dones) else originals
-        for i in np.flatnonzero(dones):
-            last = infos[i].get("terminal_observation")
-            if last is None:
-                continue
-            last = last if normalize is None else normalize.unnormalize_obs(last)
-            pairs = [(next_obs[key], last[key]) for key in next_obs] if isinstance(next_obs, dict) else [(next_obs, last)]
-            for target, value in pairs:
-                off = target.dtype.kind in "biu" and np.asarray(value).dtype.kind == "f"  # by the rounding of VecNormalize
-                target[i] = np.rint(value) if off else value  # type: ignore[arg-type]
+        normalize = self._vec_normalize_env
+        originals = original_observations(normalize, new_obs)
+        next_obs = arrived_observations(normalize, originals, dones, infos)
         rewards = reward if normalize is None else normalize.get_original_reward()
         replay_buffer.add(self._last_original_obs, next_obs, buffer_action, rewards, dones, infos)  # type: ignore[arg-type]
         normalizer = self.engine.collector.world_model.normalizer
@@ -369,16 +379,6 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         self._last_obs, self._last_original_obs = new_obs, originals  # type: ignore[assignment]
         self._last_episode_starts = np.array(dones, dtype=bool)
         self._step_in_flight = False
-
-    def _original_observations(self, observations: NumpyObs) -> NumpyObs:
-        """What the environment's wrappers give, but for the parts that ``VecNormalize`` changes."""
-        normalize = self._vec_normalize_env
-        if normalize is None or not normalize.norm_obs:
-            return observations
-        originals = normalize.get_original_obs()
-        if isinstance(observations, dict):
-            return observations | {key: originals[key] for key in normalize.norm_obs_keys or ()}  # type: ignore[call-overload]
-        return originals
 
     def dump_logs(self) -> None:
         """Write the means of all updates since the last time to the logger, beside what SB3 logs; on rank 0 alone."""

@@ -12,7 +12,7 @@ has the zero action. Environments end their episodes at different times, hence o
 """
 
 from bisect import bisect_left
-from importlib.resources import files
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,11 @@ from sb3_dreamer.common.observations import OBSERVATION_KEY
 from sb3_dreamer.common.preprocessing import ImageSize, NumpyObs, action_dim
 from sb3_dreamer.common.type_aliases import SequenceBatch
 from sb3_dreamer.replay.disk_storage import DiskStorage
+from sb3_dreamer.replay.pickling import restore, state_of
 from sb3_dreamer.replay.records import OBSERVATION_PREFIX, RecordFormat
 from sb3_dreamer.replay.rows import Compression
 from sb3_dreamer.replay.storage import RamStorage
 from sb3_dreamer.replay.windows import RecordRange, draw_windows, usable_length
-
-PICKLE_FORMAT = 2
 
 
 class SequenceReplayBuffer(ReplayBuffer):
@@ -320,39 +319,21 @@ class SequenceReplayBuffer(ReplayBuffer):
             raise ValueError("The replay buffer does not fit the algorithm: " + "; ".join(differences) + ".")
 
     def __getstate__(self) -> dict[str, Any]:
-        # Format and storage are made anew: the rows in use are all that has to be written, or where they are
-        if isinstance(self._storage, DiskStorage):
-            self._storage.flush()
-            records: Any = {"written": self._written.tolist()}
-        else:
-            records = self._storage.pack(self._rows().tolist())
-        attributes = {name: value for name, value in self.__dict__.items() if name not in ("_format", "_storage")}
-        attributes["device"] = str(self.device)
-        return {
-            "format": PICKLE_FORMAT,
-            "package_version": files("sb3_dreamer").joinpath("version.txt").read_text().strip(),
-            "attributes": attributes,
-            "records": records,
-        }
+        return state_of(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if state.get("format") != PICKLE_FORMAT:
+        restore(self, state)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SequenceReplayBuffer":
+        if self.storage_path is not None:
             raise ValueError(
-                f"This replay buffer has format {state.get('format')} (sb3_dreamer {state.get('package_version')}), "
-                f"expected format {PICKLE_FORMAT}."
+                f"The replay buffer in {self.storage_path} cannot be copied, since two would write into one folder. Save the "
+                "model and its buffer, and load them with replay_buffer_kwargs=dict(storage_path='another folder')."
             )
-        self.__dict__.update({"storage_compression": None, **state["attributes"]})
-        self.device = get_device(self.device)  # the CPU, if it was saved on a GPU that is not here
-        self._starting = np.ones(self.n_envs, dtype=bool)  # whoever goes on with it has reset the environments
-        if self.storage_path is not None and not Path(self.storage_path, "format.json").exists():
-            raise ValueError(f"The records of this replay buffer are in {self.storage_path}, but there is no such buffer.")
-        self._make_storage(resume=True)
-        if isinstance(self._storage, RamStorage):
-            self._storage.unpack(state["records"])
-        else:
-            self._storage.truncate(state["records"]["written"])
-            self._start_counting()
-            self._take_over_counts()
+        memo[id(self)] = copied = type(self).__new__(type(self))
+        copied.__setstate__(deepcopy(self.__getstate__(), memo))
+        copied._starting = self._starting.copy()
+        return copied
 
     def append(self, envs: np.ndarray, records: dict[str, np.ndarray]) -> None:
         """

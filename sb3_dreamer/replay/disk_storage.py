@@ -24,7 +24,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from sb3_dreamer.replay.files import atomic_file
+from sb3_dreamer.replay.files import atomic_file, lock_folder
 from sb3_dreamer.replay.rows import CompressedRows, Compression, PlainRows, read_at, write_at
 from sb3_dreamer.replay.storage import Field
 
@@ -34,6 +34,10 @@ FLAGS = ("done", "timeout", "episode_start")
 
 #: Folders that this process has open: whoever opens one again takes it over
 _OPEN: WeakValueDictionary[Path, "DiskStorage"] = WeakValueDictionary()
+
+
+class MissingRecordsError(ValueError):
+    """The folder no longer holds the records that a file refers to."""
 
 
 class DiskStorage:
@@ -51,6 +55,8 @@ class DiskStorage:
     :raises ValueError: if the folder holds something else, another layout, or damaged files
     :raises ImportError: if they are to be compressed and the package ``zstandard`` is missing
     """
+
+    _hidden: np.ndarray | None = None  # records of each ring, if the newest are out of sight
 
     def __init__(
         self,
@@ -94,7 +100,7 @@ class DiskStorage:
         before = _OPEN.get(self.folder)
         if before is not None:
             before.close()
-        self._lock = _lock(self.folder)
+        self._lock = lock_folder(self.folder)
         _OPEN[self.folder] = self
         try:
             if not exists:
@@ -134,6 +140,8 @@ class DiskStorage:
         """
         if self.closed:
             raise ValueError(f"The replay buffer in {self.folder} has been closed, or opened again by another one.")
+        if self._hidden is not None:
+            self.truncate(self.written.tolist())
         if self._unflushed + len(envs) > self.flush_interval:
             self.flush()
         for env in envs.tolist():
@@ -181,7 +189,7 @@ class DiskStorage:
 
     def flush(self) -> None:
         """Bring everything written so far to the disk."""
-        if self._unflushed == 0:
+        if self._unflushed == 0 or self._hidden is not None:
             return
         for env in range(self._n_envs):
             self._rows.settle(env, int(self.written[env]))
@@ -200,7 +208,7 @@ class DiskStorage:
         for name, descriptor in self._files.items():
             os.ftruncate(descriptor, 0)
             os.ftruncate(descriptor, self._sizes[name])
-        self.written[:], self.first[:], self._unflushed = 0, 0, 1
+        self.written[:], self.first[:], self._unflushed, self._hidden = 0, 0, 1, None
         self._rows.open(self._files, self.written)
         self.flush()
 
@@ -209,20 +217,41 @@ class DiskStorage:
         Forget the newest records.
 
         :param written: records of each ring that are kept, counted since the first ever written
-        :raises ValueError: if a ring holds fewer
+        :raises MissingRecordsError: if a ring holds fewer
         """
-        wanted = np.asarray(written, dtype=np.int64)
-        if wanted.shape != self.written.shape or np.any(wanted > self.written):
-            raise ValueError(f"{self.folder} holds {self.written.tolist()} records, expected at least {list(written)}.")
+        before = self._hide(written)
         for env in range(self._n_envs):
-            self._rows.cut(env, int(self.first[env]), int(wanted[env]))
-        before, self.written, self._unflushed = self.written, wanted.copy(), 1
-        self.first = np.minimum(self.first, self.written)
-        self.flush()
-        # Whole as they are, they would count again behind the records that take their places
-        for env, number in ((e, n) for e in range(self._n_envs) for n in range(int(wanted[e]), int(before[e]))):
-            place = (env * self._capacity + number % self._capacity) * INDEX.itemsize
-            write_at(self._files["index.bin"], bytes(INDEX.itemsize), place)
+            self._rows.cut(env, int(self.first[env]), int(self.written[env]))
+        self._unflushed, self._hidden = 1, None
+        try:
+            self.flush()
+            # Whole as they are, they would count again behind the records that take their places
+            for env, number in ((e, n) for e in range(self._n_envs) for n in range(int(self.written[e]), int(before[e]))):
+                place = (env * self._capacity + number % self._capacity) * INDEX.itemsize
+                write_at(self._files["index.bin"], bytes(INDEX.itemsize), place)
+        except OSError:
+            self._hidden = before  # to be tried again
+            raise
+
+    def hide(self, written: Sequence[int]) -> None:
+        """
+        Leave the newest records out of sight. They stay on the disk until one is written in their place.
+
+        :param written: see :meth:`truncate`
+        :raises MissingRecordsError: likewise
+        """
+        before = self._hide(written)
+        self._hidden = before if np.any(before > self.written) else None
+
+    def _hide(self, written: Sequence[int]) -> np.ndarray:
+        held, wanted = self.written if self._hidden is None else self._hidden, np.array(written, dtype=np.int64)
+        if wanted.shape != held.shape or np.any(wanted > held):
+            raise MissingRecordsError(
+                f"The replay buffer in {self.folder} ends at record {held.tolist()}, before {wanted.tolist()}: training has "
+                "gone on from an earlier state, whose records took the place of these."
+            )
+        self.written, self.first = wanted, np.minimum(self.first, wanted)
+        return held
 
     def flags(self, env: int) -> np.ndarray:
         """
@@ -359,21 +388,6 @@ def _read_format(folder: Path) -> dict[str, Any]:
         version = found.get("format") if isinstance(found, dict) else found
         raise ValueError(f"{path} has format {version!r}, expected {FORMAT}: another version of sb3_dreamer wrote it.")
     return found
-
-
-def _lock(folder: Path) -> int | None:
-    """An exclusive lock that ends with the process, where the system has such locks."""
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise ValueError(f"The replay buffer in {folder} is in use by another buffer or process.") from error
-    return descriptor
 
 
 def _sync(descriptor: int) -> None:

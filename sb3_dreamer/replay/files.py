@@ -52,6 +52,27 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def lock_folder(folder: Path) -> int | None:
+    """
+    An exclusive lock that ends with the process.
+
+    :param folder: of a replay buffer
+    :return: descriptor that holds it until it is closed; None where the system has no such locks
+    :raises ValueError: if another one has it
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise ValueError(f"The replay buffer in {folder} is in use by another buffer or process.") from error
+    return descriptor
+
+
 def is_path(target: object) -> bool:
     """
     :param target: what a user gave to ``save``

@@ -13,6 +13,7 @@ import inspect
 import io
 import os
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -100,6 +101,7 @@ def _extend_manager(module: ModuleType) -> None:
     manager._preprocess_hyperparams = _with_our_conventions(manager._preprocess_hyperparams)
     manager.read_hyperparameters = _with_our_sections(manager.read_hyperparameters)
     manager.objective = _with_section_of_trials(manager.objective)
+    manager._maybe_normalize = _with_statistics_of_checkpoints(manager._maybe_normalize)
     share_the_work(manager, ALGO)
 
 
@@ -212,6 +214,33 @@ def _with_section_of_trials(objective: Callable[..., float]) -> Callable[..., fl
             return objective(self, trial)
         finally:
             section_policy_kwargs.reset(token)
+
+    return wrapper
+
+
+def _with_statistics_of_checkpoints(normalize: Callable[..., Any]) -> Callable[..., Any]:
+    """
+    rl_zoo3 looks for the statistics of ``VecNormalize`` where it puts them itself, in a folder named like the environment. A
+    checkpoint has them beside the model.
+
+    :param normalize: ``ExperimentManager._maybe_normalize``
+    :return: the same, with the statistics of the checkpoint from which a run goes on
+    """
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    from sb3_dreamer.dreamer_v2.checkpoint import CONTENTS, statistics_file
+
+    @functools.wraps(normalize)
+    def wrapper(self: Any, env: Any, eval_env: bool) -> Any:
+        folder = Path(self.trained_agent).parent
+        path = statistics_file(folder)
+        if self.algo != ALGO or not self.trained_agent or not (folder / CONTENTS).exists() or not path.exists():
+            return normalize(self, env, eval_env)
+        print("Loading saved VecNormalize stats")
+        env = VecNormalize.load(str(path), env)
+        if eval_env:
+            env.training = env.norm_reward = False
+        return env
 
     return wrapper
 
