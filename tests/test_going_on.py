@@ -63,7 +63,7 @@ def test_looking_at_an_older_checkpoint_changes_nothing(level: int | None, tmp_p
     again.learn(30, reset_num_timesteps=False)
     assert len(rewards(again)) > len(seen) + 30 and rewards(again)[: len(seen)] == seen
     del again
-    with pytest.raises(MissingRecordsError, match="is whole, but its records are not there.*training has gone on from an"):
+    with pytest.raises(MissingRecordsError, match=r"is whole, but its records are not there.*training has gone on from an"):
         DreamerV2.resume(new, make_env())
 
 
