@@ -41,8 +41,8 @@ def check_wrappers(normalize: VecNormalize | None, observations: NumpyObs, origi
             raise ValueError(
                 f"The observations{name} have shape {np.shape(original)[1:]} in VecNormalize, but {np.shape(seen)[1:]} after "
                 "the wrappers outside of it, such as VecFrameStack. Put VecNormalize around them. In RL Zoo, where "
-                "frame_stack comes around normalize, leave one of them out: policy_kwargs=dict(normalize_observations=True) normalises, "
-                "and the latent state remembers."
+                "frame_stack comes around normalize, leave one of them out: "
+                "policy_kwargs=dict(normalize_observations=True) normalises, and the latent state remembers."
             )
 
 
