@@ -61,8 +61,6 @@ class ResumableCheckpointCallback(BaseCallback):
         if not isinstance(self.model, SequenceOffPolicyAlgorithm):
             name = type(self.model).__name__
             raise ValueError(f"ResumableCheckpointCallback is for DreamerV2, not {name}: SB3's CheckpointCallback fits that.")
-        if called_by_event(self) and world_size() > 1:
-            raise ValueError("Of several ranks all write checkpoints: give ResumableCheckpointCallback to learn() itself.")
         self._saved_at = self.model.num_timesteps
         if rank() == 0:
             set_aside(self.folder, self.model.num_timesteps)

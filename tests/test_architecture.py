@@ -16,9 +16,9 @@ ROOMS: dict[str, tuple[str, str]] = {
     ),
     "world_model": ("latents convolutions encoders decoders scan rssm world_model", "common"),
     "behavior": ("actors actor_critic exploration", "common"),
-    "replay": ("files rows storage disk_storage records windows pickling buffer conversion", "common"),
+    "replay": ("files rows storage index disk_storage records windows pickling buffer conversion", "common"),
     "dreamer_v2": (
-        "networks policies reporting diagnostics update graphs engine rank_files saving checkpoint agreement team "
+        "networks policies reporting diagnostics update graphs engine rank_files saved_files saving checkpoint agreement team "
         "originals sequence_algorithm dreamer_v2 exchange",
         "common world_model behavior replay",
     ),

@@ -279,6 +279,81 @@ def test_truncated_records_do_not_come_back(more: int, kind: Compression | None,
     check(last)
 
 
+class Kill(BaseException):
+    """Ends a process between two writes, or in one."""
+
+
+def kill_at(moment: int, random: np.random.Generator, patch: pytest.MonkeyPatch) -> None:
+    """The ``moment``-th write ends somewhere in its middle, and everything with it."""
+    write, left = os.pwrite, [moment]
+
+    def pwrite(descriptor: int, content: bytes, offset: int) -> int:
+        left[0] -= 1
+        if left[0] < 0:
+            write(descriptor, content[: int(random.integers(len(content)))], offset)
+            raise Kill
+        return write(descriptor, content, offset)
+
+    patch.setattr(os, "pwrite", pwrite)
+
+
+@KINDS
+@pytest.mark.parametrize("seed", range(20))
+def test_any_order_of_writing_hiding_and_kills(
+    seed: int, kind: Compression | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is seen is what was written last under its number; what was hidden comes back only if nothing took its place."""
+    random = np.random.default_rng(seed)
+    size = [FIELDS, 1, int(random.integers(5, 40)), tmp_path, "", True, kind, int(random.integers(1, 12))]
+    target, contents, serial = DiskStorage(*size), [], 0  # type: ignore[arg-type, var-annotated]
+
+    def look() -> None:
+        first, end = int(target.first[0]), int(target.written[0])
+        assert first <= lowest, "none is lost"
+        found = [int(target.read(np.array([0]), np.array([n % size[2]]), 1)["number"][0, 0, 0]) for n in range(first, end)]
+        assert found == contents[first:end] and target.damaged() == []
+
+    lowest = 0
+    for _ in range(60):
+        killed = False
+        with monkeypatch.context() as patch:
+            if random.random() < 0.3:
+                kill_at(int(random.integers(12)), random, patch)
+            before = list(contents)
+            try:
+                if random.random() < 0.25:
+                    kept = int(random.integers(len(contents) + 1))
+                    target.hide([kept])
+                    before, contents = contents, contents[:kept]
+                for _ in range(int(random.integers(1, 9))):
+                    serial += 1
+                    record = {"number": np.full((1, 4), serial), **{n: np.zeros(1, bool) for n in disk_storage.FLAGS}}
+                    target.write(np.array([0]), np.array([len(contents) % size[2]]), record)
+                    contents, before = [*contents, serial], []
+                    lowest = max(lowest, len(contents) - size[2])
+            except Kill:
+                killed = True
+        if killed or random.random() < 0.2:
+            (target.close_without_flush if killed else target.close)()
+            target = DiskStorage(*size)  # type: ignore[arg-type]
+            count = int(target.written[0])
+            hidden = before[len(contents) :]  # they may be there again, or the record in the making
+            newest = (
+                target.read(np.array([0]), np.array([(count - 1) % size[2]]), 1)["number"][0, 0, 0]
+                if count > target.first[0]
+                else 0
+            )
+            hidden = [serial] if killed and count == len(contents) + 1 and newest == serial else hidden
+            assert len(contents) <= count <= len(contents) + len(hidden)
+            contents = [*contents, *hidden][:count]
+            overwriting = (
+                count + target.flush_interval + 1 - size[2]
+            )  # rows of the oldest, which the end may have found half written
+            assert target.first[0] <= max(lowest, overwriting)
+            lowest = max(lowest, int(target.first[0]))
+        look()
+
+
 @KINDS
 def test_a_full_disk_is_one_error_and_loses_nothing(
     kind: Compression | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -19,8 +19,10 @@ from sb3_dreamer.dream.__main__ import main as dream
 from sb3_dreamer.dreamer_v2.checkpoint import checkpoints
 from sb3_dreamer.dreamer_v2.diagnostics import NonFiniteError
 from sb3_dreamer.dreamer_v2.exchange import export_model, import_model
+from sb3_dreamer.dreamer_v2.policies import MlpPolicy
 from sb3_dreamer.dreamer_v2.reporting import training_summary
-from sb3_dreamer.replay.disk_storage import MissingRecordsError
+from sb3_dreamer.dreamer_v2.team import refuse_inner
+from sb3_dreamer.replay.files import StorageError
 from tests.small import SMALL, SMALL_POLICY, VECTOR, RandomEnv
 
 
@@ -63,7 +65,7 @@ def test_looking_at_an_older_checkpoint_changes_nothing(level: int | None, tmp_p
     again.learn(30, reset_num_timesteps=False)
     assert len(rewards(again)) > len(seen) + 30 and rewards(again)[: len(seen)] == seen
     del again
-    with pytest.raises(MissingRecordsError, match=r"is whole, but its records are not there.*training has gone on from an"):
+    with pytest.raises(StorageError, match=r"refers to records on the disk.*has \[\d+\] records, fewer than .*gone on"):
         DreamerV2.resume(new, make_env())
 
 
@@ -82,6 +84,80 @@ def test_records_that_were_overwritten_are_counted_in_a_warning(tmp_path: Path) 
     assert rewards(model) == newest[:left]
     model.load_replay_buffer(tmp_path / "late.pkl")
     assert rewards(model) == newest
+
+
+def test_a_checkpoint_whose_records_were_replaced_is_refused_however_many_there_are(tmp_path: Path) -> None:
+    model = make(**on_disk(tmp_path / "records"))
+    model.learn(200, callback=ResumableCheckpointCallback(100, tmp_path / "all", keep=None))
+    old, new = checkpoints(tmp_path / "all")
+    del model
+    again = DreamerV2.resume(old, make_env())
+    again.learn(150, reset_num_timesteps=False)
+    with pytest.raises(StorageError, match="has other records than this file refers to"):
+        again.load_replay_buffer(new / "replay_buffer.pkl")
+    again.learn(10, reset_num_timesteps=False)
+
+
+def test_loading_one_buffer_after_another_touches_neither(tmp_path: Path) -> None:
+    wholes = []
+    for name, steps in (("a", 60), ("b", 100)):
+        model = make(**on_disk(tmp_path / name))
+        model.learn(steps)
+        model.save_replay_buffer(tmp_path / f"{name}.pkl")
+        model.learn(40, reset_num_timesteps=False)
+        model.save_replay_buffer(tmp_path / f"{name}_late.pkl")
+        wholes.append(rewards(model))
+        del model
+    model = make()
+    for name in ("a", "a_late", "a", "b", "b_late", "a_late"):
+        model.load_replay_buffer(tmp_path / f"{name}.pkl")
+        whole = wholes[name.startswith("b")]
+        assert rewards(model) == (whole if "late" in name else whole[: len(rewards(model))])
+        assert len(rewards(model)) > 50
+    with pytest.raises(FileNotFoundError):
+        model.load_replay_buffer(tmp_path / "c.pkl")
+    (tmp_path / "b").rename(tmp_path / "gone")
+    model.load_replay_buffer(tmp_path / "a.pkl")
+    held = rewards(model)
+    with pytest.raises(StorageError, match=r"b.pkl refers to records on the disk. The records .* there is no such buffer"):
+        model.load_replay_buffer(tmp_path / "b.pkl")
+    assert rewards(model) == held, "the present one is kept, with the newer records out of sight"
+
+
+def test_a_folder_with_records_is_not_filled_with_others(tmp_path: Path) -> None:
+    source = make()
+    source.learn(60)
+    source.save_replay_buffer(tmp_path / "memory.pkl")
+    source.save(tmp_path / "model")
+    model = make(**on_disk(tmp_path / "records"))
+    model.learn(40)
+    whole = rewards(model)
+    del model
+    for again in (
+        lambda: make(**on_disk(tmp_path / "records", storage_resume=True)),
+        lambda: DreamerV2.load(tmp_path / "model", make_env(), **on_disk(tmp_path / "records", storage_resume=True)),
+    ):
+        model = again()
+        with pytest.raises(ValueError, match=f"holds a replay buffer of {len(whole)} records already, which a copy would"):
+            model.load_replay_buffer(tmp_path / "memory.pkl")
+        del model
+    model = make(**on_disk(tmp_path / "records", storage_resume=True))
+    assert rewards(model) == whole
+
+
+def test_the_same_folder_by_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = make(replay_buffer_kwargs=dict(storage_path="records"))
+    model.learn(40, callback=ResumableCheckpointCallback(20, tmp_path / "all"))
+    whole = rewards(model)
+    del model
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert rewards(DreamerV2.resume(tmp_path / "all", make_env())) == whole, "the folder was given when it was made"
+    for name in (tmp_path / "link" / "records", Path("../records")):
+        assert rewards(DreamerV2.resume(tmp_path / "all", make_env(), **on_disk(name))) == whole
+    assert not any((tmp_path / "elsewhere").iterdir())
 
 
 def test_a_folder_has_one_writer(tmp_path: Path) -> None:
@@ -155,6 +231,16 @@ def test_checkpoints_of_the_best_and_films_at_events(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "films").iterdir()] == ["prediction_50_steps.png"]
 
 
+def test_what_all_ranks_do_is_not_called_by_one(tmp_path: Path) -> None:
+    inner = ResumableCheckpointCallback(1, tmp_path)
+    best = EvalCallback(DummyVecEnv([make_env]), inner)
+    for given in (EveryNTimesteps(5, inner), [CallbackList([EveryNTimesteps(5, CallbackList([inner]))])], [best]):
+        with pytest.raises(ValueError, match="All ranks take part in ResumableCheckpointCallback: give it to learn"):
+            refuse_inner(given)
+    refuse_inner([inner, EveryNTimesteps(5, VideoPredictionCallback()), lambda *_: True])
+    refuse_inner(None)
+
+
 def test_checkpoints_are_not_for_every_algorithm(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="ResumableCheckpointCallback is for DreamerV2, not PPO"):
         PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8).learn(8, ResumableCheckpointCallback(1, tmp_path))
@@ -207,12 +293,21 @@ def test_noise_objects_are_refused_afterwards_too() -> None:
     assert model.action_noise is None
 
 
+class Doubled(MlpPolicy):
+    """Another ``_predict``."""
+
+    def _predict(self, observation: Any, deterministic: bool = False) -> th.Tensor:
+        return 2.0 * super()._predict(observation, deterministic)
+
+
 def test_policies_can_be_called() -> None:
     model = make()
     observations = th.rand(2, 3)
     actions = model.policy(observations, deterministic=True)
     assert actions.shape == (2, 3) and actions.sum(-1).tolist() == [1.0, 1.0]
     assert th.equal(actions, model.policy._predict(observations, deterministic=True))
+    doubled = DreamerV2(Doubled, make_env(), policy_kwargs=SMALL_POLICY, **SMALL)
+    assert doubled.policy(observations, deterministic=True).sum(-1).tolist() == [2.0, 2.0]
 
 
 def test_exported_files_are_found_without_their_suffix(tmp_path: Path) -> None:

@@ -366,7 +366,9 @@ class DreamerPolicy(BasePolicy):
         starts = th.ones(n_envs, dtype=th.bool, device=self.device)
         return self.act(stored, self.initial_state(n_envs), starts, not deterministic, not deterministic).actions
 
-    forward = _predict  # as other policies of SB3 are called
+    def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        """:meth:`_predict`, by the name that other policies of SB3 have for it."""
+        return self._predict(observation, deterministic)
 
 
 def has_float_image(space: spaces.Space) -> bool:

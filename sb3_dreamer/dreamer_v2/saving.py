@@ -5,32 +5,28 @@ import os
 import pathlib
 import pickle
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable
 from inspect import signature
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.save_util import open_path, save_to_pkl
+from stable_baselines3.common.save_util import save_to_pkl
 from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_dreamer.common.distributed import rank, world_size
 from sb3_dreamer.dreamer_v2.engine import Engine, EngineOptions
 from sb3_dreamer.dreamer_v2.policies import DreamerPolicy
 from sb3_dreamer.dreamer_v2.rank_files import file_of_rank, folder_of_rank, number_of_ranks, remove_others, taken_by
+from sb3_dreamer.dreamer_v2.saved_files import TRAILER, ChecksumWriter, check_model_file, unpickle, with_suffix
 from sb3_dreamer.replay.buffer import SequenceReplayBuffer
 from sb3_dreamer.replay.conversion import refill
-from sb3_dreamer.replay.disk_storage import MissingRecordsError
 from sb3_dreamer.replay.files import atomic_file, is_path
 
 SelfSaving = TypeVar("SelfSaving", bound="SavingAlgorithm")
 
 #: Names that SB3's tools write into every model that they load, see rl_zoo3's ``enjoy``
 WRITTEN_BY_TOOLS = {"lr_schedule", "clip_range", "n_envs"}
-#: After the pickle of a buffer: this and the CRC-32 of the pickle. SB3's own reader stops before it
-TRAILER = b"sb3_dreamer replay buffer crc32 "
 
 
 class SavingAlgorithm(OffPolicyAlgorithm):
@@ -201,14 +197,13 @@ class SavingAlgorithm(OffPolicyAlgorithm):
             path = file_of_rank(named) if world_size() > 1 else path
         try:
             buffer = self._read_buffer(path)
+            buffer.device = self.device
+            if present is not None and (buffer.n_envs != present.n_envs or self._belongs_elsewhere(buffer)):
+                return self._copy_buffer(present, buffer)
         except BaseException:
             if present is not None:
                 present.reopen()
             raise
-        buffer.device = self.device
-        if present is not None and (buffer.n_envs != present.n_envs or self._belongs_elsewhere(present, buffer)):
-            self._copy_buffer(present, buffer)
-            return
         if present is not None:
             level = None if buffer.storage_compression is None else buffer.storage_compression.level
             if self._place_given and self.replay_buffer_kwargs.get("storage_compression") != level:
@@ -225,11 +220,14 @@ class SavingAlgorithm(OffPolicyAlgorithm):
                 setattr(buffer, option, getattr(present, option))
         self.replay_buffer = buffer
 
-    def _belongs_elsewhere(self, present: SequenceReplayBuffer, loaded: SequenceReplayBuffer) -> bool:
+    def _belongs_elsewhere(self, loaded: SequenceReplayBuffer) -> bool:
         """Whether the user has just said that the records go to another place than the one where they are."""
+        return self._place_given and not _same_folder(self._folder(), loaded.storage_path)
+
+    def _folder(self) -> str | None:
+        """Where ``replay_buffer_kwargs`` puts the records of this rank."""
         wanted = self.replay_buffer_kwargs.get("storage_path")
-        folder = None if wanted is None else str(pathlib.Path(folder_of_rank(wanted)).absolute())
-        return (self._place_given or present.storage_path is not None) and folder != loaded.storage_path
+        return None if wanted is None else str(folder_of_rank(wanted))
 
     def _copy_buffer(self, present: SequenceReplayBuffer, loaded: SequenceReplayBuffer) -> None:
         """Of another number of environments, or at another place."""
@@ -247,17 +245,23 @@ class SavingAlgorithm(OffPolicyAlgorithm):
 
     def _in_its_place(self, present: SequenceReplayBuffer, loaded: SequenceReplayBuffer) -> SequenceReplayBuffer:
         """The buffer to copy into: on disk if that is where it belongs, and a loaded model has not opened its folder yet."""
-        wanted = self.replay_buffer_kwargs.get("storage_path")
-        if wanted is None or present.storage_path is not None:
-            return present
-        folder = pathlib.Path(folder_of_rank(wanted)).absolute()
-        if str(folder) == loaded.storage_path:
+        folder, make = self._folder(), self._make_replay_buffer  # type: ignore[attr-defined]
+        if folder is None:  # a folder that another file has brought with it keeps what it holds
+            return present if present.storage_path is None else make(self.replay_buffer_kwargs)
+        if _same_folder(folder, loaded.storage_path):
             raise ValueError(
                 f"The replay buffer in {folder} is of {loaded.n_envs} environments, this model has {present.n_envs}. To copy "
                 "its episodes, name a new folder: load(path, env, replay_buffer_kwargs=dict(storage_path='...'))."
             )
-        # Its folder must be new: what else it may hold would be lost
-        return self._make_replay_buffer({**self.replay_buffer_kwargs, "storage_resume": False})  # type: ignore[attr-defined]
+        target = present
+        if not _same_folder(folder, present.storage_path):
+            target = make({**self.replay_buffer_kwargs, "storage_resume": True})
+        if target.num_records > 0:
+            raise ValueError(
+                f"{folder} holds a replay buffer of {target.num_records} records already, which a copy would replace. Name a "
+                "new folder, or delete it if it is of an earlier copy; to go on with it, do not load another buffer."
+            )
+        return target
 
     def _read_buffer(self, path: Any) -> SequenceReplayBuffer:
         """A buffer of these spaces from a file."""
@@ -274,8 +278,12 @@ class SavingAlgorithm(OffPolicyAlgorithm):
         said = f"Rank {me} of {size}: the replay buffers were saved by {saved} ranks"
         if "storage_path" in self.replay_buffer_kwargs:  # its folder may be in use, and too large for memory
             if me < saved:
-                self.replay_buffer = self._read_buffer(file_of_rank(path))
-                self.replay_buffer.device = self.device
+                loaded = self._read_buffer(file_of_rank(path))
+                loaded.device = self.device
+                if self._belongs_elsewhere(loaded):
+                    self._copy_buffer(self.replay_buffer, loaded)
+                else:
+                    self.replay_buffer = loaded
             warnings.warn(f"{said}, on disk: " + ("its own is taken." if me < saved else "this one begins with an empty one."))
             return
         taken = taken_by(me, size, saved)
@@ -287,111 +295,5 @@ class SavingAlgorithm(OffPolicyAlgorithm):
         )
 
 
-def with_suffix(path: Any) -> pathlib.Path:
-    """
-    :param path: of a buffer's file
-    :return: the same, with the suffix that SB3 appends where there is none
-    """
-    path = pathlib.Path(path)
-    return path if path.suffix else pathlib.Path(f"{path}.pkl")
-
-
-class ChecksumWriter:
-    """
-    A file that is written through, with the checksum of everything that was.
-
-    :param file: to write
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self.value = file, 0
-
-    def write(self, content: Any) -> int:
-        """
-        :param content: bytes, or a buffer of them
-        :return: number of bytes
-        """
-        self.value = zlib.crc32(content, self.value)
-        return self._file.write(content)
-
-
-def check_model_file(path: str | pathlib.Path | io.BufferedIOBase) -> None:
-    """
-    Read all of a model file, whose parts have checksums.
-
-    :param path: of the file; the suffix may be left out
-    :raises ValueError: if it is no model file, or not a whole one
-    :raises FileNotFoundError: if there is none
-    """
-    file = open_path(path, "r", suffix="zip") if not is_path(path) or not os.path.isdir(path) else None  # type: ignore[arg-type]
-    if file is None:
-        raise ValueError(f"{path} is a folder, not a model file.")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()
-            missing = {"data", "policy.pth"} - set(archive.namelist())
-    except Exception as error:  # zipfile raises anything
-        raise ValueError(f"{path} is not a whole model file (truncated or of another kind): {error}") from error
-    finally:
-        if file is not path:
-            file.close()
-        else:
-            file.seek(0)
-    if damaged is not None:
-        raise ValueError(f"{path} is damaged: its part '{damaged}' does not fit its checksum.")
-    if missing:
-        # The front part of a model file still is a zip file, since it holds others
-        raise ValueError(f"{path} is not a whole model file (truncated or of another kind): it has no {sorted(missing)}.")
-
-
-def check_buffer_file(file: BinaryIO, path: Any) -> None:
-    """
-    Compare a buffer file with its checksum.
-
-    :param file: open, at its beginning; is there again afterwards
-    :param path: for the error's text
-    :raises ValueError: if it is no buffer file, or not a whole one
-    """
-    length = len(TRAILER) + 4
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - length))
-    trailer = file.read()
-    file.seek(0)
-    if not trailer.startswith(TRAILER):
-        raise ValueError(f"{path} is not a whole replay buffer file (truncated or of another kind): it has no checksum.")
-    left, value = size - length, 0
-    while left > 0:
-        content = file.read(min(left, 1 << 24))
-        value, left = zlib.crc32(content, value), left - len(content)
-    file.seek(0)
-    if value != int.from_bytes(trailer[-4:], "little"):
-        raise ValueError(f"{path} is damaged: its content does not fit its checksum.")
-
-
-def unpickle(path: str | pathlib.Path | io.BufferedIOBase, verbose: int = 0) -> Any:
-    """
-    SB3's ``load_from_pkl`` with one kind of error for whatever a damaged file makes of Python, and no file left open.
-
-    :param path: of the file; the suffix may be left out
-    :param verbose: 2 tells the path
-    :return: what the file holds
-    :raises ValueError: if it is damaged
-    """
-    if is_path(path) and os.path.isdir(path):  # type: ignore[arg-type]
-        raise ValueError(f"{path} is a folder, not a replay buffer file.")
-    file: Any = open_path(path, "r", verbose=verbose, suffix="pkl")
-    try:
-        if file is not path:
-            check_buffer_file(file, path)
-        return pickle.load(file)
-    except (OSError, MemoryError):
-        raise
-    except MissingRecordsError as error:
-        raise MissingRecordsError(f"{path} is whole, but its records are not there. {error}") from error
-    except Exception as error:  # pickle raises anything
-        if isinstance(error, ValueError) and str(path) in str(error):
-            raise
-        raise ValueError(f"{path} is not a whole replay buffer file (truncated or of another kind): {error}") from error
-    finally:
-        if file is not path:
-            file.close()
+def _same_folder(first: str | None, second: str | None) -> bool:
+    return (None if first is None else os.path.realpath(first)) == (None if second is None else os.path.realpath(second))

@@ -94,7 +94,7 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         on_disk = given != in_memory and not self._loading
         if on_disk or any(getattr(self.replay_buffer, name) != value for name, value in layout.items()):
             self.replay_buffer = self._make_replay_buffer(given if on_disk else in_memory)
-        self._loading = False
+        self._loading, self._place_given = False, on_disk
         self._engine = None
         self._metrics = MetricAverager()
         self._check_learning = LearningCheck(self.action_space, is_squashed(self.policy.behavior.actor))

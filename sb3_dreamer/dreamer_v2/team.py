@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, EventCallback
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFrequencyUnit
 
@@ -106,7 +106,9 @@ class Team:
         """
         :param given: to ``learn``
         :return: what runs on this rank: on rank 0 everything, on the others what has ``every_rank = True``
+        :raises ValueError: if something of the latter is called by another callback, which runs on rank 0 alone
         """
+        refuse_inner(given)
         return TeamCallback(given if self.ranks.rank == 0 else on_every_rank(given), self)
 
     @property
@@ -242,6 +244,24 @@ def on_every_rank(given: MaybeCallback) -> list[BaseCallback]:
         elif getattr(one, "every_rank", False):
             found.append(one)  # type: ignore[arg-type]
     return found
+
+
+def refuse_inner(given: Any) -> None:
+    """
+    :param given: to ``learn``
+    :raises ValueError: if a callback that has parts on all ranks is called by one that has not
+    """
+    several = given if isinstance(given, list) else given.callbacks if isinstance(given, CallbackList) else [given]
+    for one in several:
+        if isinstance(one, CallbackList):
+            refuse_inner(one)
+        for inner in vars(one).values() if isinstance(one, EventCallback) else ():
+            if not isinstance(inner, BaseCallback) or inner is one.parent:
+                continue
+            for found in on_every_rank(inner):
+                name = type(found).__name__
+                raise ValueError(f"All ranks take part in {name}: give it to learn() itself, not to {type(one).__name__}.")
+            refuse_inner(inner)
 
 
 class TeamCallback(BaseCallback):

@@ -358,7 +358,10 @@ class SequenceReplayBuffer(ReplayBuffer):
     def reopen(self) -> None:
         """Take back the folder that another buffer of this process has opened in the meantime."""
         if isinstance(self._storage, DiskStorage) and self._storage.closed:
+            written = self._written.tolist()
             self._make_storage(resume=True)
+            assert isinstance(self._storage, DiskStorage)
+            self._storage.hide(written)
             self._start_counting()
             self._take_over_counts()
 

@@ -13,6 +13,7 @@ memory. After a kill at any moment every record counts whose index entry fits it
 checked for whatever was written since the last flush.
 """
 
+import contextlib
 import json
 import os
 import zlib
@@ -24,20 +25,16 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from sb3_dreamer.replay.files import atomic_file, lock_folder
-from sb3_dreamer.replay.rows import CompressedRows, Compression, PlainRows, read_at, write_at
+from sb3_dreamer.replay.files import StorageError, atomic_file, lock_folder
+from sb3_dreamer.replay.index import FLAGS, INDEX, RecordIndex
+from sb3_dreamer.replay.rows import CompressedRows, Compression, PlainRows
 from sb3_dreamer.replay.storage import Field
 
 FORMAT = 1
-INDEX = np.dtype([("number", "<i8"), ("checksum", "<u4"), ("flags", "u1"), ("unused", "u1", (3,))])
-FLAGS = ("done", "timeout", "episode_start")
+OTHERS = "than this file refers to: training has gone on from an earlier state, and its records took the place of these."
 
 #: Folders that this process has open: whoever opens one again takes it over
 _OPEN: WeakValueDictionary[Path, "DiskStorage"] = WeakValueDictionary()
-
-
-class MissingRecordsError(ValueError):
-    """The folder no longer holds the records that a file refers to."""
 
 
 class DiskStorage:
@@ -56,7 +53,8 @@ class DiskStorage:
     :raises ImportError: if they are to be compressed and the package ``zstandard`` is missing
     """
 
-    _hidden: np.ndarray | None = None  # records of each ring, if the newest are out of sight
+    _lock: int | None = None
+    _hidden: tuple[np.ndarray, np.ndarray] | None = None  # number of records and the oldest, if the newest are out of sight
 
     def __init__(
         self,
@@ -81,6 +79,7 @@ class DiskStorage:
             "layout": layout,
             "compression": None,
         }
+        self._index = RecordIndex(n_envs, capacity)
         self._rows = PlainRows(self._row, n_envs, capacity)
         if compression is not None:
             self._rows = CompressedRows(self._row, n_envs, capacity, compression, max(self.flush_interval, n_envs))
@@ -89,11 +88,10 @@ class DiskStorage:
         self.first = np.zeros(n_envs, dtype=np.int64)  # the oldest that is whole
         self._unflushed = 0
         self._files: dict[str, int] = {}
-        self._lock: int | None = None
         self.folder.mkdir(parents=True, exist_ok=True)
         exists = (self.folder / "format.json").exists()
         if exists and not resume:
-            raise ValueError(
+            raise StorageError(
                 f"{self.folder} holds a replay buffer already. Set storage_resume=True to go on with it, or name another "
                 "folder."
             )
@@ -138,8 +136,7 @@ class DiskStorage:
         :param records: one array (n, *shape) for every field
         :raises OSError: if the disk is full; none of the records counts then
         """
-        if self.closed:
-            raise ValueError(f"The replay buffer in {self.folder} has been closed, or opened again by another one.")
+        self._check_open()
         if self._hidden is not None:
             self.truncate(self.written.tolist())
         if self._unflushed + len(envs) > self.flush_interval:
@@ -148,25 +145,29 @@ class DiskStorage:
             self._rows.settle(env, int(self.written[env]))
         before = self.written.copy()
         try:
-            self._append(envs, positions, records)
+            self._append(envs, records)
         except OSError:
             self.written = before
+            with contextlib.suppress(OSError):
+                for env in (env for env in envs.tolist() if self._index.has(env, int(before[env]))):
+                    self._index.erase(env, int(before[env]))
             raise
         self._unflushed += len(envs)
 
-    def _append(self, envs: np.ndarray, positions: np.ndarray, records: Mapping[str, np.ndarray]) -> None:
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError(f"The replay buffer in {self.folder} has been closed, or opened again by another one.")
+
+    def _append(self, envs: np.ndarray, records: Mapping[str, np.ndarray]) -> None:
         rows = np.empty(len(envs), dtype=self._row)
         for name in self._row.names or ():
             rows[name] = records[name]
         flags = sum(records[name].astype(np.uint8) << bit for bit, name in enumerate(FLAGS))
-        for row, flag, env, position in zip(rows, np.asarray(flags), envs.tolist(), positions.tolist(), strict=True):
-            content, place = row.tobytes(), env * self._capacity + position
-            number = int(self.written[env])
-            entry = np.zeros((), dtype=INDEX)
-            entry["number"], entry["checksum"], entry["flags"] = number, checksum(content, number, int(flag)), flag
+        for row, flag, env in zip(rows, np.asarray(flags), envs.tolist(), strict=True):
+            content, number = row.tobytes(), int(self.written[env])
             self.first[env] = max(self.first[env], number + 1 - self._capacity)
             self._rows.write(env, number, content)
-            write_at(self._files["index.bin"], entry.tobytes(), place * INDEX.itemsize)
+            self._index.write(env, number, content, int(flag))
             self.written[env] += 1
 
     def read(self, envs: np.ndarray, starts: np.ndarray, length: int) -> dict[str, np.ndarray]:
@@ -205,6 +206,7 @@ class DiskStorage:
 
     def clear(self) -> None:
         """Forget all records."""
+        self._check_open()
         for name, descriptor in self._files.items():
             os.ftruncate(descriptor, 0)
             os.ftruncate(descriptor, self._sizes[name])
@@ -217,48 +219,56 @@ class DiskStorage:
         Forget the newest records.
 
         :param written: records of each ring that are kept, counted since the first ever written
-        :raises MissingRecordsError: if a ring holds fewer
+        :raises StorageError: if a ring holds fewer
         """
         before = self._hide(written)
-        for env in range(self._n_envs):
-            self._rows.cut(env, int(self.first[env]), int(self.written[env]))
         self._unflushed, self._hidden = 1, None
         try:
-            self.flush()
-            # Whole as they are, they would count again behind the records that take their places
-            for env, number in ((e, n) for e in range(self._n_envs) for n in range(int(self.written[e]), int(before[e]))):
-                place = (env * self._capacity + number % self._capacity) * INDEX.itemsize
-                write_at(self._files["index.bin"], bytes(INDEX.itemsize), place)
+            self.flush()  # first of all: from here on a kill at any moment leaves a smaller or a larger part, in order
+            for env, (first, count, more) in enumerate(zip(self.first, self.written, before[0], strict=True)):
+                self._rows.cut(env, int(first), int(count))
+                # Whole as they are, they would count again behind the records that take their places
+                for number in reversed(range(max(int(count), int(more) - self._capacity), int(more))):
+                    self._index.erase(env, number)
         except OSError:
             self._hidden = before  # to be tried again
             raise
 
-    def hide(self, written: Sequence[int]) -> None:
+    def hide(self, written: Sequence[int], newest: Sequence[int] | None = None) -> None:
         """
         Leave the newest records out of sight. They stay on the disk until one is written in their place.
 
         :param written: see :meth:`truncate`
-        :raises MissingRecordsError: likewise
+        :param newest: what :meth:`newest` was then
+        :raises StorageError: if a ring holds fewer records, or others
         """
         before = self._hide(written)
-        self._hidden = before if np.any(before > self.written) else None
+        self._hidden = before if np.any(before[0] > self.written) else None
+        if newest is not None and any(now not in (0, then) for now, then in zip(self.newest(), newest, strict=True)):
+            raise StorageError(f"The replay buffer in {self.folder} has other records {OTHERS}")
 
-    def _hide(self, written: Sequence[int]) -> np.ndarray:
-        held, wanted = self.written if self._hidden is None else self._hidden, np.array(written, dtype=np.int64)
+    def newest(self) -> list[int]:
+        """
+        :return: checksum of the newest record of each ring, which tells whether these are still the same records; 0 if there
+            is none, or it has been overwritten
+        """
+        return [self._index.checksum(env, int(count) - 1) for env, count in enumerate(self.written)]
+
+    def _hide(self, written: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        self._check_open()
+        held, first = (self.written, self.first) if self._hidden is None else self._hidden
+        wanted = np.array(written, dtype=np.int64)
         if wanted.shape != held.shape or np.any(wanted > held):
-            raise MissingRecordsError(
-                f"The replay buffer in {self.folder} ends at record {held.tolist()}, before {wanted.tolist()}: training has "
-                "gone on from an earlier state, whose records took the place of these."
-            )
-        self.written, self.first = wanted, np.minimum(self.first, wanted)
-        return held
+            raise StorageError(f"The replay buffer in {self.folder} has {held.tolist()} records, fewer {OTHERS}")
+        self.written, self.first = wanted, np.minimum(first, wanted)
+        return held, first
 
     def flags(self, env: int) -> np.ndarray:
         """
         :param env: a ring
         :return: done, timeout and episode start of its records in the order of their numbers, (records, 3) bool
         """
-        entries = self._entries(env, np.arange(self.first[env], self.written[env]))
+        entries = self._index.entries(env, np.arange(self.first[env], self.written[env]))
         return (entries["flags"][:, None] >> np.arange(len(FLAGS), dtype=np.uint8) & 1).astype(bool)
 
     def damaged(self) -> list[tuple[int, int]]:
@@ -298,7 +308,7 @@ class DiskStorage:
 
     @property
     def _sizes(self) -> dict[str, int]:
-        return {**self._rows.sizes, "index.bin": INDEX.itemsize * self._n_envs * self._capacity}
+        return {**self._rows.sizes, "index.bin": self._index.size}
 
     def _create(self) -> None:
         """Sparse files: the disk gives room when a row is written. The format comes last, which makes the folder a buffer."""
@@ -315,15 +325,16 @@ class DiskStorage:
         different = [name for name, value in self._format.items() if found.get(name) != value]
         if different:
             texts = [f"{name}: the folder has {found.get(name)}, expected {self._format[name]}" for name in different]
-            raise ValueError(f"The replay buffer in {self.folder} does not fit: " + "; ".join(texts) + ".")
+            raise StorageError(f"The replay buffer in {self.folder} does not fit: " + "; ".join(texts) + ".")
         for name, size in self._sizes.items():
             path = self.folder / name
             held = path.stat().st_size if path.exists() else 0
             if held != size or not path.exists():
-                raise ValueError(f"{path} is damaged: it has {held} bytes, expected {size}.")
+                raise StorageError(f"{path} is damaged: it has {held} bytes, expected {size}.")
             self._files[name] = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
         flushed = self._flushed_counts()
         self._rows.open(self._files, flushed)
+        self._index.open(self._files["index.bin"])
         self._recover(flushed)
         self._unflushed = int((self.written - flushed).sum())
 
@@ -332,50 +343,33 @@ class DiskStorage:
         content = path.read_bytes() if path.exists() else b""
         counts, check = content[:-4], content[-4:]
         if len(counts) != 8 * self._n_envs or zlib.crc32(counts).to_bytes(4, "little") != check:
-            raise ValueError(f"{path} is damaged: it has {len(content)} bytes that do not fit their checksum.")
+            raise StorageError(f"{path} is damaged: it has {len(content)} bytes that do not fit their checksum.")
         return np.frombuffer(counts, "<i8").astype(np.int64)
 
     def _recover(self, flushed: np.ndarray) -> None:
         """Count what was written after the last flush, and leave out old records that were being overwritten."""
         for env in range(self._n_envs):
             count = int(flushed[env])
+            for number, content in self._rows.cut_off(env, count):  # by a truncation that was not finished
+                if not self._is_whole(env, number) and self._index.fits(env, number, content):
+                    self._rows.write(env, number, content)
             while count < flushed[env] + self._capacity and self._is_whole(env, count):
                 count += 1
-            numbers = np.arange(max(0, count - self._capacity), count)
-            other = np.flatnonzero(self._entries(env, numbers)["number"] != numbers)  # overwritten by what was truncated
-            oldest = int(numbers[other[-1]]) + 1 if len(other) else max(0, count - self._capacity)
+            oldest = self._index.oldest(env, count)
             # The rows after the newest record, those of the oldest, may hold pieces of records that never counted
             for number in range(oldest, min(count + self.flush_interval + 1 - self._capacity, count)):
                 if not self._is_whole(env, number):
                     oldest = number + 1
             self.written[env], self.first[env] = count, oldest
-
-    def _entries(self, env: int, numbers: np.ndarray) -> np.ndarray:
-        """Index entries in the places of some records, all of one ring."""
-        start = env * self._capacity * INDEX.itemsize
-        ring = np.frombuffer(read_at(self._files["index.bin"], self._capacity * INDEX.itemsize, start), INDEX)
-        return ring[numbers % self._capacity]
+            self._index.erase_others(env, oldest, count)
 
     def _is_whole(self, env: int, number: int) -> bool:
-        place = env * self._capacity + number % self._capacity
-        entry = np.frombuffer(read_at(self._files["index.bin"], INDEX.itemsize, place * INDEX.itemsize), INDEX)[0]
-        if entry["number"] != number or entry["checksum"] == 0:
+        if not self._index.has(env, number):
             return False
         try:
-            content = self._rows.read(env, number, 1).tobytes()
+            return self._index.fits(env, number, self._rows.read(env, number, 1).tobytes())
         except ValueError:  # of a chunk
             return False
-        return bool(entry["checksum"] == checksum(content, number, int(entry["flags"])))
-
-
-def checksum(content: bytes, number: int, flags: int) -> int:
-    """
-    :param content: of a record
-    :param number: of the record in its ring
-    :param flags: of its index entry
-    :return: CRC-32 of all of them, never 0, which an unwritten entry has
-    """
-    return zlib.crc32(number.to_bytes(8, "little") + bytes([flags]), zlib.crc32(content)) or 1
 
 
 def _read_format(folder: Path) -> dict[str, Any]:
@@ -383,10 +377,10 @@ def _read_format(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or missing: {error}.") from error
+        raise StorageError(f"{path} is damaged or missing: {error}.") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         version = found.get("format") if isinstance(found, dict) else found
-        raise ValueError(f"{path} has format {version!r}, expected {FORMAT}: another version of sb3_dreamer wrote it.")
+        raise StorageError(f"{path} has format {version!r}, expected {FORMAT}: another version of sb3_dreamer wrote it.")
     return found
 
 

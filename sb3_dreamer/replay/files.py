@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+class StorageError(ValueError):
+    """The folder of a replay buffer is in use, damaged, of another kind, or without the records that a file refers to."""
+
+
 @contextmanager
 def atomic_file(path: str | Path, suffix: str = "") -> Iterator[BinaryIO]:
     """
@@ -58,7 +62,7 @@ def lock_folder(folder: Path) -> int | None:
 
     :param folder: of a replay buffer
     :return: descriptor that holds it until it is closed; None where the system has no such locks
-    :raises ValueError: if another one has it
+    :raises StorageError: if another one has it
     """
     try:
         import fcntl
@@ -69,7 +73,7 @@ def lock_folder(folder: Path) -> int | None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
-        raise ValueError(f"The replay buffer in {folder} is in use by another buffer or process.") from error
+        raise StorageError(f"The replay buffer in {folder} is in use by another buffer or process.") from error
     return descriptor
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from stable_baselines3.common.utils import get_device
 
-from sb3_dreamer.replay.disk_storage import DiskStorage, MissingRecordsError
+from sb3_dreamer.replay.disk_storage import DiskStorage
+from sb3_dreamer.replay.files import StorageError
 from sb3_dreamer.replay.storage import RamStorage
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def state_of(buffer: "SequenceReplayBuffer") -> dict[str, Any]:
     """
     if isinstance(buffer._storage, DiskStorage):
         buffer._storage.flush()
-        records: Any = {"written": buffer._written.tolist()}
+        records: Any = {"written": buffer._written.tolist(), "newest": buffer._storage.newest()}
     else:
         records = buffer._storage.pack(buffer._rows().tolist())
     attributes = {name: value for name, value in buffer.__dict__.items() if name not in ("_format", "_storage")}
@@ -45,7 +46,7 @@ def restore(buffer: "SequenceReplayBuffer", state: dict[str, Any]) -> None:
     :param buffer: without attributes
     :param state: of :func:`state_of`
     :raises ValueError: if another version made it
-    :raises MissingRecordsError: if the folder has lost what it had then
+    :raises StorageError: if the folder cannot be used, or has lost what it had then
     """
     if state.get("format") != PICKLE_FORMAT:
         raise ValueError(
@@ -56,15 +57,13 @@ def restore(buffer: "SequenceReplayBuffer", state: dict[str, Any]) -> None:
     buffer.device = get_device(buffer.device)  # the CPU, if it was saved on a GPU that is not here
     buffer._starting = np.ones(buffer.n_envs, dtype=bool)  # whoever goes on with it has reset the environments
     if buffer.storage_path is not None and not Path(buffer.storage_path, "format.json").exists():
-        raise MissingRecordsError(
-            f"The records of this replay buffer are in {buffer.storage_path}, but there is no such buffer."
-        )
+        raise StorageError(f"The records of this replay buffer are in {buffer.storage_path}, but there is no such buffer.")
     held = buffer.num_records
     buffer._make_storage(resume=True)
     if isinstance(buffer._storage, RamStorage):
         buffer._storage.unpack(state["records"])
         return
-    buffer._storage.hide(state["records"]["written"])
+    buffer._storage.hide(state["records"]["written"], state["records"].get("newest"))
     buffer._start_counting()
     buffer._take_over_counts()
     if buffer.num_records < held:

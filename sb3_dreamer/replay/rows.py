@@ -117,6 +117,16 @@ class PlainRows:
         :param written: number of records that are kept
         """
 
+    def cut_off(self, env: int, written: int) -> list[tuple[int, bytes]]:
+        """
+        What :meth:`cut` may have been about to do when the process ended.
+
+        :param env: a ring
+        :param written: number of its records
+        :return: number and content of records that may be missing in their rows
+        """
+        return []
+
     def _place(self, env: int, number: int) -> int:
         return (env * self._capacity + number % self._capacity) * self._row.itemsize
 
@@ -234,6 +244,22 @@ class CompressedRows(PlainRows):
             super().write(env, number, self.read(env, number, 1).tobytes())
         self._settled[env] = start
 
+    def cut_off(self, env: int, written: int) -> list[tuple[int, bytes]]:
+        """
+        What :meth:`cut` may have been about to do when the process ended.
+
+        :param env: a ring
+        :param written: number of its records
+        :return: number and content of records that may be missing in their rows
+        """
+        start = int(self._settled[env])
+        try:
+            chunk = self._read_chunk(env, start) if start < written else ()
+        except ValueError:  # there is none, as usual
+            return []
+        self._latest = {}
+        return [(start + offset, row.tobytes()) for offset, row in enumerate(chunk[: written - start])]
+
     @property
     def _slot_bytes(self) -> int:
         return HEADER.itemsize + self._chunk * self._row.itemsize
@@ -246,7 +272,7 @@ class CompressedRows(PlainRows):
             return self._latest[env, first]
         place, limit = self._slot(env, first), self._chunk * self._row.itemsize
         header = np.frombuffer(read_at(self._files["chunks.bin"], HEADER.itemsize, place), HEADER)[0]
-        if header["first"] != first or header["size"] > limit:
+        if header["first"] != first or not 0 < header["size"] <= limit:
             raise ValueError(f"chunks.bin is damaged: record {first} of ring {env} is not in its place.")
         data = read_at(self._files["chunks.bin"], int(header["size"]), place + HEADER.itemsize)
         if zlib.crc32(data) != header["checksum"]:
@@ -261,7 +287,8 @@ def _import_zstandard() -> Any:
         import zstandard
     except ImportError as error:
         raise ImportError(
-            "storage_compression needs the package zstandard: pip install zstandard, or leave the option out."
+            "storage_compression needs the package zstandard: pip install zstandard, or leave the option out.",
+            name="zstandard",
         ) from error
     return zstandard
 

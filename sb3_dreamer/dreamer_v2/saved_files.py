@@ -1,0 +1,128 @@
+"""Model and buffer files as they lie on the disk: checked from end to end before anything in them is believed."""
+
+import io
+import os
+import pathlib
+import pickle
+import zipfile
+import zlib
+from typing import Any, BinaryIO
+
+from stable_baselines3.common.save_util import open_path
+
+from sb3_dreamer.replay.files import StorageError, is_path
+
+#: After the pickle of a buffer: this and the CRC-32 of the pickle. SB3's own reader stops before it
+TRAILER = b"sb3_dreamer replay buffer crc32 "
+
+
+def with_suffix(path: Any) -> pathlib.Path:
+    """
+    :param path: of a buffer's file
+    :return: the same, with the suffix that SB3 appends where there is none
+    """
+    path = pathlib.Path(path)
+    return path if path.suffix else pathlib.Path(f"{path}.pkl")
+
+
+class ChecksumWriter:
+    """
+    A file that is written through, with the checksum of everything that was.
+
+    :param file: to write
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.value = file, 0
+
+    def write(self, content: Any) -> int:
+        """
+        :param content: bytes, or a buffer of them
+        :return: number of bytes
+        """
+        self.value = zlib.crc32(content, self.value)
+        return self._file.write(content)
+
+
+def check_model_file(path: str | pathlib.Path | io.BufferedIOBase) -> None:
+    """
+    Read all of a model file, whose parts have checksums.
+
+    :param path: of the file; the suffix may be left out
+    :raises ValueError: if it is no model file, or not a whole one
+    :raises FileNotFoundError: if there is none
+    """
+    file = open_path(path, "r", suffix="zip") if not is_path(path) or not os.path.isdir(path) else None  # type: ignore[arg-type]
+    if file is None:
+        raise ValueError(f"{path} is a folder, not a model file.")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+            missing = {"data", "policy.pth"} - set(archive.namelist())
+    except Exception as error:  # zipfile raises anything
+        raise ValueError(f"{path} is not a whole model file (truncated or of another kind): {error}") from error
+    finally:
+        if file is not path:
+            file.close()
+        else:
+            file.seek(0)
+    if damaged is not None:
+        raise ValueError(f"{path} is damaged: its part '{damaged}' does not fit its checksum.")
+    if missing:
+        # The front part of a model file still is a zip file, since it holds others
+        raise ValueError(f"{path} is not a whole model file (truncated or of another kind): it has no {sorted(missing)}.")
+
+
+def check_buffer_file(file: BinaryIO, path: Any) -> None:
+    """
+    Compare a buffer file with its checksum.
+
+    :param file: open, at its beginning; is there again afterwards
+    :param path: for the error's text
+    :raises ValueError: if it is no buffer file, or not a whole one
+    """
+    length = len(TRAILER) + 4
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - length))
+    trailer = file.read()
+    file.seek(0)
+    if not trailer.startswith(TRAILER):
+        raise ValueError(f"{path} is not a whole replay buffer file (truncated or of another kind): it has no checksum.")
+    left, value = size - length, 0
+    while left > 0:
+        content = file.read(min(left, 1 << 24))
+        value, left = zlib.crc32(content, value), left - len(content)
+    file.seek(0)
+    if value != int.from_bytes(trailer[-4:], "little"):
+        raise ValueError(f"{path} is damaged: its content does not fit its checksum.")
+
+
+def unpickle(path: str | pathlib.Path | io.BufferedIOBase, verbose: int = 0) -> Any:
+    """
+    SB3's ``load_from_pkl`` with one kind of error for whatever a damaged file makes of Python, and no file left open.
+
+    :param path: of the file; the suffix may be left out
+    :param verbose: 2 tells the path
+    :return: what the file holds
+    :raises ValueError: if it is damaged
+    """
+    if is_path(path) and os.path.isdir(path):  # type: ignore[arg-type]
+        raise ValueError(f"{path} is a folder, not a replay buffer file.")
+    file: Any = open_path(path, "r", verbose=verbose, suffix="pkl")
+    try:
+        if file is not path:
+            check_buffer_file(file, path)
+        return pickle.load(file)
+    except (OSError, MemoryError):
+        raise
+    except StorageError as error:
+        raise StorageError(f"{path} refers to records on the disk. {error}") from error
+    except Exception as error:  # pickle raises anything
+        if isinstance(error, ImportError) and error.name == "zstandard":
+            raise
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        raise ValueError(f"{path} is not a whole replay buffer file (truncated or of another kind): {error}") from error
+    finally:
+        if file is not path:
+            file.close()
