@@ -8,6 +8,7 @@ from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
+from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_dreamer.common.distributed import rank, world_size
 from sb3_dreamer.common.functional import check_number
@@ -97,8 +98,8 @@ class VideoPredictionCallback(BaseCallback):
     it works as :class:`ResumableCheckpointCallback` does.
 
     :param save_freq: environment steps (over all environments) between predictions; one more is made at the end
-    :param folder: for the files; None is ``videos`` beside the monitor files (in RL Zoo the folder of the run), or in the
-        folder of TensorBoard's log; where there is neither, no files are written
+    :param folder: for the files; None is ``videos`` in RL Zoo's folder of the run, beside monitor files (but those of a
+        ``SubprocVecEnv``), or in the folder of TensorBoard's log; where there is none of these, no files are written
     :param context: frames that the model sees (the released code: 5)
     :param horizon: frames that it predicts; None is as many as sequences of the training or episodes have
     :param n_sequences: sequences, one under the other
@@ -153,7 +154,9 @@ class VideoPredictionCallback(BaseCallback):
     def _find_folder(self) -> Path | None:
         if self.folder is not None:
             return Path(self.folder)
-        for monitor in self.training_env.get_attr("results_writer") if self.training_env.has_attr("results_writer") else []:
+        env = self.training_env
+        known = not isinstance(env.unwrapped, SubprocVecEnv)  # its processes cannot send an open file
+        for monitor in env.get_attr("results_writer") if known and env.has_attr("results_writer") else []:
             if monitor is not None:
                 return Path(monitor.file_handler.name).parent / "videos"
         if self.model.tensorboard_log is not None:

@@ -79,14 +79,15 @@ def preset(name: str) -> dict[str, Any]:
     """
     Hyperparameters that rl_zoo3 would use, for one's own script: ``DreamerV2("CnnPolicy", env, **preset("atari"))``.
 
-    :param name: a section of ``dreamer.yml``: an env id (``ALE/...`` is ``"atari"``), ``"default"``, ``"default_pixels"``,
-        ``"continuous_pixels"``, ``"atari"``, ``"dreamer_v1"``, ...
+    :param name: a section of ``dreamer.yml``: an env id (``ALE/...`` and ``...NoFrameskip-v4`` are ``"atari"``),
+        ``"default"``, ``"default_pixels"``, ``"continuous_pixels"``, ``"atari"``, ``"dreamer_v1"``, ...
     :return: constructor arguments of ``DreamerV2``, a new dict at each call; those that concern the env (wrapper,
         number of envs, ...) and the number of steps are left out
     :raises ValueError: if there is no such section
     """
     known = sections()
-    name = "atari" if name.startswith("ALE/") else name
+    is_atari = isinstance(name, str) and name not in known and (name.startswith("ALE/") or "NoFrameskip-v" in name)
+    name = "atari" if is_atari else name
     if name not in known:
         raise ValueError(
             f"Unknown preset {name!r}. For an environment without one: 'default', or 'default_pixels' for pictures. "

@@ -24,8 +24,9 @@ ROOMS: dict[str, tuple[str, str]] = {
     ),
     "envs": ("atari atari_vec_env scaling wrappers optional crafter dmc minatar procgen registration", "common"),
     "dream": (
-        "decoding recording imagination drawing vec_env env rollout plots inspection zoo_run model_card __init__ __main__",
-        "common world_model behavior replay dreamer_v2",
+        "decoding recording imagination drawing window vec_env env rollout plots inspection zoo_run model_card __init__ "
+        "__main__",
+        "common world_model behavior replay dreamer_v2 envs",
     ),
     "callbacks": ("callbacks", "common world_model behavior replay dreamer_v2 dream"),
     "presets": ("presets", "common world_model behavior replay dreamer_v2"),

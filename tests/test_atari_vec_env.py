@@ -61,6 +61,8 @@ def test_an_episode_ends_with_the_game_or_the_limit(made: list[VecEnv]) -> None:
             assert infos[0]["TimeLimit.truncated"] is truncated
             assert infos[0]["terminal_observation"].shape == (64, 64, 1)
             assert np.array_equal(observation, first_reset)
+            assert infos[0]["episode_frame_number"] > 100, "of the episode that has ended, not of the one that begins"
+            assert infos[0]["lives"] == 0 or truncated
             assert not np.array_equal(infos[0]["terminal_observation"], observation[0])
 
 
@@ -104,7 +106,7 @@ def test_what_it_is_not(made: list[VecEnv]) -> None:
         env.set_attr("mode", 1)
 
 
-@pytest.mark.parametrize("actions", [[0], [0, 6], [-1, 0], [[0, 1]]])
+@pytest.mark.parametrize("actions", [[0], [0, 6], [-1, 0], [[0, 1]], [0.5, 1.9]])
 def test_bad_actions(actions: Any, made: list[VecEnv]) -> None:
     made += [env := AtariVecEnv("ALE/Pong-v5", 2, seed=0, **PLAIN)]
     env.reset()
@@ -116,10 +118,12 @@ def test_bad_actions(actions: Any, made: list[VecEnv]) -> None:
 @pytest.mark.parametrize(
     "env_id, options, message",
     [
-        ("CartPole-v1", {}, "needs the id of an Atari game, such as 'ALE/Pong-v5', but was given 'CartPole-v1'"),
-        ("ALE/Pung-v5", {}, "but was given 'ALE/Pung-v5'"),
-        (3, {}, "but was given 3"),
+        ("CartPole-v1", {}, "id of an Atari game is needed, such as 'ALE/Pong-v5', but 'CartPole-v1' was given"),
+        ("ALE/Pung-v5", {}, "'ALE/Pung-v5' was given"),
+        (3, {}, "3 was given"),
         ("ALE/Pong-v5", {"n_envs": 0}, "n_envs should be an integer of at least 1, but 0"),
+        ("ALE/Pong-v5", {"n_envs": True}, "n_envs should be an integer of at least 1, but True"),
+        ("ALE/Pong-v5", {"repeat_action_probability": "a"}, r"repeat_action_probability should be in \[0, 1\), but 'a'"),
         ("ALE/Pong-v5", {"action_repeat": 0}, "action_repeat should be"),
         ("ALE/Pong-v5", {"noop_max": -1}, "noop_max should be"),
         ("ALE/Pong-v5", {"max_frames": 1.5}, "max_frames should be an integer of at least 1, but 1.5"),
@@ -129,3 +133,10 @@ def test_bad_actions(actions: Any, made: list[VecEnv]) -> None:
 def test_bad_arguments(env_id: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AtariVecEnv(env_id, **options)
+
+
+def test_other_ways_to_say_it(made: list[VecEnv]) -> None:
+    made += [AtariVecEnv("ale_py:ALE/Pong-v5", np.int64(2))]  # type: ignore[arg-type]
+    assert made[0].reset().shape == (2, 64, 64, 1)  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="id of an Atari game is needed, such as 'ALE/Pong-v5', but 'CartPole-v1' was given"):
+        make_dreamer_atari_env("CartPole-v1")

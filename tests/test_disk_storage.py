@@ -304,13 +304,14 @@ def test_any_order_of_writing_hiding_and_kills(
 ) -> None:
     """What is seen is what was written last under its number; what was hidden comes back only if nothing took its place."""
     random = np.random.default_rng(seed)
-    size = [FIELDS, 1, int(random.integers(5, 40)), tmp_path, "", True, kind, int(random.integers(1, 12))]
-    target, contents, serial = DiskStorage(*size), [], 0  # type: ignore[arg-type, var-annotated]
+    capacity, interval = int(random.integers(5, 40)), int(random.integers(1, 12))
+    open_again = partial(DiskStorage, FIELDS, 1, capacity, tmp_path, "", True, kind, interval)
+    target, contents, serial = open_again(), list[int](), 0
 
     def look() -> None:
         first, end = int(target.first[0]), int(target.written[0])
         assert first <= lowest, "none is lost"
-        found = [int(target.read(np.array([0]), np.array([n % size[2]]), 1)["number"][0, 0, 0]) for n in range(first, end)]
+        found = [int(target.read(np.array([0]), np.array([n % capacity]), 1)["number"][0, 0, 0]) for n in range(first, end)]
         assert found == contents[first:end] and target.damaged() == []
 
     lowest = 0
@@ -328,18 +329,18 @@ def test_any_order_of_writing_hiding_and_kills(
                 for _ in range(int(random.integers(1, 9))):
                     serial += 1
                     record = {"number": np.full((1, 4), serial), **{n: np.zeros(1, bool) for n in disk_storage.FLAGS}}
-                    target.write(np.array([0]), np.array([len(contents) % size[2]]), record)
+                    target.write(np.array([0]), np.array([len(contents) % capacity]), record)
                     contents, before = [*contents, serial], []
-                    lowest = max(lowest, len(contents) - size[2])
+                    lowest = max(lowest, len(contents) - capacity)
             except Kill:
                 killed = True
         if killed or random.random() < 0.2:
             (target.close_without_flush if killed else target.close)()
-            target = DiskStorage(*size)  # type: ignore[arg-type]
+            target = open_again()
             count = int(target.written[0])
             hidden = before[len(contents) :]  # they may be there again, or the record in the making
             newest = (
-                target.read(np.array([0]), np.array([(count - 1) % size[2]]), 1)["number"][0, 0, 0]
+                target.read(np.array([0]), np.array([(count - 1) % capacity]), 1)["number"][0, 0, 0]
                 if count > target.first[0]
                 else 0
             )
@@ -347,7 +348,7 @@ def test_any_order_of_writing_hiding_and_kills(
             assert len(contents) <= count <= len(contents) + len(hidden)
             contents = [*contents, *hidden][:count]
             overwriting = (
-                count + target.flush_interval + 1 - size[2]
+                count + target.flush_interval + 1 - capacity
             )  # rows of the oldest, which the end may have found half written
             assert target.first[0] <= max(lowest, overwriting)
             lowest = max(lowest, int(target.first[0]))

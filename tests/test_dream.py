@@ -19,15 +19,19 @@ from PIL import Image
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env.base_vec_env import tile_images
 
 from sb3_dreamer import DreamerV2
+from sb3_dreamer.callbacks import ResumableCheckpointCallback
 from sb3_dreamer.common.functional import INVERSE_REWARD_TRANSFORMS, REWARD_TRANSFORMS
 from sb3_dreamer.dream import DreamEnv, DreamVecEnv, Recording, open_loop, open_recording, record
 from sb3_dreamer.dream.__main__ import main
 from sb3_dreamer.dream.env import idle_action, key_table
 from sb3_dreamer.dream.inspection import calibrate, count_parameters, inspect
 from sb3_dreamer.dream.rollout import OpenLoop
+from sb3_dreamer.dreamer_v2.checkpoint import checkpoints
 from tests.envs import ScriptedEnv
+from tests.installed import run_python
 from tests.small import (
     ACTIONS,
     BOX,
@@ -441,6 +445,16 @@ def test_window_of_the_human_mode(vector_model: DreamerV2, monkeypatch: pytest.M
     env.step(1)
     env.close()
     env.close()
+    monkeypatch.delenv("SDL_VIDEODRIVER")
+    several = DreamVecEnv(vector_model, 3, render_mode="human", seed=0)
+    several.reset()
+    with pytest.raises(RuntimeError, match=r"no display .* render_mode='rgb_array'"):
+        several.render()
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    assert several.render() is None and several.env_method("render") == [None] * 3
+    several.close()
+    pictures = several.get_images()
+    assert np.array_equal(several.render("rgb_array"), tile_images(pictures))  # type: ignore[arg-type]
 
 
 def test_keys_choose_actions() -> None:
@@ -488,6 +502,10 @@ def test_what_a_model_lacks_is_named(tmp_path: Path) -> None:
     blind = random_model(OBSERVATIONS["dict"], policy_kwargs=dict(decoder_keys=["vector", "image"]), **LEARN).learn(20)
     with pytest.raises(ValueError, match=r"does not reconstruct .*'bytes'.* train with policy_kwargs"):
         DreamVecEnv(blind)
+    with pytest.raises(ValueError, match="Dreams need a world model, but PPO has none"):
+        DreamVecEnv(PPO("MlpPolicy", "CartPole-v1"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"horizon must be a whole number, but is 2\.9"):
+        DreamVecEnv(blind, keys=["vector"], horizon=2.9)  # type: ignore[arg-type]
     env = DreamVecEnv(blind, 2, keys=["vector"])
     assert list(env.reset()) == ["vector"] and list(env.observation_space) == ["vector"]  # type: ignore[call-overload, arg-type]
     normalised = small_model(VecNormalize(random_envs()), seed=0, **LEARN).learn(20)
@@ -500,6 +518,30 @@ def test_what_a_model_lacks_is_named(tmp_path: Path) -> None:
     assert DreamVecEnv(loaded, starts=tmp_path / "buffer.pkl", vec_normalize=statistics).reset().shape == (1, 3)  # type: ignore[union-attr]
 
 
+def test_statistics_beside_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a checkpoint has them, or named; without a run of RL Zoo."""
+    model = small_model(VecNormalize(random_envs()), seed=0, **LEARN)
+    model.learn(40, ResumableCheckpointCallback(20, tmp_path))
+    folder = checkpoints(tmp_path)[-1]
+    short = ["--context", "2", "--horizon", "2", "--sequences", "1"]
+    main(["video", str(folder / "model"), *short])
+    assert (folder / "dream.gif").exists()
+    (folder / "vecnormalize.pkl").rename(tmp_path / "statistics.pkl")
+    with pytest.raises(SystemExit, match=r"trained behind VecNormalize, but there is no .*--vec-normalize FILE names"):
+        main(["video", str(folder / "model.zip"), *short])
+    main(["video", str(folder / "model.zip"), "--vec-normalize", str(tmp_path / "statistics.pkl"), *short])
+    with pytest.raises(SystemExit, match="holds a SequenceReplayBuffer, not a VecNormalize"):
+        main(["video", str(folder / "model.zip"), "--vec-normalize", str(folder / "replay_buffer.pkl"), *short])
+
+
+@pytest.mark.parametrize("env_id, shape", [("ALE/Pong-v5", (64, 64, 1)), ("CrafterReward-v1", (64, 64, 3))])
+def test_families_need_no_import(env_id: str, shape: tuple[int, ...]) -> None:
+    if not env_id.startswith("ALE"):
+        pytest.importorskip("crafter")
+    code = f"from sb3_dreamer.dream.zoo_run import make_plain_env as make; print(make({env_id!r}).observation_space.shape)"
+    assert run_python("-W", "ignore", "-c", code, environ={"SB3_DREAMER_NO_ZOO": "1"}).splitlines()[-1] == str(shape)
+
+
 def test_commands_end_with_one_line(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
@@ -510,6 +552,8 @@ def test_commands_end_with_one_line(saved: Path, tmp_path: Path, monkeypatch: py
         ("video", str(saved), "--env", "CartPole-v1", "--replay-buffer", "x"): "not both",
         ("video", str(saved), "--env", "NoSuchEnv-v0"): "NoSuchEnv",
         ("card", str(saved)): "needs a run of RL Zoo",
+        ("card", str(saved), "--episodes", "0"): "2",
+        ("video", str(saved), "--fps", "0"): "2",
     }
     for arguments, text in cases.items():
         with pytest.raises(SystemExit, match=text):

@@ -15,6 +15,7 @@ from sb3_dreamer.common.functional import (
     scale_gradient,
     trajectory_weights,
     unflatten_time,
+    variance,
 )
 from sb3_dreamer.world_model.latents import CategoricalLatent
 
@@ -100,6 +101,15 @@ def test_trajectory_weights_are_shifted_constants() -> None:
     weights = trajectory_weights(discounts)
     assert weights.flatten().tolist() == [1.0, 0.5, 0.0]  # the terminal state itself counts, what follows does not
     assert not weights.requires_grad
+
+
+def test_variance_of_some() -> None:
+    values, counted = th.tensor([[1.0, 5.0], [9.0, 2.0]]), th.tensor([[True, False], [True, True]])
+    assert variance(values, counted).item() == pytest.approx(np.var([1.0, 9.0, 2.0]))
+    assert variance(values, counted & False).item() == 0.0
+    rewards, starts = -th.ones(6, 3), th.zeros(6, 3, dtype=th.bool)
+    rewards[0], starts[0] = 0.0, True  # MountainCar: -1 at every step, and no reward where an episode starts
+    assert variance(rewards, ~starts).item() == 0.0 and rewards.var() > 0.1
 
 
 def test_flatten_time_rows() -> None:

@@ -10,6 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_dreamer import DreamerV2
@@ -220,6 +221,26 @@ def test_evaluation_noise_and_latent() -> None:
     assert not np.array_equal(latent, sampled)
 
 
+SIZES = ("deterministic_size", "hidden_size", "cnn_depth")
+
+
+class NoEncoder(nn.Flatten):
+    """Without features_dim."""
+
+    def __init__(self, observation_space: spaces.Space) -> None:
+        super().__init__()
+
+
+class Liar(BaseFeaturesExtractor):
+    """Makes three features."""
+
+    def __init__(self, observation_space: spaces.Space) -> None:
+        super().__init__(observation_space, features_dim=7)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return observations
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -262,6 +283,22 @@ def test_evaluation_noise_and_latent() -> None:
         (dict(policy_kwargs=dict(evaluation_latent="mean")), "evaluation_latent must be one of"),
         (dict(policy_kwargs=dict(decoder_keys=["hand"])), "decoder_keys names 'hand', which is not observed"),
         (dict(policy_kwargs=dict(encoder_keys=[])), "encoder_keys is empty"),
+        *((dict(policy_kwargs={name: 0}), f"{name} must be a number of at least 1, but is 0") for name in SIZES),
+        *((dict(policy_kwargs={name: "3"}), f"{name} must be a number of at least 1, but is '3'") for name in SIZES),
+        *((dict(policy_kwargs={name: 1.5}), f"{name} must be a whole number, but is 1.5") for name in SIZES),
+        (dict(policy_kwargs=dict(net_arch=[0])), "A width in net_arch must be a number of at least 1, but is 0"),
+        (dict(policy_kwargs=dict(net_arch=[16, 1.5])), "A width in net_arch must be a whole number, but is 1.5"),
+        (dict(policy_kwargs=dict(net_arch=16)), "net_arch must be a list of widths, or a dict of such lists, but is 16"),
+        (
+            dict(policy_kwargs=dict(exploration_class="plan2explore", exploration_kwargs=dict(net_arch=[0]))),
+            "A width in net_arch must be",
+        ),
+        (dict(policy_kwargs=dict(activation_fn="relu")), "activation_fn must be a class such as torch.nn.ELU, but is 'relu'"),
+        (dict(policy_kwargs=dict(activation_fn=dict(actor=nn.ReLU()))), "activation_fn must be a class"),
+        (dict(policy_kwargs=dict(evaluation_noise=2.0)), "evaluation_noise must be a number between 0 and 1"),
+        (dict(policy_kwargs=dict(features_extractor_class=NoEncoder)), "NoEncoder must be derived from SB3's BaseFeatures"),
+        (dict(policy_kwargs=dict(features_extractor_class=Liar)), r"Liar says features_dim=7, but .* shape \(2, 3\)"),
+        (dict(replay_buffer_kwargs=dict(storage_resume=True)), "storage_resume=True needs a storage_path"),
     ],
 )
 def test_impossible_option(options: dict[str, Any], message: str) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from rl_zoo3.utils import get_callback_list
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import SubprocVecEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_dreamer.callbacks import VideoPredictionCallback
@@ -55,6 +56,16 @@ def test_one_line_of_the_zoos_yaml(tmp_path: Path) -> None:
     assert (plain.save_freq, callback.save_freq, callback.context) == (10_000, 1000, 2)
     env = make_vec_env(RandomEnv, 2, monitor_dir=str(tmp_path))
     small_model(env, **LEARN).learn(40, callback)
+    assert [path.name for path in (tmp_path / "videos").iterdir()] == ["prediction_48_steps.png"]
+
+
+def test_environments_in_processes_of_their_own(tmp_path: Path) -> None:
+    """Their monitors' files are open there, and nobody may ask for them."""
+    env = make_vec_env(RandomEnv, 2, monitor_dir=str(tmp_path), vec_env_cls=SubprocVecEnv)
+    with pytest.warns(UserWarning, match="has no place for its files"):
+        small_model(env, **LEARN).learn(40, VideoPredictionCallback(save_freq=1000, context=2))
+    small_model(env, **LEARN).learn(40, VideoPredictionCallback(1000, tmp_path / "videos", context=2))
+    env.close()
     assert [path.name for path in (tmp_path / "videos").iterdir()] == ["prediction_48_steps.png"]
 
 

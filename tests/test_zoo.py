@@ -60,6 +60,13 @@ def test_unknown_preset_names_the_known_ones() -> None:
         preset("Atari")
 
 
+def test_presets_of_atari_games() -> None:
+    for name in ("ALE/Pong-v5", "PongNoFrameskip-v4"):
+        assert preset(name)["batch_size"] == preset("atari")["batch_size"] == 50
+    with pytest.raises(ValueError, match="Unknown preset None"):
+        preset(None)  # type: ignore[arg-type]
+
+
 def test_preset_reads_the_notation_of_the_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "dreamer.yml").write_text(
         "x:\n  n_timesteps: 1\n  policy: MlpPolicy\n  noise_type: normal\n  noise_std: 0.1\n  learning_rate: lin_3e-4\n"
@@ -391,7 +398,11 @@ def test_train_enjoy_continue_record_plot_report(site_folder: Path, tmp_path: Pa
 
 NORMALIZED = """
   normalize: true
+  env_kwargs:
+    sutton_barto_reward: true
   callback:
+    - sb3_dreamer.callbacks.VideoPredictionCallback:
+        context: 2
     - sb3_dreamer.callbacks.ResumableCheckpointCallback:
         save_freq: 100
         folder: checkpoints
@@ -400,7 +411,7 @@ NORMALIZED = """
 CONTINUE = f"""
 run("rl_zoo3.train", {COMMON}, "--conf-file", "tiny.yml", "--eval-freq", "-1")
 run("rl_zoo3.train", {COMMON}, "--conf-file", "tiny.yml", "-n", "60", "--eval-freq", "50", "--eval-episodes", "1",
-    "-i", "checkpoints/step_000000000200/model.zip")
+    "-i", "checkpoints/step_000000000200/model.zip", "--vec-env", "subproc")
 """
 
 
@@ -410,7 +421,10 @@ def test_continue_from_a_checkpoint_with_its_statistics(site_folder: Path, tmp_p
     assert "Loading replay buffer" in out and out.count("Loading saved VecNormalize stats") == 2
     counts = []
     for number in (1, 2):
-        path = tmp_path / "logs" / "dreamer" / f"CartPole-v1_{number}" / "CartPole-v1" / "vecnormalize.pkl"
+        folder = tmp_path / "logs" / "dreamer" / f"CartPole-v1_{number}"
+        assert len(list((folder / "videos").glob("prediction_*_steps.png"))) == 1
+        assert "sutton_barto_reward: true" in (folder / "CartPole-v1" / "args.yml").read_text(), "for record_video"
+        path = folder / "CartPole-v1" / "vecnormalize.pkl"
         counts.append(pickle.loads(path.read_bytes()).obs_rms.count)
     assert counts[0] == pytest.approx(201, abs=1) and counts[1] == pytest.approx(counts[0] + 61, abs=1)
 
@@ -433,7 +447,7 @@ seed = next(seed for seed in itertools.count() if draws_tiny(seed))
 study = ("--storage", "study.log", "--study-name", "tiny")
 run("rl_zoo3.train", {COMMON}, "--conf-file", "tiny.yml", "-optimize", "--n-trials", "2", "-n", "120", "--seed", str(seed),
     "--sampler", "random", "--pruner", "none", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots", *study)
-run("rl_zoo3.train", {COMMON}, "--conf-file", "tiny.yml", "-n", "120", "--eval-freq", "-1", "--trial-id", "1", *study)
+run("rl_zoo3.train", {COMMON}, "--conf-file", "tiny.yml", "-n", "120", "--eval-freq", "-1", "--trial-id", "0", *study)
 """
 
 

@@ -1,5 +1,6 @@
 """``python -m benchmarks.scaling.report`` writes the tables of ``docs/scaling.md`` from ``benchmarks/results``."""
 
+import argparse
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,4 +74,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

@@ -146,6 +146,7 @@ class EnsembleMLP(nn.Module):
         layer_norm: bool = False,
     ):
         super().__init__()
+        net_arch = [whole_number("A width in net_arch", width, 1) for width in net_arch]
         self.activation, self.layer_norm = activation_fn(), layer_norm
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         self.norm_scales, self.norm_shifts = nn.ParameterList(), nn.ParameterList()

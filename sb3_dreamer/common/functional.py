@@ -95,6 +95,19 @@ def whole_number(name: str, value: Any, low: float) -> int:
     return int(value)
 
 
+def variance(values: th.Tensor, counted: th.Tensor) -> th.Tensor:
+    """
+    Of some of many values, without knowing how many (so that a GPU need not be waited for).
+
+    :param values: any shape
+    :param counted: bool, of the same shape
+    :return: scalar; 0 if none counts
+    """
+    count = counted.sum().clamp(min=1)
+    mean = (values * counted).sum() / count
+    return ((values - mean).square() * counted).sum() / count
+
+
 def flatten_time(x: th.Tensor) -> th.Tensor:
     """
     Join time and batch, so that a network sees every step as a row.

@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.save_util import load_from_pkl
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
 
+from sb3_dreamer.common.functional import check_number, whole_number
 from sb3_dreamer.dream.drawing import safe_name, save_film
-from sb3_dreamer.dream.env import WINDOW, DreamEnv, check_display, idle_action, key_table
+from sb3_dreamer.dream.env import DreamEnv, idle_action, key_table
 from sb3_dreamer.dream.inspection import draw_page, inspect
 from sb3_dreamer.dream.model_card import write_card
 from sb3_dreamer.dream.plots import prediction_frames
 from sb3_dreamer.dream.recording import NO_EXPERIENCE, Recording, open_recording
 from sb3_dreamer.dream.rollout import open_loop
-from sb3_dreamer.dream.zoo_run import BUFFER, ZooRun, find_model, find_run
+from sb3_dreamer.dream.window import WINDOW, check_display
+from sb3_dreamer.dream.zoo_run import BUFFER, ZooRun, find_model, find_run, make_plain_env
+from sb3_dreamer.dreamer_v2.checkpoint import NORMALIZE
 from sb3_dreamer.dreamer_v2.dreamer_v2 import DreamerV2
 
 #: What ends a command with one line instead of a traceback
@@ -49,7 +53,7 @@ def open_model(args: argparse.Namespace) -> Opened:
         if source is not None:
             raise ValueError("Either --env or --replay-buffer says where experience comes from, not both.")
         own = run is not None and run.env_id == args.env
-        env = run.make_env(seed=args.seed) if own else gym.make(args.env)  # type: ignore[union-attr]
+        env = run.make_env(seed=args.seed) if own else make_plain_env(args.env)  # type: ignore[union-attr]
         source = env
     elif run is not None:
         env = run.make_env(seed=args.seed) if run.stats_path is not None or (source or run.buffer) is None else None
@@ -58,11 +62,33 @@ def open_model(args: argparse.Namespace) -> Opened:
         source = path.parent / BUFFER
     if source is None:
         raise ValueError(NO_EXPERIENCE.format("there is none beside it") + " Here: --env ID or --replay-buffer FILE.")
-    normalize = None
-    if isinstance(env, VecEnv):
-        normalize = unwrap_vec_normalize(env)
+    normalize = unwrap_vec_normalize(env) if isinstance(env, VecEnv) else None
+    if normalize is None and model.behind_vec_normalize:
+        normalize = find_statistics(args.vec_normalize or path.parent / NORMALIZE)
+        if env is not None:
+            normalize.set_venv(env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env]))  # type: ignore[list-item, return-value]
+            source = normalize
     recording = open_recording(model, source, normalize, args.steps, args.seed)
     return Opened(model, path, run, recording)
+
+
+def find_statistics(path: Path) -> VecNormalize:
+    """
+    :param path: of a file that ``VecNormalize.save`` wrote
+    :return: the statistics, without an environment
+    :raises FileNotFoundError: if there is none
+    :raises ValueError: if it is something else
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"The model was trained behind VecNormalize, but there is no {path}: --vec-normalize FILE names what "
+            "VecNormalize.save() has written."
+        )
+    found = load_from_pkl(path)
+    if not isinstance(found, VecNormalize):
+        raise ValueError(f"{path} holds a {type(found).__name__}, not a VecNormalize.")
+    found.training = False
+    return found
 
 
 def play(args: argparse.Namespace) -> None:
@@ -148,6 +174,25 @@ def card(args: argparse.Namespace) -> None:
     print(write_card(DreamerV2.load(path, device=args.device), run, path, args.episodes, args.seed))
 
 
+def positive(text: str) -> int:
+    """
+    :param text: of the command line
+    :return: a whole number above 0
+    :raises ValueError: for anything else
+    """
+    return whole_number("the number", int(text), 1)
+
+
+def fps(text: str) -> float:
+    """
+    :param text: of the command line
+    :return: a number above 0
+    :raises ValueError: for anything else
+    """
+    check_number("the number", float(text), 1e-3)
+    return float(text)
+
+
 def parser() -> argparse.ArgumentParser:
     """:return: of the command line"""
     whole = argparse.ArgumentParser("python -m sb3_dreamer.dream", description=__doc__)
@@ -166,24 +211,25 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--device", default="auto", help="PyTorch device")
         command.add_argument("--seed", type=int, default=1_000_000 if name == "card" else 0, help="of everything random")
         if name == "card":
-            command.add_argument("--episodes", type=int, default=20, help="to evaluate")
+            command.add_argument("--episodes", type=positive, default=20, help="to evaluate")
             continue
         command.add_argument("--env", help="id of an environment in which the agent plays first")
         command.add_argument("--replay-buffer", type=Path, help="a saved buffer (default: replay_buffer.pkl beside the model)")
-        command.add_argument("--steps", type=int, default=1000, help="to play in the environment")
+        command.add_argument("--vec-normalize", type=Path, help=f"saved statistics (default: {NORMALIZE} beside the model)")
+        command.add_argument("--steps", type=positive, default=1000, help="to play in the environment")
         command.add_argument("--context", type=int, default=5, help="frames that the model sees")
         command.add_argument("--horizon", type=int, help="steps that it dreams (default: as long as its training's sequences)")
         if name == "play":
             command.add_argument("--at-reset", action="store_true", help="begin where episodes begin")
             command.add_argument("--termination", default="threshold", help="threshold, sample or never")
-            command.add_argument("--fps", type=int, default=8, help="steps per second")
+            command.add_argument("--fps", type=positive, default=8, help="steps per second")
             command.add_argument("--wait", action="store_true", help="wait for a key at every step")
             continue
         command.add_argument("--sequences", type=int, default=64 if name == "inspect" else 3, help="to look at")
         command.add_argument("-o", "--output", type=Path, help="file to write (default: beside the model)")
         if name == "video":
             command.add_argument("--keys", nargs="+", help="of a Dict observation (default: all that are reconstructed)")
-            command.add_argument("--fps", type=float, default=6.0, help="frames per second")
+            command.add_argument("--fps", type=fps, default=6.0, help="frames per second")
     return whole
 
 

@@ -1,8 +1,6 @@
 """A trained world model as a gymnasium environment, to be watched and played."""
 
 import itertools
-import os
-import sys
 from typing import Any
 
 import gymnasium as gym
@@ -11,15 +9,10 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dreamer.dream.recording import Source
-from sb3_dreamer.dream.vec_env import RENDER_MODES, DreamVecEnv
+from sb3_dreamer.dream.vec_env import FPS, RENDER_MODES, DreamVecEnv
+from sb3_dreamer.dream.window import Window
 from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
 
-NO_DISPLAY = (
-    "There is no display to show the dream on ({0}). Run this where a window can be opened (ssh -X, or "
-    "`xvfb-run` for a virtual one), or use render_mode='rgb_array' or `python -m sb3_dreamer.dream video`, which write files."
-)
-#: Smallest height of the window
-WINDOW = 384
 #: Most switches whose combinations get a key each
 MOST_BITS = 4
 
@@ -45,7 +38,7 @@ class DreamEnv(gym.Env[Any, Any]):
     :param render_mode: ``"rgb_array"``, ``"human"`` (a window, through pygame) or None
     """
 
-    metadata = {"render_modes": [mode for mode in RENDER_MODES if mode], "render_fps": 15}  # noqa: RUF012
+    metadata = {"render_modes": [mode for mode in RENDER_MODES if mode], "render_fps": FPS}  # noqa: RUF012
 
     def __init__(
         self,
@@ -81,7 +74,7 @@ class DreamEnv(gym.Env[Any, Any]):
         )
         self.render_mode = render_mode
         self.observation_space, self.action_space = self._dreams.observation_space, self._dreams.action_space
-        self._window: Any = None
+        self._window = Window(FPS)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """
@@ -113,7 +106,9 @@ class DreamEnv(gym.Env[Any, Any]):
 
     def _shown(self) -> Any:
         if self.render_mode == "human":
-            self._show(self._dreams.get_images()[0])
+            picture = self._dreams.get_images()[0]
+            assert picture is not None
+            self._window.show(picture)
         return self._dreams.observation(0)
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
@@ -124,32 +119,9 @@ class DreamEnv(gym.Env[Any, Any]):
             return self._dreams.get_images()[0]
         return None
 
-    def _show(self, picture: np.ndarray | None) -> None:
-        assert picture is not None
-        import pygame
-
-        scale = -(-WINDOW // picture.shape[0])
-        large = picture.repeat(scale, axis=0).repeat(scale, axis=1)
-        if self._window is None:
-            check_display()
-            try:
-                pygame.display.init()
-                self._window = pygame.display.set_mode((large.shape[1], large.shape[0]))
-            except pygame.error as error:
-                raise RuntimeError(NO_DISPLAY.format(error)) from error
-            pygame.display.set_caption("sb3_dreamer: a dream")
-        self._window.blit(pygame.surfarray.make_surface(large.swapaxes(0, 1)), (0, 0))
-        pygame.event.pump()
-        pygame.display.flip()
-        pygame.time.wait(1000 // self.metadata["render_fps"])
-
     def close(self) -> None:
         """Close the window, if there is one."""
-        if self._window is not None:
-            import pygame
-
-            pygame.display.quit()
-            self._window = None
+        self._window.close()
 
     def get_keys_to_action(self) -> dict[tuple[int, ...], Any]:
         """
@@ -158,15 +130,6 @@ class DreamEnv(gym.Env[Any, Any]):
         :return: from key codes to actions
         """
         return {codes: action for codes, (_, action) in key_table(self.action_space).items()}
-
-
-def check_display() -> None:
-    """
-    :raises RuntimeError: on a Linux machine on which no window can be opened
-    """
-    wanted = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
-    if sys.platform.startswith("linux") and not any(os.environ.get(name) for name in wanted):
-        raise RuntimeError(NO_DISPLAY.format("neither DISPLAY nor WAYLAND_DISPLAY is set"))
 
 
 def idle_action(space: spaces.Space) -> Any:

@@ -14,6 +14,7 @@ from sb3_dreamer.common.observations import OBSERVATION_KEY
 from sb3_dreamer.common.preprocessing import scale_actions
 from sb3_dreamer.common.type_aliases import SequenceBatch
 from sb3_dreamer.dream.decoding import as_dict
+from sb3_dreamer.dreamer_v2.saved_files import with_suffix
 from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
 from sb3_dreamer.replay.buffer import SequenceReplayBuffer
 from sb3_dreamer.replay.conversion import episodes
@@ -163,6 +164,7 @@ def read_buffer(model: SequenceOffPolicyAlgorithm, path: Path) -> SequenceReplay
     :raises FileNotFoundError: if there is no such file
     :raises ValueError: if it does not fit the model
     """
+    path = with_suffix(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no replay buffer {path}. {NO_EXPERIENCE.format('none was found')}")
     reader = copy(model)

@@ -8,17 +8,19 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from stable_baselines3.common.vec_env import VecNormalize
-from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn, tile_images
 
-from sb3_dreamer.common.functional import check_number
+from sb3_dreamer.common.functional import whole_number
 from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.dream.decoding import ObservationDecoder
 from sb3_dreamer.dream.drawing import draw_observation
 from sb3_dreamer.dream.imagination import Imagination
 from sb3_dreamer.dream.recording import Source, open_recording
+from sb3_dreamer.dream.window import Window
 from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
 
 RENDER_MODES = (None, "rgb_array", "human")
+FPS = 15  # of a window
 #: Starts that are filtered at once and kept until they are needed
 POOL = 256
 
@@ -73,23 +75,25 @@ class DreamVecEnv(VecEnv):
         seed: int | None = None,
         render_mode: str | None = None,
     ) -> None:
+        if not isinstance(model, SequenceOffPolicyAlgorithm):
+            raise ValueError(f"Dreams need a world model, but {type(model).__name__} has none.")
         horizon = model.batch_length if horizon is None else horizon
         numbers = {"n_envs": n_envs, "horizon": horizon, "context": context, "start_steps": start_steps}
-        for name, value in numbers.items():
-            check_number(name, value, 1)
+        n_envs, horizon, context, start_steps = (whole_number(name, value, 1) for name, value in numbers.items())
         if render_mode not in RENDER_MODES:
             raise ValueError(f"render_mode must be one of {RENDER_MODES}, but is {render_mode!r}.")
-        self.horizon, self.context, self.start_at_reset = int(horizon), int(context), start_at_reset
-        self.recording = open_recording(model, starts, vec_normalize, int(start_steps), seed)
+        self.horizon, self.context, self.start_at_reset = horizon, context, start_at_reset
+        self.recording = open_recording(model, starts, vec_normalize, start_steps, seed)
         self.vec_normalize = self.recording.vec_normalize
         self.decoder = ObservationDecoder(model, keys, self.vec_normalize, channels_last)
         self._generator = th.Generator(device=model.device)
         self.imagination = Imagination(model, self._generator, termination, threshold, transformed_rewards)
         self.transformed_rewards = transformed_rewards
         self.render_mode = render_mode
-        super().__init__(int(n_envs), self.decoder.observation_space, model.action_space)
+        super().__init__(n_envs, self.decoder.observation_space, model.action_space)
         self._actions = np.zeros(0)
         self._states: LatentState | None = None
+        self._window = Window(FPS)
         self._begun = time.time()
         self._seed_all(seed)
 
@@ -207,8 +211,23 @@ class DreamVecEnv(VecEnv):
         """
         return [draw_observation(self.decoder, {k: v[i] for k, v in self._seen.items()}) for i in range(self.num_envs)]
 
+    def render(self, mode: str | None = None) -> np.ndarray | None:
+        """
+        :param mode: ``"rgb_array"`` or ``"human"``; None is ``render_mode``
+        :return: with ``"rgb_array"`` what is seen in all dreams, in one picture; ``"human"`` shows it in a window
+        :raises RuntimeError: for a window without a display
+        """
+        if self.render_mode != "human":
+            return super().render(mode)
+        picture = tile_images(self.get_images())  # type: ignore[arg-type]  # none is None here
+        if mode == "rgb_array":
+            return picture
+        self._window.show(picture)
+        return None
+
     def close(self) -> None:
-        """Nothing is open."""
+        """Close the window, if there is one."""
+        self._window.close()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """

@@ -4,6 +4,7 @@ import importlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 #: File of the replay buffer, with ``--save-replay-buffer``
@@ -33,6 +34,7 @@ class ZooRun(NamedTuple):
         """
         from rl_zoo3.utils import create_test_env
 
+        register_all()
         for package in self.arguments.get("gym_packages") or []:
             importlib.import_module(package)
         hyperparams = dict(self.hyperparams)
@@ -47,6 +49,27 @@ class ZooRun(NamedTuple):
             env_kwargs=self.arguments.get("env_kwargs") or env_kwargs,
             vec_env_cls=DummyVecEnv,
         )
+
+
+def register_all() -> None:
+    """What RL Zoo and this package know of, so that ids of families that are installed need no import."""
+    import rl_zoo3.import_envs  # noqa: F401
+
+    from sb3_dreamer.envs import register_envs
+
+    register_envs()
+
+
+def make_plain_env(env_id: str) -> VecEnv | gym.Env:
+    """
+    :param env_id: of an environment, or of an Atari game, which gets the paper's protocol
+    :return: the environment
+    """
+    from sb3_dreamer.envs import make_dreamer_atari_env
+
+    register_all()
+    spec = gym.spec(env_id)
+    return make_dreamer_atari_env(env_id) if "AtariEnv" in str(spec.entry_point) else gym.make(spec)
 
 
 def find_run(model_path: Path) -> ZooRun | None:
@@ -80,8 +103,9 @@ def find_model(path: Path) -> Path:
     :return: the zip file: of a folder the final model, or the best one
     :raises FileNotFoundError: if there is none
     """
-    if path.is_file():
-        return path
+    for file in (path, Path(f"{path}.zip")):
+        if file.is_file():
+            return file
     zips = [file for file in sorted(path.glob("*.zip")) if file.stem != "best_model"]
     best = path / "best_model.zip"
     candidates = [*[file for file in zips if not file.stem.startswith("rl_model_")], *([best] if best.exists() else [])]

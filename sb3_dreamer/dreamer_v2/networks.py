@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
@@ -11,10 +12,10 @@ from sb3_dreamer.behavior.actor_critic import ActorCritic
 from sb3_dreamer.behavior.actors import make_actor
 from sb3_dreamer.behavior.exploration import Exploration, LatentSizes, make_exploration
 from sb3_dreamer.common.distributions import Bernoulli, UnitNormal
-from sb3_dreamer.common.functional import check_number
+from sb3_dreamer.common.functional import check_number, whole_number
 from sb3_dreamer.common.heads import ScalarHead
 from sb3_dreamer.common.normalization import ObservationNormalizer
-from sb3_dreamer.common.observations import OBSERVATION_KEY, ObservationFormat
+from sb3_dreamer.common.observations import OBSERVATION_KEY, ObservationFormat, split_space
 from sb3_dreamer.common.preprocessing import ImageSize, action_size
 from sb3_dreamer.world_model.decoders import DreamerDecoder
 from sb3_dreamer.world_model.encoders import DreamerEncoder
@@ -41,7 +42,7 @@ class PartOptions:
     :param net_arch: widths of layers, one list for all parts or a dict of parts; None is the original's
     :param activation_fn: one class for all parts or a dict of parts (others: ELU)
     :param layer_norm: True for all parts, or a list of those that have it
-    :raises ValueError: if a part is unknown
+    :raises ValueError: if a part is unknown, or its option is impossible
     """
 
     def __init__(
@@ -61,6 +62,14 @@ class PartOptions:
             unknown = set(parts) - set(known)
             if unknown:
                 raise ValueError(f"Unknown parts in {name}: {sorted(unknown)}; known are {list(known)}.")
+        for widths in self._net_arch.values():
+            if widths is not None and (isinstance(widths, str) or not isinstance(widths, Sequence)):
+                raise ValueError(f"net_arch must be a list of widths, or a dict of such lists, but is {net_arch!r}.")
+            for width in widths or ():
+                whole_number("A width in net_arch", width, 1)
+        for activation in self._activations.values():
+            if not (isinstance(activation, type) and issubclass(activation, nn.Module)):
+                raise ValueError(f"activation_fn must be a class such as torch.nn.ELU, but is {activation!r}.")
 
     def net_arch(self, part: str) -> list[int]:
         """
@@ -68,7 +77,7 @@ class PartOptions:
         :return: widths of its layers
         """
         given = self._net_arch.get(part)
-        return list(DEFAULT_NET_ARCH if given is None else given)
+        return [int(width) for width in (DEFAULT_NET_ARCH if given is None else given)]
 
     def activation(self, part: str) -> type[nn.Module]:
         """
@@ -85,6 +94,33 @@ class PartOptions:
         return part in self._normed
 
 
+def checked_encoder(encoder: Any, space: spaces.Space) -> BaseFeaturesExtractor:
+    """
+    Try an encoder that is not our own.
+
+    :param encoder: any module
+    :param space: that it was made for
+    :return: the same
+    :raises ValueError: if it is none, or gives something else than it says
+    """
+    name = type(encoder).__name__
+    if not isinstance(encoder, BaseFeaturesExtractor):
+        raise ValueError(f"The encoder {name} must be derived from SB3's BaseFeaturesExtractor, which tells its features_dim.")
+    if isinstance(encoder, DreamerEncoder):
+        return encoder
+    parts = {key: th.zeros(2, *part.shape) for key, part in split_space(space).items()}  # type: ignore[misc]
+    training = encoder.training
+    with th.no_grad():
+        features = encoder.eval()(parts if isinstance(space, spaces.Dict) else next(iter(parts.values())))
+    encoder.train(training)
+    if tuple(features.shape) != (2, encoder.features_dim):
+        raise ValueError(
+            f"The encoder {name} says features_dim={encoder.features_dim}, but makes features of shape "
+            f"{tuple(features.shape)} from 2 observations of {space}."
+        )
+    return encoder
+
+
 class NetworkBuilder:
     """
     Builds all networks of one policy.
@@ -98,7 +134,8 @@ class NetworkBuilder:
     def __init__(
         self, observations: ObservationFormat, action_space: spaces.Space, options: PartOptions, cnn_depth: int
     ) -> None:
-        self.observations, self.action_space, self.options, self.cnn_depth = observations, action_space, options, cnn_depth
+        self.observations, self.action_space, self.options = observations, action_space, options
+        self.cnn_depth = whole_number("cnn_depth", cnn_depth, 1)
 
     def encoder(
         self, keys: list[str] | None, encoder_class: type[BaseFeaturesExtractor], kwargs: dict[str, Any]
@@ -108,6 +145,7 @@ class NetworkBuilder:
         :param encoder_class: what SB3 calls a features extractor
         :param kwargs: its arguments, before our own
         :return: the encoder
+        :raises ValueError: if there is nothing to see, or the class is no encoder
         """
         if issubclass(encoder_class, DreamerEncoder):
             own: dict[str, Any] = {"net_arch": self.options.net_arch("encoder"), "cnn_depth": self.cnn_depth}
@@ -116,10 +154,9 @@ class NetworkBuilder:
         chosen = self.observations.chosen(keys, "encoder_keys")
         if not chosen:
             raise ValueError(f"encoder_keys is empty: name at least one of {list(self.observations.parts)}.")
-        if not self.observations.is_dict:
-            return encoder_class(self.observations.encoded[OBSERVATION_KEY], **kwargs)
         seen = [(key, self.observations.encoded[key]) for key in chosen]  # a plain dict would be sorted
-        return encoder_class(spaces.Dict(seen), **kwargs)  # type: ignore[arg-type]
+        space = spaces.Dict(seen) if self.observations.is_dict else self.observations.encoded[OBSERVATION_KEY]  # type: ignore[arg-type]
+        return checked_encoder(encoder_class(space, **kwargs), space)  # type: ignore[arg-type]
 
     def world_model(
         self,

@@ -137,7 +137,7 @@ class DreamerPolicy(BasePolicy):
         self.observations = ObservationFormat(observation_space, self.image_size, float_images=not normalize_images)
         self.loss_names = loss_names(self.observations)
         self._action_blocks = action_blocks(action_space)
-        check_number("evaluation_noise", evaluation_noise, 0.0)
+        check_number("evaluation_noise", evaluation_noise, 0.0, np.inf if self.squash_output else 1.0)
         if evaluation_latent not in EVALUATION_LATENTS:
             raise ValueError(f"evaluation_latent must be one of {EVALUATION_LATENTS}, but is {evaluation_latent!r}.")
         self.evaluation_noise, self.evaluation_latent = evaluation_noise, evaluation_latent

@@ -256,6 +256,24 @@ class DreamerAtariWrapper(gym.Wrapper[np.ndarray, Any, Any, Any], gym.utils.EzPi
         return resize_images(self._frame.copy(), self._image_size)[:, :, None]
 
 
+def rom_name(env_id: str) -> str:
+    """
+    :param env_id: of an Atari game in gymnasium
+    :return: the game's name in ale-py, such as ``"ms_pacman"``
+    :raises ValueError: if it is none
+    """
+    import ale_py
+
+    gym.register_envs(ale_py)
+    try:
+        game = gym.spec(env_id.removeprefix("ale_py:")).kwargs.get("game")
+    except (gym.error.Error, TypeError, AttributeError):
+        game = None
+    if not isinstance(game, str):
+        raise ValueError(f"The id of an Atari game is needed, such as 'ALE/Pong-v5', but {env_id!r} was given.")
+    return game
+
+
 def make_dreamer_atari_env(
     env_id: str | Callable[..., gym.Env],
     n_envs: int = 1,
@@ -287,12 +305,15 @@ def make_dreamer_atari_env(
     :param vec_env_kwargs: arguments of that class
     :param monitor_kwargs: arguments of ``Monitor``
     :return: the games, channel last; DreamerV2 transposes the images itself
+    :raises ValueError: for an id that is no Atari game
     """
     env_kwargs = dict(env_kwargs or {})
     if full_action_space:
         env_kwargs["full_action_space"] = True
     if isinstance(env_id, str):
         # The repetition is the wrapper's. The prefix imports ale_py, which registers the games, also in subprocesses.
+        if ":" not in env_id or env_id.startswith("ale_py:"):
+            rom_name(env_id)
         env_kwargs.setdefault("frameskip", 1)
         env_id = env_id if ":" in env_id else f"ale_py:{env_id}"
     return make_vec_env(

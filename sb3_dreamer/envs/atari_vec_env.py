@@ -8,7 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from sb3_dreamer.envs.atari import MAX_FRAMES
+from sb3_dreamer.envs.atari import MAX_FRAMES, rom_name
 
 
 class AtariVecEnv(VecEnv):
@@ -16,10 +16,11 @@ class AtariVecEnv(VecEnv):
     Games of one kind, stepped by C++ threads: no Python per game, no processes.
 
     The protocol is that of :class:`~sb3_dreamer.envs.atari.DreamerAtariWrapper`, and so are the numbers, to the byte, with
-    two exceptions. The observation with which an episode ends lacks the frames since the last full step. And the random
-    numbers of stickiness and no-ops are others at the same seed. There are no Python environments inside, hence nothing
-    to wrap, to call or to draw: count episodes with SB3's ``VecMonitor``, and use
-    :func:`~sb3_dreamer.envs.make_dreamer_atari_env` for videos.
+    two exceptions. The observation with which an episode ends lacks the frames since the last full step, and so do the frame
+    numbers in its infos. And the random numbers of stickiness and no-ops are others at the same seed.
+
+    There are no Python environments inside, hence nothing to wrap, to call or to draw: count episodes with SB3's
+    ``VecMonitor``, and use :func:`~sb3_dreamer.envs.make_dreamer_atari_env` for videos.
 
     :param env_id: such as ``"ALE/Pong-v5"`` or ``"PongNoFrameskip-v4"``; only the game is taken from it
     :param n_envs: number of games
@@ -55,24 +56,24 @@ class AtariVecEnv(VecEnv):
             ("image_size", image_size, 1),
             ("num_threads", num_threads, 0),
         ):
-            if not isinstance(value, int) or value < minimum:
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
                 raise ValueError(f"{name} should be an integer of at least {minimum}, but {value!r} was given.")
-        if not 0 <= repeat_action_probability < 1:
+        if not isinstance(repeat_action_probability, int | float | np.number) or not 0 <= repeat_action_probability < 1:
             raise ValueError(f"repeat_action_probability should be in [0, 1), but {repeat_action_probability!r} was given.")
         from ale_py.vector_env import AtariVectorEnv
 
         self.games: Any = AtariVectorEnv(
             rom_name(env_id),
-            n_envs,
-            num_threads=num_threads,
-            max_num_frames_per_episode=max_frames,
-            repeat_action_probability=repeat_action_probability,
+            int(n_envs),
+            num_threads=int(num_threads),
+            max_num_frames_per_episode=int(max_frames),
+            repeat_action_probability=float(repeat_action_probability),
             full_action_space=full_action_space,
             autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,
-            img_height=image_size,
-            img_width=image_size,
-            frameskip=action_repeat,
-            noop_max=noop_max,
+            img_height=int(image_size),
+            img_width=int(image_size),
+            frameskip=int(action_repeat),
+            noop_max=int(noop_max),
             stack_num=1,
             maxpool=action_repeat > 1,
             reward_clipping=False,
@@ -83,7 +84,7 @@ class AtariVecEnv(VecEnv):
         observation_space = spaces.Box(0, 255, (image_size, image_size, 1), np.uint8)
         single: Any = self.games.single_action_space
         self._n_actions = int(single.n)
-        super().__init__(n_envs, observation_space, spaces.Discrete(self._n_actions))
+        super().__init__(int(n_envs), observation_space, spaces.Discrete(self._n_actions))
         if seed is not None:
             self.seed(seed)
 
@@ -96,6 +97,7 @@ class AtariVecEnv(VecEnv):
         seeds = None if self._seeds[0] is None else np.array([int(seed) % 2**31 for seed in self._seeds], dtype=np.int32)  # type: ignore[arg-type]
         observations, infos = self.games.reset(seed=seeds)
         self.reset_infos = [self._info(infos, index) for index in range(self.num_envs)]
+        self._last = [dict(info) for info in self.reset_infos]
         self._reset_seeds()
         self._reset_options()
         return _channel_last(observations)
@@ -108,7 +110,8 @@ class AtariVecEnv(VecEnv):
         :raises ValueError: for another number of actions, or one that does not exist
         """
         chosen = np.asarray(actions)
-        if chosen.shape != (self.num_envs,) or chosen.min() < 0 or chosen.max() >= self._n_actions:
+        whole = chosen.dtype.kind in "iu"
+        if not whole or chosen.shape != (self.num_envs,) or chosen.min() < 0 or chosen.max() >= self._n_actions:
             raise ValueError(
                 f"{self.env_id} needs {self.num_envs} actions from 0 to {self._n_actions - 1}, but was given {actions}."
             )
@@ -124,11 +127,15 @@ class AtariVecEnv(VecEnv):
         """
         observations, rewards, terminated, truncated, infos = self.games.recv()
         dones = terminated | truncated
-        each = [self._info(infos, index) for index in range(self.num_envs)]
+        fresh = [self._info(infos, index) for index in range(self.num_envs)]
+        before, self._last = self._last, fresh
+        each = [dict(info) for info in fresh]
         for index in np.flatnonzero(dones).tolist():
+            # The games give those of the episode that has begun: of the one that has ended the step before is known
+            each[index] = before[index] | ({"lives": 0} if terminated[index] else {})
             each[index]["terminal_observation"] = _channel_last(infos["final_obs"][index : index + 1])[0].copy()
             each[index]["TimeLimit.truncated"] = bool(truncated[index] and not terminated[index])
-            self.reset_infos[index] = self._info(infos, index)
+            self.reset_infos[index] = dict(fresh[index])
         return _channel_last(observations), rewards.astype(np.float32), dones, each
 
     @staticmethod
@@ -167,21 +174,3 @@ class AtariVecEnv(VecEnv):
 def _channel_last(observations: np.ndarray) -> np.ndarray:
     """(n, 1, size, size) to (n, size, size, 1)."""
     return observations[:, 0, :, :, None]
-
-
-def rom_name(env_id: str) -> str:
-    """
-    :param env_id: of an Atari game in gymnasium
-    :return: the game's name in ale-py, such as ``"ms_pacman"``
-    :raises ValueError: if it is none
-    """
-    import ale_py
-
-    gym.register_envs(ale_py)
-    try:
-        game = gym.spec(env_id).kwargs.get("game")
-    except (gym.error.Error, TypeError, AttributeError):
-        game = None
-    if not isinstance(game, str):
-        raise ValueError(f"AtariVecEnv needs the id of an Atari game, such as 'ALE/Pong-v5', but was given {env_id!r}.")
-    return game

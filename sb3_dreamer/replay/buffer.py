@@ -88,6 +88,8 @@ class SequenceReplayBuffer(ReplayBuffer):
                 "SequenceReplayBuffer does not support optimize_memory_usage=True: it stores every frame once anyway. "
                 "Leave the option out."
             )
+        if storage_resume and storage_path is None:
+            raise ValueError("storage_resume=True needs a storage_path: there is no folder to go on with.")
         if batch_length < 1:
             raise ValueError(f"batch_length must be at least 1, but is {batch_length}.")
         self.storage_path = None if storage_path is None else str(Path(storage_path).absolute())

@@ -6,6 +6,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_dreamer.common.functional import whole_number
 from sb3_dreamer.common.layers import LAYER_NORM_EPSILON, MLP, LayerNormGRUCell
 from sb3_dreamer.common.one_hot import OneHotFeatures, sum_rows
 from sb3_dreamer.common.precision import cast_once, full
@@ -53,6 +54,8 @@ class RSSM(nn.Module):
         super().__init__()
         self.latent = latent
         self.action_size = action_size
+        deterministic_size = whole_number("deterministic_size", deterministic_size, 1)
+        hidden_size = whole_number("hidden_size", hidden_size, 1)
         self.deterministic_size = deterministic_size
         self.features_size = latent.size + deterministic_size
         self.activation = activation_fn()

@@ -17,6 +17,7 @@ from sb3_dreamer.common.functional import (
     scale_gradient,
     trajectory_weights,
     unflatten_time,
+    variance,
 )
 from sb3_dreamer.common.normalization import ObservationNormalizer
 from sb3_dreamer.common.observations import OBSERVATION_KEY, ObservationFormat
@@ -97,7 +98,7 @@ class WorldModelLoss(NamedTuple):
     posterior: th.Tensor  # parameters, (T, B, P)
     prior: th.Tensor  # parameters, (T, B, P)
     embeddings: th.Tensor  # of the observations, (T, B, E)
-    reward_variance: th.Tensor  # of the batch's transformed rewards
+    reward_variance: th.Tensor  # of the batch's transformed rewards, but for those of episode starts, which are none
 
 
 class WorldModel(nn.Module):
@@ -219,7 +220,7 @@ class WorldModel(nn.Module):
             posterior,
             prior,
             embeddings,
-            rewards.var(correction=0),
+            variance(rewards, ~batch.episode_starts),
         )
 
     def imagine(

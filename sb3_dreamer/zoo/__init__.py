@@ -101,6 +101,7 @@ def _extend_manager(module: ModuleType) -> None:
     manager._preprocess_hyperparams = _with_our_conventions(manager._preprocess_hyperparams)
     manager.read_hyperparameters = _with_our_sections(manager.read_hyperparameters)
     manager.objective = _with_section_of_trials(manager.objective)
+    manager.create_callbacks = _with_folder_of_films(manager.create_callbacks)
     manager._maybe_normalize = _with_statistics_of_checkpoints(manager._maybe_normalize)
     share_the_work(manager, ALGO)
 
@@ -145,6 +146,8 @@ def _with_our_conventions(preprocess: Callable[..., Any]) -> Callable[..., Any]:
             processed[0]["learning_rate"] = parse_schedule("learning_rate", rate)
         if self.algo == ALGO and self._dreamer_shares_env_kwargs:
             self.eval_env_kwargs = self.env_kwargs
+        if self.algo == ALGO and not getattr(self.args, "env_kwargs", True):
+            self.args.env_kwargs = self.env_kwargs or None  # for args.yml, from which record_video makes its environment
         if self.algo == ALGO and self.n_envs < 1:
             raise ValueError(f"Rank {rank()}: n_envs is {self.n_envs}, but every rank needs an environment of its own.")
         return processed
@@ -169,7 +172,7 @@ def _with_our_sections(read: Callable[..., Any]) -> Callable[..., Any]:
         if self.algo != ALGO:
             return read(self, *args, **kwargs)
         given, section = self.custom_hyperparams or {}, _section_by_observation(self)
-        if self.storage and self.study_name and self.trial_id:
+        if self.storage and self.study_name and self.trial_id is not None:  # 0 is one, which rl_zoo3 overlooks
             number, self.trial_id, self.custom_hyperparams = self.trial_id, None, section
             with contextlib.redirect_stdout(io.StringIO()):
                 kept = read(self, *args, **kwargs)[0].get("policy_kwargs", {})
@@ -214,6 +217,24 @@ def _with_section_of_trials(objective: Callable[..., float]) -> Callable[..., fl
             return objective(self, trial)
         finally:
             section_policy_kwargs.reset(token)
+
+    return wrapper
+
+
+def _with_folder_of_films(create: Callable[..., None]) -> Callable[..., None]:
+    """
+    :param create: ``ExperimentManager.create_callbacks``
+    :return: the same, and our films go into the folder of the run, which a callback cannot know of ``SubprocVecEnv``
+    """
+
+    @functools.wraps(create)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
+        from sb3_dreamer.callbacks import VideoPredictionCallback
+
+        create(self, *args, **kwargs)
+        for callback in self.callbacks:
+            if isinstance(callback, VideoPredictionCallback) and callback.folder is None:
+                callback.folder = Path(self.save_path, "videos")
 
     return wrapper
 
