@@ -27,10 +27,12 @@ def watched(model: DreamerV2) -> tuple[Stopwatch, Callable[[], None]]:
     watch, policy = Stopwatch(model.device), model.policy
     watch.wrap(model.replay_buffer, "sample", "sampling")
     watch.wrap(policy.world_model, "loss", "world model forward")
-    watch.wrap(policy.world_model_optimizer, "step", "world model backward and step")
+    for part in ("backward", "apply"):
+        watch.wrap(policy.world_model_optimizer, part, "world model backward and step")
     for name in ("actor", "critic"):
         watch.wrap(policy.behavior, f"{name}_loss", name)
-        watch.wrap(getattr(policy, f"{name}_optimizer"), "step", name)
+        for part in ("backward", "apply"):
+            watch.wrap(getattr(policy, f"{name}_optimizer"), part, name)
     inner = update_module.imagine
     watch.wrap(update_module, "imagine", "imagination")
 
