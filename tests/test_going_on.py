@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNorm
 from sb3_dreamer import DreamerV2
 from sb3_dreamer.callbacks import ResumableCheckpointCallback, VideoPredictionCallback
 from sb3_dreamer.dream.__main__ import main as dream
+from sb3_dreamer.dream.recording import read_buffer
 from sb3_dreamer.dreamer_v2.checkpoint import checkpoints
 from sb3_dreamer.dreamer_v2.diagnostics import NonFiniteError
 from sb3_dreamer.dreamer_v2.exchange import export_model, import_model
@@ -145,6 +146,41 @@ def test_a_folder_with_records_is_not_filled_with_others(tmp_path: Path) -> None
     assert rewards(model) == whole
 
 
+def test_a_buffer_that_is_in_use_is_left_alone(tmp_path: Path) -> None:
+    first = make(**on_disk(tmp_path / "first"))
+    first.learn(40)
+    first.save_replay_buffer(tmp_path / "first.pkl")
+    source = make()
+    source.learn(60)
+    source.save_replay_buffer(tmp_path / "memory.pkl")
+    source.save(tmp_path / "model")
+    other = DreamerV2.load(tmp_path / "model", make_env(), **on_disk(tmp_path / "first"))
+    with pytest.raises(ValueError, match="first is in use by another buffer"):
+        other.load_replay_buffer(tmp_path / "memory.pkl")
+    first.learn(20, reset_num_timesteps=False)
+    whole = rewards(first)
+    assert read_buffer(first, tmp_path / "first.pkl") is first.replay_buffer, "not opened twice"
+    assert rewards(first) == whole
+
+    other.load_replay_buffer(tmp_path / "first.pkl")
+    unrelated = make(**on_disk(tmp_path / "unrelated"))  # its files may have the numbers that those of the first had
+    unrelated.learn(40)
+    for call in (lambda: rewards(first), lambda: first.save_replay_buffer(tmp_path / "late.pkl")):
+        with pytest.raises(ValueError, match="first has been closed, or opened again by another one"):
+            call()
+
+
+def test_models_of_strangers_get_the_folder_too(tmp_path: Path) -> None:
+    source = make()
+    source.learn(60)
+    export_model(source, tmp_path / "model")
+    source.save_replay_buffer(tmp_path / "memory.pkl")
+    model = import_model(tmp_path / "model", make_env(), **on_disk(tmp_path / "records"))
+    with pytest.warns(UserWarning, match="its episodes were copied"):
+        model.load_replay_buffer(tmp_path / "memory.pkl")
+    assert model.replay_buffer.storage_path == str(tmp_path / "records") and rewards(model) == rewards(source)
+
+
 def test_the_same_folder_by_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     model = make(replay_buffer_kwargs=dict(storage_path="records"))
@@ -187,8 +223,9 @@ def test_a_buffer_goes_where_it_is_told(source: str, tmp_path: Path) -> None:
     whole = rewards(moved)
     del moved
     with pytest.warns(UserWarning, match="that of this model in memory: its episodes were copied."):
-        back = DreamerV2.resume(tmp_path / "more", make_env(), replay_buffer_kwargs={})
+        back = DreamerV2.resume(tmp_path / "more", make_env(), replay_buffer_kwargs=dict(storage_path=None))
     assert back.replay_buffer.storage_path is None and rewards(back) == whole
+    back.learn(10, reset_num_timesteps=False)
     with pytest.warns(UserWarning, match="keeps its own storage_compression=1"):
         same = DreamerV2.resume(tmp_path / "more", make_env(), **on_disk(tmp_path / "second"))
     assert same.replay_buffer.storage_path == str(tmp_path / "second") and rewards(same) == whole

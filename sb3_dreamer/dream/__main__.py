@@ -63,11 +63,14 @@ def open_model(args: argparse.Namespace) -> Opened:
     if source is None:
         raise ValueError(NO_EXPERIENCE.format("there is none beside it") + " Here: --env ID or --replay-buffer FILE.")
     normalize = unwrap_vec_normalize(env) if isinstance(env, VecEnv) else None
-    if normalize is None and model.behind_vec_normalize:
-        normalize = find_statistics(args.vec_normalize or path.parent / NORMALIZE)
+    if args.vec_normalize is not None or (normalize is None and model.behind_vec_normalize):
+        beside = path.parent if run is None or run.stats_path is None else Path(run.stats_path)
+        found = find_statistics(args.vec_normalize or beside / NORMALIZE)
         if env is not None:
-            normalize.set_venv(env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env]))  # type: ignore[list-item, return-value]
-            source = normalize
+            venv = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])  # type: ignore[list-item, return-value]
+            found.set_venv(venv if normalize is None else normalize.venv)
+            source = found if source is env else source
+        normalize = found
     recording = open_recording(model, source, normalize, args.steps, args.seed)
     return Opened(model, path, run, recording)
 

@@ -1,6 +1,5 @@
 """Recorded experience: where dreams begin, and what they are compared with."""
 
-from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -167,11 +166,13 @@ def read_buffer(model: SequenceOffPolicyAlgorithm, path: Path) -> SequenceReplay
     path = with_suffix(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no replay buffer {path}. {NO_EXPERIENCE.format('none was found')}")
-    reader = copy(model)
-    reader.replay_buffer = None  # type: ignore[assignment]  # one that fits another number of environments would be refilled
-    reader.load_replay_buffer(path)
-    assert isinstance(reader.replay_buffer, SequenceReplayBuffer)
-    return reader.replay_buffer
+    own = model.replay_buffer
+    try:
+        buffer = model._read_buffer(path)
+    finally:
+        if own is not None:  # it may have been this very folder
+            own.reopen()
+    return own if own is not None and buffer.storage_path is not None and buffer.storage_path == own.storage_path else buffer
 
 
 def record(

@@ -68,8 +68,11 @@ def make_plain_env(env_id: str) -> VecEnv | gym.Env:
     from sb3_dreamer.envs import make_dreamer_atari_env
 
     register_all()
-    spec = gym.spec(env_id)
-    return make_dreamer_atari_env(env_id) if "AtariEnv" in str(spec.entry_point) else gym.make(spec)
+    env = gym.make(env_id)
+    if env.spec is None or "AtariEnv" not in str(env.spec.entry_point):
+        return env
+    env.close()
+    return make_dreamer_atari_env(env.spec.id)
 
 
 def find_run(model_path: Path) -> ZooRun | None:
@@ -103,7 +106,7 @@ def find_model(path: Path) -> Path:
     :return: the zip file: of a folder the final model, or the best one
     :raises FileNotFoundError: if there is none
     """
-    for file in (path, Path(f"{path}.zip")):
+    for file in (path, *([] if path.is_dir() else [Path(f"{path}.zip")])):
         if file.is_file():
             return file
     zips = [file for file in sorted(path.glob("*.zip")) if file.stem != "best_model"]

@@ -90,6 +90,7 @@ def import_model(path: str | Path, env: GymEnv | None = None, device: th.device 
         check_for_correct_spaces(wrapped, observation_space, action_space)
         model.env, model.n_envs, model._vec_normalize_env = wrapped, wrapped.num_envs, unwrap_vec_normalize(wrapped)
     model._setup_model()
+    model._place_given = "storage_path" in (kwargs.get("replay_buffer_kwargs") or {})
     try:
         model.policy.load_state_dict(tensors)
     except RuntimeError as error:

@@ -21,6 +21,7 @@ from sb3_dreamer.dreamer_v2.rank_files import file_of_rank, folder_of_rank, numb
 from sb3_dreamer.dreamer_v2.saved_files import TRAILER, ChecksumWriter, check_model_file, unpickle, with_suffix
 from sb3_dreamer.replay.buffer import SequenceReplayBuffer
 from sb3_dreamer.replay.conversion import refill
+from sb3_dreamer.replay.disk_storage import is_open
 from sb3_dreamer.replay.files import atomic_file, is_path
 
 SelfSaving = TypeVar("SelfSaving", bound="SavingAlgorithm")
@@ -153,7 +154,7 @@ class SavingAlgorithm(OffPolicyAlgorithm):
             warnings.warn(f"{cls.__name__}.load() was given unknown arguments, which have no effect: {sorted(unknown)}")
         check_model_file(path)
         model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
-        model._place_given = "replay_buffer_kwargs" in kwargs
+        model._place_given = "storage_path" in (kwargs.get("replay_buffer_kwargs") or {})
         return model
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
@@ -195,16 +196,8 @@ class SavingAlgorithm(OffPolicyAlgorithm):
             if saved != world_size():
                 return self._load_buffers_of(named, saved)
             path = file_of_rank(named) if world_size() > 1 else path
-        try:
-            buffer = self._read_buffer(path)
-            buffer.device = self.device
-            if present is not None and (buffer.n_envs != present.n_envs or self._belongs_elsewhere(buffer)):
-                return self._copy_buffer(present, buffer)
-        except BaseException:
-            if present is not None:
-                present.reopen()
-            raise
-        if present is not None:
+        buffer = self._take_over(path)
+        if present is not None and buffer is self.replay_buffer:
             level = None if buffer.storage_compression is None else buffer.storage_compression.level
             if self._place_given and self.replay_buffer_kwargs.get("storage_compression") != level:
                 warnings.warn(
@@ -218,15 +211,32 @@ class SavingAlgorithm(OffPolicyAlgorithm):
                 )
             for option in ("prioritize_ends", "sample_running", "handle_timeout_termination"):  # the present choice holds
                 setattr(buffer, option, getattr(present, option))
-        self.replay_buffer = buffer
+
+    def _take_over(self, path: Any) -> SequenceReplayBuffer:
+        """The buffer of a file becomes the model's, or is copied into it; the present one is kept if neither is possible."""
+        present: SequenceReplayBuffer | None = self.replay_buffer
+        try:
+            buffer = self._read_buffer(path)
+            if present is not None and (buffer.n_envs != present.n_envs or self._belongs_elsewhere(buffer)):
+                self._copy_buffer(present, buffer)
+            else:
+                self.replay_buffer = buffer
+        except BaseException:
+            if present is not None:
+                present.reopen()
+            raise
+        return buffer
 
     def _belongs_elsewhere(self, loaded: SequenceReplayBuffer) -> bool:
         """Whether the user has just said that the records go to another place than the one where they are."""
-        return self._place_given and not _same_folder(self._folder(), loaded.storage_path)
+        return self._place_given and not _same_folder(self._folder, loaded.storage_path)
 
+    @property
     def _folder(self) -> str | None:
-        """Where ``replay_buffer_kwargs`` puts the records of this rank."""
-        wanted = self.replay_buffer_kwargs.get("storage_path")
+        """Where ``replay_buffer_kwargs`` puts the records of this rank, as seen from where the process was at that time."""
+        wanted, present = self.replay_buffer_kwargs.get("storage_path"), self.replay_buffer
+        if self._place_given and wanted is not None and present is not None and present.storage_path is not None:
+            return present.storage_path
         return None if wanted is None else str(folder_of_rank(wanted))
 
     def _copy_buffer(self, present: SequenceReplayBuffer, loaded: SequenceReplayBuffer) -> None:
@@ -245,7 +255,7 @@ class SavingAlgorithm(OffPolicyAlgorithm):
 
     def _in_its_place(self, present: SequenceReplayBuffer, loaded: SequenceReplayBuffer) -> SequenceReplayBuffer:
         """The buffer to copy into: on disk if that is where it belongs, and a loaded model has not opened its folder yet."""
-        folder, make = self._folder(), self._make_replay_buffer  # type: ignore[attr-defined]
+        folder, make = self._folder, self._make_replay_buffer  # type: ignore[attr-defined]
         if folder is None:  # a folder that another file has brought with it keeps what it holds
             return present if present.storage_path is None else make(self.replay_buffer_kwargs)
         if _same_folder(folder, loaded.storage_path):
@@ -255,11 +265,14 @@ class SavingAlgorithm(OffPolicyAlgorithm):
             )
         target = present
         if not _same_folder(folder, present.storage_path):
+            if is_open(folder):
+                raise ValueError(f"The replay buffer in {folder} is in use by another buffer. Name a new folder.")
             target = make({**self.replay_buffer_kwargs, "storage_resume": True})
         if target.num_records > 0:
             raise ValueError(
                 f"{folder} holds a replay buffer of {target.num_records} records already, which a copy would replace. Name a "
-                "new folder, or delete it if it is of an earlier copy; to go on with it, do not load another buffer."
+                "new folder, or delete it if it is of an earlier copy (replay_buffer.reset() empties that of a model); to go "
+                "on with it, do not load another buffer."
             )
         return target
 
@@ -270,20 +283,16 @@ class SavingAlgorithm(OffPolicyAlgorithm):
             raise ValueError(f"{path} holds a {type(buffer).__name__}, not a SequenceReplayBuffer.")
         layout = self.policy.image_size, not self.policy.normalize_images
         buffer.check_compatible(self.observation_space, self.action_space, buffer.n_envs, *layout)
+        buffer.device = self.device
         return buffer
 
     def _load_buffers_of(self, path: pathlib.Path, saved: int) -> None:
         """Buffers of a run with another number of ranks."""
         me, size = rank(), world_size()
         said = f"Rank {me} of {size}: the replay buffers were saved by {saved} ranks"
-        if "storage_path" in self.replay_buffer_kwargs:  # its folder may be in use, and too large for memory
+        if self.replay_buffer_kwargs.get("storage_path") is not None:  # its folder may be in use, and too large for memory
             if me < saved:
-                loaded = self._read_buffer(file_of_rank(path))
-                loaded.device = self.device
-                if self._belongs_elsewhere(loaded):
-                    self._copy_buffer(self.replay_buffer, loaded)
-                else:
-                    self.replay_buffer = loaded
+                self._take_over(file_of_rank(path))
             warnings.warn(f"{said}, on disk: " + ("its own is taken." if me < saved else "this one begins with an empty one."))
             return
         taken = taken_by(me, size, saved)

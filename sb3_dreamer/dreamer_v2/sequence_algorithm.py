@@ -190,8 +190,10 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         if self._step_in_flight:  # an exception came between a step and its storing: nobody knows where the env stands
             self._last_obs, self._step_in_flight = None, False
         self._when_stored = ()
-        waits_for_folder = "storage_path" in self.replay_buffer_kwargs and self.replay_buffer.storage_path is None
-        if waits_for_folder and self.replay_buffer.num_records == 0:  # of a loaded model, given no other buffer since
+        wanted, held = self.replay_buffer_kwargs.get("storage_path"), self.replay_buffer.storage_path
+        if (
+            wanted is not None and held is None and self.replay_buffer.num_records == 0
+        ):  # of a loaded model, given no other buffer since
             self.replay_buffer = self._make_replay_buffer({**self.replay_buffer_kwargs, "storage_resume": True})
         self.clock = TrainingClock()
         if rank() > 0:

@@ -312,8 +312,9 @@ def make_dreamer_atari_env(
         env_kwargs["full_action_space"] = True
     if isinstance(env_id, str):
         # The repetition is the wrapper's. The prefix imports ale_py, which registers the games, also in subprocesses.
-        if ":" not in env_id or env_id.startswith("ale_py:"):
-            rom_name(env_id)
+        spec = gym.registry.get(env_id)
+        if spec is not None and str(spec.entry_point).startswith("gymnasium.envs."):
+            rom_name(env_id)  # which it is not
         env_kwargs.setdefault("frameskip", 1)
         env_id = env_id if ":" in env_id else f"ale_py:{env_id}"
     return make_vec_env(

@@ -20,12 +20,11 @@ import zlib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
 
-from sb3_dreamer.replay.files import StorageError, atomic_file, lock_folder
+from sb3_dreamer.replay.files import StorageError, atomic_file, lock_folder, read_format
 from sb3_dreamer.replay.index import FLAGS, INDEX, RecordIndex
 from sb3_dreamer.replay.rows import CompressedRows, Compression, PlainRows
 from sb3_dreamer.replay.storage import Field
@@ -149,10 +148,16 @@ class DiskStorage:
         except OSError:
             self.written = before
             with contextlib.suppress(OSError):
-                for env in (env for env in envs.tolist() if self._index.has(env, int(before[env]))):
-                    self._index.erase(env, int(before[env]))
+                self._withdraw(envs, before)
             raise
         self._unflushed += len(envs)
+
+    def _withdraw(self, envs: np.ndarray, before: np.ndarray) -> None:
+        """Entries of records that were not finished, and of the old ones whose rows they have overwritten."""
+        for env in envs.tolist():
+            number, overwritten = int(before[env]), int(before[env]) - self._capacity
+            if self._index.has(env, number) or (overwritten < self.first[env] and self._index.has(env, overwritten)):
+                self._index.erase(env, number)
 
     def _check_open(self) -> None:
         if self.closed:
@@ -179,6 +184,7 @@ class DiskStorage:
         :param length: rows per sub-sequence, T, at most the capacity
         :return: one new array (T, B, *shape) per field
         """
+        self._check_open()
         names = self._row.names or ()
         result = {n: np.empty((length, len(envs), *self._row[n].shape), self._row[n].base.newbyteorder("=")) for n in names}
         for column, (env, start) in enumerate(zip(envs.tolist(), starts.tolist(), strict=True)):
@@ -252,6 +258,7 @@ class DiskStorage:
         :return: checksum of the newest record of each ring, which tells whether these are still the same records; 0 if there
             is none, or it has been overwritten
         """
+        self._check_open()
         return [self._index.checksum(env, int(count) - 1) for env, count in enumerate(self.written)]
 
     def _hide(self, written: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -268,6 +275,7 @@ class DiskStorage:
         :param env: a ring
         :return: done, timeout and episode start of its records in the order of their numbers, (records, 3) bool
         """
+        self._check_open()
         entries = self._index.entries(env, np.arange(self.first[env], self.written[env]))
         return (entries["flags"][:, None] >> np.arange(len(FLAGS), dtype=np.uint8) & 1).astype(bool)
 
@@ -277,6 +285,7 @@ class DiskStorage:
 
         :return: ring and number of every record that is not what was written
         """
+        self._check_open()
         found = []
         for env in range(self._n_envs):
             numbers = range(int(self.first[env]), int(self.written[env]))
@@ -294,6 +303,8 @@ class DiskStorage:
         for descriptor in self._files.values():
             os.close(descriptor)
         self._files = {}
+        self._rows.open({}, self.written)
+        self._index.open(-1)  # whose number another file may get
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -321,7 +332,7 @@ class DiskStorage:
             file.write(json.dumps({**self._format, "sb3_dreamer": version}, indent=1).encode())
 
     def _open(self) -> None:
-        found = _read_format(self.folder)
+        found = read_format(self.folder / "format.json", FORMAT)
         different = [name for name, value in self._format.items() if found.get(name) != value]
         if different:
             texts = [f"{name}: the folder has {found.get(name)}, expected {self._format[name]}" for name in different]
@@ -372,16 +383,13 @@ class DiskStorage:
             return False
 
 
-def _read_format(folder: Path) -> dict[str, Any]:
-    path = folder / "format.json"
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise StorageError(f"{path} is damaged or missing: {error}.") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        version = found.get("format") if isinstance(found, dict) else found
-        raise StorageError(f"{path} has format {version!r}, expected {FORMAT}: another version of sb3_dreamer wrote it.")
-    return found
+def is_open(folder: str | Path) -> bool:
+    """
+    :param folder: of a buffer
+    :return: whether this process has it open
+    """
+    place = os.path.realpath(folder)
+    return any(os.path.realpath(storage.folder) == place for storage in _OPEN.values() if not storage.closed)
 
 
 def _sync(descriptor: int) -> None:

@@ -1,12 +1,13 @@
 """Files that are whole or not there: temporary file, fsync, rename."""
 
 import io
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 class StorageError(ValueError):
@@ -75,6 +76,23 @@ def lock_folder(folder: Path) -> int | None:
         os.close(descriptor)
         raise StorageError(f"The replay buffer in {folder} is in use by another buffer or process.") from error
     return descriptor
+
+
+def read_format(path: Path, version: int) -> dict[str, Any]:
+    """
+    :param path: of a JSON file that describes others
+    :param version: that is understood
+    :return: its content
+    :raises StorageError: if it is missing or damaged, or of another version
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{path} is damaged or missing: {error}.") from error
+    if not isinstance(found, dict) or found.get("format") != version:
+        other = found.get("format") if isinstance(found, dict) else found
+        raise StorageError(f"{path} has format {other!r}, expected {version}: another version of sb3_dreamer wrote it.")
+    return found
 
 
 def is_path(target: object) -> bool:
