@@ -88,14 +88,8 @@ class SavingAlgorithm(OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         derived = ["_engine", "_acting_state", "_metrics", "_check_learning", "_guard", "clock", "_step_in_flight", "_loading"]
-        return [
-            *super()._excluded_save_params(),
-            *derived,
-            "_learning_rate_schedules",
-            "_team",
-            "_when_stored",
-            "_place_given",
-        ]
+        derived += ["_learning_rate_schedules", "_team", "_when_stored", "_place_given"]
+        return [*super()._excluded_save_params(), *derived]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         optimizers = ["policy.optimizer", "policy.actor_optimizer.optimizer", "policy.critic_optimizer.optimizer"]

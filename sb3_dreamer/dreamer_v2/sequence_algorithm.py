@@ -42,10 +42,12 @@ from sb3_dreamer.replay.buffer import SequenceReplayBuffer
 SelfSequence = TypeVar("SelfSequence", bound="SequenceOffPolicyAlgorithm")
 
 #: Arguments of the buffer that are given elsewhere
-NOT_OF_THE_BUFFER = dict.fromkeys(("batch_length", "buffer_size", "device"), "an argument of the algorithm")
-NOT_OF_THE_BUFFER |= {"image_size": "one of policy_kwargs", "n_envs": "the number of environments"}
-NOT_OF_THE_BUFFER |= {"float_images": "decided by policy_kwargs=dict(normalize_images=...)"}
-NOT_OF_THE_BUFFER |= {"optimize_memory_usage": "needless, since every frame is stored once anyway"}
+NOT_OF_THE_BUFFER = dict.fromkeys(("batch_length", "buffer_size", "device"), "an argument of the algorithm") | {
+    "image_size": "one of policy_kwargs",
+    "n_envs": "the number of environments",
+    "float_images": "decided by policy_kwargs=dict(normalize_images=...)",
+    "optimize_memory_usage": "needless, since every frame is stored once anyway",
+}
 
 
 class SequenceOffPolicyAlgorithm(SavingAlgorithm):
@@ -191,9 +193,7 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
             self._last_obs, self._step_in_flight = None, False
         self._when_stored = ()
         wanted, held = self.replay_buffer_kwargs.get("storage_path"), self.replay_buffer.storage_path
-        if (
-            wanted is not None and held is None and self.replay_buffer.num_records == 0
-        ):  # of a loaded model, given no other buffer since
+        if wanted is not None and held is None and self.replay_buffer.num_records == 0:  # loaded, and given no buffer
             self.replay_buffer = self._make_replay_buffer({**self.replay_buffer_kwargs, "storage_resume": True})
         self.clock = TrainingClock()
         if rank() > 0:

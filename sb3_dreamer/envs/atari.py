@@ -314,7 +314,7 @@ def make_dreamer_atari_env(
         # The repetition is the wrapper's. The prefix imports ale_py, which registers the games, also in subprocesses.
         spec = gym.registry.get(env_id)
         if spec is not None and str(spec.entry_point).startswith("gymnasium.envs."):
-            rom_name(env_id)  # which it is not
+            rom_name(env_id)  # says what is wrong with it
         env_kwargs.setdefault("frameskip", 1)
         env_id = env_id if ":" in env_id else f"ale_py:{env_id}"
     return make_vec_env(

@@ -131,7 +131,7 @@ class DiskStorage:
         Append one record to each of some rings.
 
         :param envs: the rings, (n,)
-        :param positions: the row in each of them, (n,)
+        :param positions: as in ``RamStorage``; here the rows follow from the numbers of the records
         :param records: one array (n, *shape) for every field
         :raises OSError: if the disk is full; none of the records counts then
         """

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch as th
 from torch import nn
@@ -155,9 +155,10 @@ class WorldModel(nn.Module):
         :param observations: encoded, per key (n, *shape)
         :return: (n, E)
         """
-        seen: Any = {key: observations[key] for key in self.encoder_keys} if self.observations.is_dict else None
-        # Encoders of a single observation take the tensor itself, as in SB3
-        embeddings = self.encoder(observations[OBSERVATION_KEY] if seen is None else seen)
+        if self.observations.is_dict:
+            embeddings = self.encoder({key: observations[key] for key in self.encoder_keys})
+        else:  # encoders take the tensor itself, as in SB3
+            embeddings = self.encoder(observations[OBSERVATION_KEY])
         if embeddings.shape[-1] != self.encoder.features_dim:
             name, size = type(self.encoder).__name__, self.encoder.features_dim
             raise ValueError(f"The encoder {name} says features_dim={size}, but its features are {tuple(embeddings.shape)}.")
