@@ -56,7 +56,7 @@ AGENT: dict[str, Any] = dict(
     observation_scale=16.0,  # pictures of 16 x 16 weigh as much as those of 64 x 64
 )
 
-#: name: (changed arguments, changed policy_kwargs, gamer-normalised median over 55 games at 200M frames in the paper)
+#: name: (changed arguments, changed policy_kwargs, gamer-normalized median over 55 games at 200M frames in the paper)
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], float | None]] = {
     "V2": ({}, {}, 1.64),
     "no reward gradients": (dict(reward_gradients=False), {}, 1.68),

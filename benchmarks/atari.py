@@ -177,7 +177,7 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
     for axes, result in zip(np.atleast_1d(figure.subplots(1, len(results))), results, strict=True):
         official = OFFICIAL.get(result["game"], {})
         middles = [millions - 0.5 for millions in official]
-        axes.plot(middles, list(official.values()), "s--", color="grey", label="official, mean of a million frames, 8 seeds")
+        axes.plot(middles, list(official.values()), "s--", color="gray", label="official, mean of a million frames, 8 seeds")
         if result["curve"]:
             frames, scores = np.array(result["curve"]).T
             axes.plot(frames / 1e6, scores, ".", alpha=0.25, markersize=3, color="tab:blue", label="games in training")

@@ -1,5 +1,5 @@
 """
-Atari as in the DreamerV2 paper: sticky actions, 64x64 grey frames, whole games, the authors' hyperparameters.
+Atari as in the DreamerV2 paper: sticky actions, 64x64 gray frames, whole games, the authors' hyperparameters.
 
     python examples/atari.py --env ALE/Pong-v5 --steps 1e7
 

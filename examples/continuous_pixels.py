@@ -24,7 +24,7 @@ from sb3_dreamer.envs import DMCPixels, register_envs
 
 class Reacher(gym.Env[np.ndarray, np.ndarray]):
     """
-    Action (x, y) in [-1, 1] moves the hand (white) by up to 6 pixels per axis; the reward is 1 over the target (grey) and
+    Action (x, y) in [-1, 1] moves the hand (white) by up to 6 pixels per axis; the reward is 1 over the target (gray) and
     falls with the distance. Episodes end by time after 25 steps. The best is 23.1, standing still gets 5.3.
     """
 

@@ -17,7 +17,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_dreamer import DreamerV2, preset
 from sb3_dreamer.callbacks import ResumableCheckpointCallback
-from sb3_dreamer.dreamer_v2.checkpoint import checkpoints
+from sb3_dreamer.saving.checkpoint import checkpoints
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -10,16 +10,16 @@ from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
-from sb3_dreamer.common.distributed import rank, world_size
-from sb3_dreamer.common.functional import check_number
+from sb3_dreamer.algorithm.sequence_algorithm import SequenceOffPolicyAlgorithm
+from sb3_dreamer.common.options import check_number
 from sb3_dreamer.dream.decoding import ObservationDecoder
 from sb3_dreamer.dream.drawing import gif_bytes, safe_name, save_film
 from sb3_dreamer.dream.plots import draw_lines, prediction_frames
 from sb3_dreamer.dream.recording import open_recording
 from sb3_dreamer.dream.rollout import open_loop
-from sb3_dreamer.dreamer_v2.checkpoint import save_checkpoint, set_aside
 from sb3_dreamer.dreamer_v2.dreamer_v2 import DreamerV2
-from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
+from sb3_dreamer.ranks.distributed import rank, world_size
+from sb3_dreamer.saving.checkpoint import save_checkpoint, set_aside
 
 
 def called_by_event(callback: BaseCallback) -> bool:

@@ -86,7 +86,7 @@ class ScriptedEnv(gym.Env):
 
 class PixelReacher(gym.Env[np.ndarray, np.ndarray]):
     """
-    A hand (white block) is moved over a grey target that lies elsewhere in every episode; one picture shows both.
+    A hand (white block) is moved over a gray target that lies elsewhere in every episode; one picture shows both.
 
     Action (x, y) in [-1, 1] moves the hand by up to 6 pixels per axis, as far as the border. The reward is
     ``max(0, 1 - distance / 28)``, the distance being that of the two centres in pixels. Episodes are truncated after 25

@@ -58,8 +58,8 @@ class Reference:
     def norm(self, name: str, kind: str, x: th.Tensor) -> th.Tensor:
         if kind == "none":
             return x
-        centred = x - x.mean(-1, keepdim=True)
-        scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-3).sqrt()
+        centered = x - x.mean(-1, keepdim=True)
+        scaled = centered / (centered.square().mean(-1, keepdim=True) + 1e-3).sqrt()
         return scaled * self.w[f"{name}/gamma"] + self.w[f"{name}/beta"]
 
     def mlp(self, part: str, options: str, norm: str, layers: int, x: th.Tensor) -> th.Tensor:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch as th
 
-from sb3_dreamer.common import distributed
+from sb3_dreamer.ranks import distributed
 
 Job = Callable[[int], Any]
 

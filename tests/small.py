@@ -1,6 +1,7 @@
 """Models small enough to train for a hundred steps within a second, and environments with any spaces for them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -13,6 +14,8 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_dreamer import DreamerV2
+from sb3_dreamer.common.type_aliases import LatentState
+from sb3_dreamer.world_model.rssm import RSSM
 
 SMALL_POLICY: dict[str, Any] = dict(
     deterministic_size=16, hidden_size=16, stochastic_size=4, stochastic_classes=4, net_arch=[16], cnn_depth=2
@@ -36,6 +39,16 @@ DISCRETE = spaces.Discrete(3)
 BOX = spaces.Box(-1.0, 1.0, (2,), np.float32)
 ASYMMETRIC = spaces.Box(np.array([0.0, -5.0]), np.array([1.0, 20.0]), dtype=np.float64)
 FLOAT_IMAGE = spaces.Box(0.0, 1.0, (12, 10, 3), np.float32)
+
+
+@contextmanager
+def carried_into(rssm: RSSM, state: LatentState) -> Iterator[None]:
+    """Sequences begin in this state, as where the official code carries it from one batch to the next."""
+    rssm.initial_state = lambda batch_size: state  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        del rssm.initial_state  # type: ignore[method-assign]
 
 
 def image(*shape: int) -> spaces.Box:
@@ -199,7 +212,7 @@ def inner_env(model: DreamerV2, index: int = 0) -> RandomEnv:
 
 
 def weights(model: Any) -> dict[str, th.Tensor]:
-    """A copy of everything that the policy has learnt."""
+    """A copy of everything that the policy has learned."""
     policy = getattr(model, "policy", model)
     return {name: value.clone() for name, value in policy.state_dict().items()}
 

@@ -26,7 +26,7 @@ class PixelCatch(gym.Env[np.ndarray, np.int64]):
 
     :param columns: columns of the field, at least 2
     :param rows: rows of the field, the paddle's included; at least ``columns``, so that the paddle is always in time
-    :param channels: 1 (grey) or 3 (the same in all three)
+    :param channels: 1 (gray) or 3 (the same in all three)
     """
 
     def __init__(self, columns: int = 5, rows: int = 9, channels: int = 1) -> None:

@@ -9,35 +9,40 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "sb3_dreamer"
 #: Rooms from the foundation up. A file imports only files before it in its room, and only rooms that the second entry names
 ROOMS: dict[str, tuple[str, str]] = {
+    "ranks": ("heartbeat distributed rank_files", ""),
     "common": (
-        "heartbeat distributed precision one_hot type_aliases functional schedules distributions action_distributions "
-        "layers heads preprocessing observations normalization optimization metrics",
-        "",
+        "one_hot type_aliases precision options files functional schedules distributions action_distributions layers heads "
+        "preprocessing observations normalization optimization metrics",
+        "ranks",
     ),
-    "world_model": ("latents convolutions encoders decoders scan rssm world_model", "common"),
-    "behavior": ("actors actor_critic exploration", "common"),
-    "replay": ("files rows storage index disk_storage records windows pickling buffer conversion", "common"),
+    "world_model": ("latents convolutions encoders decoders scan rssm world_model", "ranks common"),
+    "behavior": ("actors actor_critic exploration", "ranks common"),
+    "replay": ("rows storage index disk_storage records windows pickling buffer conversion", "ranks common"),
+    "saving": ("saved_files buffers checkpoint", "ranks common replay algorithm"),
+    "algorithm": (
+        "policy graphs engine originals diagnostics agreement team reporting acting sequence_algorithm",
+        "ranks common world_model behavior replay saving",
+    ),
     "dreamer_v2": (
-        "networks policies reporting diagnostics update graphs engine rank_files saved_files saving checkpoint agreement team "
-        "originals sequence_algorithm dreamer_v2 exchange",
-        "common world_model behavior replay",
+        "networks policies update dreamer_v2 exchange",
+        "ranks common world_model behavior replay saving algorithm",
     ),
     "envs": ("atari atari_vec_env scaling wrappers optional crafter dmc minatar procgen registration", "common"),
     "dream": (
         "decoding recording imagination drawing window vec_env env rollout plots inspection zoo_run model_card __init__ "
         "__main__",
-        "common world_model behavior replay dreamer_v2 envs",
+        "ranks common world_model behavior replay saving algorithm dreamer_v2 envs",
     ),
-    "callbacks": ("callbacks", "common world_model behavior replay dreamer_v2 dream"),
-    "presets": ("presets", "common world_model behavior replay dreamer_v2"),
+    "callbacks": ("callbacks", "ranks common world_model behavior replay saving algorithm dreamer_v2 dream"),
+    "presets": ("presets", "common dreamer_v2"),
     "zoo": (
         "hyperparams_opt ranks __init__ report __main__",
-        "common world_model behavior replay dreamer_v2 callbacks envs presets dream",
+        "ranks common replay saving algorithm dreamer_v2 callbacks envs presets dream",
     ),
     "": ("__init__", "common world_model behavior replay dreamer_v2 presets"),
 }
 HEAVY = {"ale_py", "cv2", "rl_zoo3", "optuna", "matplotlib", "yaml"}
-LONGEST_FILE, LONGEST_FUNCTION = 400, 40
+LONGEST_FILE, LONGEST_FUNCTION = 500, 40
 Problem = tuple[int, str]
 
 
@@ -142,7 +147,7 @@ def test_violations_are_named() -> None:
         ("common/heads.py", "from sb3_dreamer.common.layers import _x\n"): ":1: sb3_dreamer.common.layers._x is private",
         ("common/utils.py", ""): ":1: this file has no place",
         ("tools.py", ""): ":1: this file has no place",
-        ("common/heads.py", "\n" * 401): ":401: 401 lines",
+        ("common/heads.py", "\n" * 501): ":501: 501 lines",
         ("common/heads.py", "x = 1\n" + long): ":2: f has 41 lines",
     }
     for (name, text), expected in cases.items():

@@ -33,7 +33,7 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "v5-not-sticky": ("ALE/{}-v5", {"frameskip": 1, "repeat_action_probability": 0.0}),
     "v4": ("{}NoFrameskip-v4", {}),
     "no-limit": ("ALE/{}-v5", {"max_num_frames_per_episode": None}),
-    "grey-inside": ("ALE/{}-v5", {"frameskip": 1, "obs_type": "grayscale"}),
+    "gray-inside": ("ALE/{}-v5", {"frameskip": 1, "obs_type": "grayscale"}),
 }
 # The 57 games of the Arcade Learning Environment benchmark (the paper leaves out Defender and Surround).
 GAMES = """
@@ -190,7 +190,7 @@ def test_same_bytes_as_opencv():
         observation = env.step(1)[0]
 
 
-@pytest.mark.parametrize("form", ["v5", "v4", "grey-inside"])
+@pytest.mark.parametrize("form", ["v5", "v4", "gray-inside"])
 def test_maximum_over_the_last_two_frames(form):
     env = make(form, game="Asteroids", repeat_action_probability=0.0)
     raw = gym.make("AsteroidsNoFrameskip-v4", obs_type="grayscale")

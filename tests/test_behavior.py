@@ -9,6 +9,7 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_dreamer import DreamerV2
+from sb3_dreamer.algorithm.policy import ActingState
 from sb3_dreamer.behavior.actor_critic import ActorCritic, BehaviorObjective, ReturnEstimate, RewardNormalizer
 from sb3_dreamer.behavior.actors import (
     ACTOR_DISTRIBUTIONS,
@@ -21,7 +22,6 @@ from sb3_dreamer.common.action_distributions import ClippedNormal, TanhNormal, T
 from sb3_dreamer.common.distributions import OneHotBlocks
 from sb3_dreamer.common.functional import flatten_time
 from sb3_dreamer.common.type_aliases import ImaginedTrajectory, LatentState
-from sb3_dreamer.dreamer_v2.policies import ActingState
 from sb3_dreamer.dreamer_v2.update import Imagination, UpdateNoise, every, imagine, start_states
 from tests.test_world_model import BATCH, TIME, carried_state, image, make_model, model_loss, random_batch
 

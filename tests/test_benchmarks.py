@@ -11,7 +11,7 @@ from scipy.stats import trim_mean
 
 from benchmarks import atari, dream
 from benchmarks.learning import environments  # noqa: F401  registers the suite's ids
-from benchmarks.learning.aggregate import interquartile_mean, median_steps, normalised, steps_to, stratified_bootstrap
+from benchmarks.learning.aggregate import interquartile_mean, median_steps, normalized, steps_to, stratified_bootstrap
 from benchmarks.learning.quick import CHOSEN, interval
 from benchmarks.learning.report import Results, acting_table, aggregate_table, efficiency_table, score_table
 from benchmarks.learning.run import Run, planned
@@ -54,7 +54,7 @@ def test_steps_until_the_threshold() -> None:
     runs = [result("t", "a", 0, 1, 5, 2), result("t", "a", 1, 1, 2, 5), result("t", "a", 2, 1, 2, 3)]
     assert [steps_to(run, 5) for run in runs] == [200, 300, np.inf]
     assert median_steps(runs, 5) == 300 and median_steps(runs[1:], 5) == np.inf
-    assert normalised(runs[0], -2.0, 6.0) == 0.5
+    assert normalized(runs[0], -2.0, 6.0) == 0.5
 
 
 def test_interval_of_one_more_run() -> None:

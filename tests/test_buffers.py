@@ -139,13 +139,13 @@ def test_vec_normalize_vector() -> None:
         collector.buffer.seed(seed)
         raw = collector.buffer.sample(30)
         collector.buffer.seed(seed)
-        normalised = collector.buffer.sample(30, env=env)
+        normalized = collector.buffer.sample(30, env=env)
         steps = raw.observations["observation"].numpy()
         assert np.allclose(steps, steps.round(), atol=1e-3)  # originals are stored, terminal ones too
-        assert np.array_equal(normalised.observations["observation"], np.asarray(env.normalize_obs(steps)))
-        assert np.array_equal(normalised.rewards, env.normalize_reward(raw.rewards.numpy()))
-        assert normalised.observations["observation"].dtype == normalised.rewards.dtype == th.float32
-        assert not th.equal(normalised.rewards, raw.rewards)
+        assert np.array_equal(normalized.observations["observation"], np.asarray(env.normalize_obs(steps)))
+        assert np.array_equal(normalized.rewards, env.normalize_reward(raw.rewards.numpy()))
+        assert normalized.observations["observation"].dtype == normalized.rewards.dtype == th.float32
+        assert not th.equal(normalized.rewards, raw.rewards)
 
 
 def test_vec_normalize_dict_keys() -> None:
@@ -155,10 +155,10 @@ def test_vec_normalize_dict_keys() -> None:
     collector.buffer.seed(1)
     raw = collector.buffer.sample(5)
     collector.buffer.seed(1)
-    normalised = collector.buffer.sample(5, env=env)
-    assert th.equal(raw.observations["image"], normalised.observations["image"])
-    assert not th.equal(raw.observations["vector"], normalised.observations["vector"])
-    assert th.equal(raw.rewards, normalised.rewards)
+    normalized = collector.buffer.sample(5, env=env)
+    assert th.equal(raw.observations["image"], normalized.observations["image"])
+    assert not th.equal(raw.observations["vector"], normalized.observations["vector"])
+    assert th.equal(raw.rewards, normalized.rewards)
     env.norm_obs_keys = ["vector", "image"]
     with pytest.raises(ValueError, match=r"\['image'\].*norm_obs_keys"):
         collector.buffer.sample(5, env=env)

@@ -22,7 +22,7 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.logger import KVWriter, Logger
 
 from sb3_dreamer import DreamerV2
-from sb3_dreamer.dreamer_v2.reporting import DreamerProgressBar, TrainingClock, format_seconds
+from sb3_dreamer.algorithm.reporting import DreamerProgressBar, TrainingClock, format_seconds
 from tests.small import DICT, IMAGE, VECTOR, random_envs, random_model, same_weights, weights
 
 
@@ -205,7 +205,7 @@ def test_progress_bar_of_sb3_and_one_that_ends_twice() -> None:
 
 def test_remaining_time_is_counted_from_the_first_update(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("sb3_dreamer.dreamer_v2.reporting.time.perf_counter", lambda: now)
+    monkeypatch.setattr("sb3_dreamer.algorithm.reporting.time.perf_counter", lambda: now)
     clock = TrainingClock()
     assert clock.remaining(40, 100) is None and clock.updates_per_second(0) is None
     clock.first_update(50, 0)

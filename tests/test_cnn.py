@@ -61,7 +61,7 @@ def test_channels_may_outnumber_rows() -> None:
 
 
 @pytest.mark.parametrize("channel_first", [True, False])
-def test_normalised_images_are_floats(channel_first: bool) -> None:
+def test_normalized_images_are_floats(channel_first: bool) -> None:
     """VecNormalize makes floats of frames, which CnnPolicy takes if it is told so, and refuses otherwise."""
 
     def make() -> VecNormalize:

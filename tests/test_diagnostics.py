@@ -10,10 +10,10 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_dreamer import DreamerV2
+from sb3_dreamer.algorithm import diagnostics
+from sb3_dreamer.algorithm.diagnostics import PATIENCE, LearningCheck, NonFiniteError, UpdateGuard, first_non_finite
 from sb3_dreamer.common.distributions import LOG_SQRT_2PI
 from sb3_dreamer.common.optimization import DreamerAdam
-from sb3_dreamer.dreamer_v2 import diagnostics
-from sb3_dreamer.dreamer_v2.diagnostics import PATIENCE, LearningCheck, NonFiniteError, UpdateGuard, first_non_finite
 from tests.small import BOX, DISCRETE, LEARN, SMALL, SMALL_POLICY, VECTOR, RandomEnv
 
 FINE = {"kl": 1.0, "reward_loss": LOG_SQRT_2PI + 0.2, "reward_variance": 1.0, "actor_entropy": 0.5, "actor_grad_norm": 1e-3}
@@ -98,7 +98,7 @@ def trained(**options: Any) -> DreamerV2:
 
 
 def state_of(model: DreamerV2) -> list[th.Tensor]:
-    optimizers = [part.optimizer for group in model.policy.optimizers_by_rate for part in group]
+    optimizers = [part.optimizer for part in model.policy.optimizers.values()]
     moments = [x for o in optimizers for s in o.state.values() for x in s.values()]
     return [x.detach().clone() for x in [*model.policy.parameters(), *moments] if isinstance(x, th.Tensor)]
 
@@ -109,10 +109,9 @@ def test_an_update_that_is_not_finite_changes_nothing(value: float, optimizer: s
     policy_kwargs = {**SMALL_POLICY, **({"optimizer_class": th.optim.RMSprop} if optimizer == "rmsprop" else {})}
     model = trained(policy_kwargs=policy_kwargs, reward_norm_momentum=0.9)
     if optimizer == "graph-safe":
-        for group in model.policy.optimizers_by_rate:
-            for part in group:
-                assert isinstance(part.optimizer, DreamerAdam)
-                part.optimizer.make_graph_safe()
+        for part in model.policy.optimizers.values():
+            assert isinstance(part.optimizer, DreamerAdam)
+            part.optimizer.make_graph_safe()
     batch = model.replay_buffer.sample(4)
     model._n_updates = 1  # no update of the target critic
     before = state_of(model)

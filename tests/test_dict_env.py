@@ -144,7 +144,7 @@ def test_a_dict_of_one_vector_is_that_vector(actions: spaces.Space) -> None:
             return result[0], float(np.sum(action)), *result[2:]
 
     results: list[list[np.ndarray]] = []
-    learnt = []
+    learned = []
     for space, obs in ((spaces.Dict({"vec": VECTOR}), {"vec": samples(VECTOR, 4)}), (VECTOR, samples(VECTOR, 4))):
         model = small_model(Fixed(space, copy_space(actions)), seed=1, **LEARN)
         action, state = model.predict(obs, deterministic=True)
@@ -152,9 +152,9 @@ def test_a_dict_of_one_vector_is_that_vector(actions: spaces.Space) -> None:
         assert model._n_updates == 6
         later_action, later_state = model.predict(obs, deterministic=True)
         results.append([action, later_action, *(state or ()), *(later_state or ())])
-        learnt.append(weights(model))
+        learned.append(weights(model))
     assert all(np.array_equal(a, b) for a, b in zip(*results, strict=True)) and len(results[0]) == 8
-    assert same_weights(*learnt)
+    assert same_weights(*learned)
 
 
 # ------------------------------------------------------------------------------------------------- environments of SB3's users
@@ -222,9 +222,9 @@ def test_vec_normalize_of_some_keys() -> None:
         batches.append({key: value.numpy() for key, value in buffer.sample(4, env=normalize).observations.items()})
     expected = env.normalize_obs({key: batches[0][key] for key in env.norm_obs_keys or ()})
     for key in KEYS:
-        normalised = key in ("vector", "bytes", "number")
-        assert np.allclose(batches[1][key], expected[key] if normalised else batches[0][key], atol=1e-6)  # type: ignore[call-overload]
-        assert normalised != np.array_equal(batches[0][key], batches[1][key])
+        normalized = key in ("vector", "bytes", "number")
+        assert np.allclose(batches[1][key], expected[key] if normalized else batches[0][key], atol=1e-6)  # type: ignore[call-overload]
+        assert normalized != np.array_equal(batches[0][key], batches[1][key])
     inner, held = inner_env(model), buffer.observations
     for key in ("bytes", "discrete from -2", "multi-binary matrix"):  # whole numbers stay exact, the terminal ones too
         given = [obs[key] for obs in inner.observations[: buffer.size()]]

@@ -19,7 +19,7 @@ import pytest
 from gymnasium import spaces
 
 from sb3_dreamer import DreamerV2, SequenceReplayBuffer
-from sb3_dreamer.dreamer_v2.graphs import tensors_of
+from sb3_dreamer.algorithm.graphs import tensors_of
 from sb3_dreamer.replay import disk_storage
 from sb3_dreamer.replay.conversion import refill
 from sb3_dreamer.replay.disk_storage import DiskStorage

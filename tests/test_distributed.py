@@ -17,17 +17,17 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_dreamer import DreamerV2
+from sb3_dreamer.algorithm.team import Team
 from sb3_dreamer.callbacks import ResumableCheckpointCallback
-from sb3_dreamer.common import distributed
-from sb3_dreamer.common.distributed import RankError
-from sb3_dreamer.common.heartbeat import Heartbeat
 from sb3_dreamer.common.normalization import Moments
 from sb3_dreamer.common.observations import ObservationFormat
 from sb3_dreamer.common.type_aliases import SequenceBatch
-from sb3_dreamer.dreamer_v2.checkpoint import checkpoints
-from sb3_dreamer.dreamer_v2.rank_files import taken_by
-from sb3_dreamer.dreamer_v2.team import Team
 from sb3_dreamer.dreamer_v2.update import UpdateNoise
+from sb3_dreamer.ranks import distributed
+from sb3_dreamer.ranks.distributed import RankError
+from sb3_dreamer.ranks.heartbeat import Heartbeat
+from sb3_dreamer.ranks.rank_files import taken_by
+from sb3_dreamer.saving.checkpoint import checkpoints
 from tests.ranks import rank_environment, results, run_ranks
 from tests.small import BOX, DISCRETE, VECTOR, random_envs, random_model, same_weights, small_model, weights
 
@@ -70,7 +70,7 @@ def trained() -> list[dict[str, Any]]:
         model.learn(STEPS, callback=Noted(lambda callback: seen.append(callback.num_timesteps)), log_interval=None)
         return dict(
             weights=weights(model),
-            optimizers=[part.optimizer.state_dict()["state"] for group in model.policy.optimizers_by_rate for part in group],
+            optimizers=[part.optimizer.state_dict()["state"] for part in model.policy.optimizers.values()],
             updates=model._n_updates,
             steps=model.num_timesteps,
             seen=seen,
@@ -142,7 +142,7 @@ def test_messages_are_few_and_metrics_are_means(monkeypatch: pytest.MonkeyPatch)
         model = random_model(seed=0)
         model.set_logger(configure(None, []))
         model.learn(200, log_interval=None)
-        size = sum(p.numel() for part in model.policy.optimizers_by_rate for o in part for p in o.parameters)
+        size = sum(p.numel() for o in model.policy.optimizers.values() for p in o.parameters)
         return losses, messages, model._metrics.pop(), size
 
     (first, sent, metrics, size), (second, _, _, _) = results(run_ranks(job))
@@ -218,7 +218,7 @@ def gradients_of(model: DreamerV2) -> dict[str, th.Tensor]:
 
 @pytest.mark.parametrize("case", ["discrete, no free nats", "continuous", "free nats that the batch as a whole exceeds"])
 def test_gradients_are_those_of_the_joined_batch(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In float64: the world model's first step, then actor, critic and ensemble, with normalised rewards."""
+    """In float64: the world model's first step, then actor, critic and ensemble, with normalized rewards."""
     space = BOX if case == "continuous" else DISCRETE
     model = random_model(VECTOR, space, n_envs=2, **SHARING, max_grad_norm=None)
     model.learning_starts = 1000

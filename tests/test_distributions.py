@@ -305,7 +305,7 @@ CASES = [(0.0, 0.5), (0.7, 0.1), (-0.99, 1.5), (1.0, 0.1)]
 
 
 def density(loc: float, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Grid and normalised density by numerical integration of the bell curve alone."""
+    """Grid and normalized density by numerical integration of the bell curve alone."""
     grid = (np.arange(200_000) + 0.5) / 100_000 - 1.0
     bell = np.exp(-0.5 * ((grid - loc) / scale) ** 2)
     return grid, bell / bell.mean() / 2.0

@@ -29,7 +29,7 @@ from sb3_dreamer.dream.__main__ import main
 from sb3_dreamer.dream.env import idle_action, key_table
 from sb3_dreamer.dream.inspection import calibrate, count_parameters, inspect
 from sb3_dreamer.dream.rollout import OpenLoop
-from sb3_dreamer.dreamer_v2.checkpoint import checkpoints
+from sb3_dreamer.saving.checkpoint import checkpoints
 from tests.envs import ScriptedEnv
 from tests.installed import run_python
 from tests.small import (
@@ -508,13 +508,13 @@ def test_what_a_model_lacks_is_named(tmp_path: Path) -> None:
         DreamVecEnv(blind, keys=["vector"], horizon=2.9)  # type: ignore[arg-type]
     env = DreamVecEnv(blind, 2, keys=["vector"])
     assert list(env.reset()) == ["vector"] and list(env.observation_space) == ["vector"]  # type: ignore[call-overload, arg-type]
-    normalised = small_model(VecNormalize(random_envs()), seed=0, **LEARN).learn(20)
-    normalised.save(tmp_path / "model")
-    normalised.save_replay_buffer(tmp_path / "buffer.pkl")
+    normalized = small_model(VecNormalize(random_envs()), seed=0, **LEARN).learn(20)
+    normalized.save(tmp_path / "model")
+    normalized.save_replay_buffer(tmp_path / "buffer.pkl")
     loaded = DreamerV2.load(tmp_path / "model")
     with pytest.raises(ValueError, match=r"trained behind VecNormalize.* vec_normalize="):
         DreamVecEnv(loaded, starts=tmp_path / "buffer.pkl")
-    statistics = normalised.get_vec_normalize_env()
+    statistics = normalized.get_vec_normalize_env()
     assert DreamVecEnv(loaded, starts=tmp_path / "buffer.pkl", vec_normalize=statistics).reset().shape == (1, 3)  # type: ignore[union-attr]
 
 

@@ -18,13 +18,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sb3_dreamer import DreamerV2
+from sb3_dreamer.algorithm.engine import Engine, EngineOptions
+from sb3_dreamer.algorithm.graphs import WARM_UP, RecordedFunction, tensors_of
 from sb3_dreamer.common.observations import OBSERVATION_KEY
 from sb3_dreamer.common.optimization import DreamerAdam
 from sb3_dreamer.common.precision import full
-from sb3_dreamer.dreamer_v2.engine import Engine, EngineOptions
-from sb3_dreamer.dreamer_v2.graphs import WARM_UP, RecordedFunction, tensors_of
 from sb3_dreamer.dreamer_v2.policies import DreamerPolicy
-from sb3_dreamer.dreamer_v2.update import UpdateNoise
+from sb3_dreamer.dreamer_v2.update import UpdateNoise, training_update
 from sb3_dreamer.world_model.latents import CategoricalLatent, GaussianLatent
 from tests.small import ACTIONS, BOX, DISCRETE, IMAGE, LEARN, OBSERVATIONS, SMALL, SMALL_POLICY, VECTOR, RandomEnv, policy_for
 
@@ -73,7 +73,7 @@ def flat(tree: Any) -> list[th.Tensor]:
 
 def undo_first_run(policy: DreamerPolicy) -> Callable[[], None]:
     """A tape computes while it is recorded and a CUDA graph does not: brings policy and random numbers back."""
-    optimizers = [part.optimizer for group in policy.optimizers_by_rate for part in group]
+    optimizers = [part.optimizer for part in policy.optimizers.values()]
     tensors = [*policy.state_dict().values(), *(x for o in optimizers for s in o.state.values() for x in s.values())]
     before, generator = [x.clone() for x in tensors], th.get_rng_state()
 
@@ -102,13 +102,13 @@ class PolicyRecorder(TapeRecorder):
 def recording_engine(model: DreamerV2, **options: Any) -> Engine:
     scheduled = [name for name in ("ent_coef", "reinforce_weight") if callable(getattr(model, name))]
     make = partial(PolicyRecorder, model.policy)
-    return Engine(model.policy, EngineOptions(**options), scheduled, callable(model.exploration_noise), make)
+    return Engine(model.policy, training_update, EngineOptions(**options), scheduled, callable(model.exploration_noise), make)
 
 
 def update_of(model: DreamerV2) -> RecordedFunction:
-    graphed = model.engine._update
+    graphed = model.engine._graphed
     assert graphed is not None
-    return graphed._update
+    return graphed._recorded
 
 
 def collected(space: Any = VECTOR, action_space: Any = DISCRETE, **kwargs: Any) -> DreamerV2:

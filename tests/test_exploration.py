@@ -23,7 +23,7 @@ from sb3_dreamer.behavior.exploration import (
     make_exploration,
 )
 from sb3_dreamer.common.functional import flatten_time
-from sb3_dreamer.common.layers import MLP, initialise_weights
+from sb3_dreamer.common.layers import MLP, initialize_weights
 from sb3_dreamer.common.optimization import DreamerAdam, ParameterOptimizer
 from sb3_dreamer.common.type_aliases import Experience, ImaginedTrajectory, LatentState
 from sb3_dreamer.dreamer_v2.update import Imagination, UpdateNoise, imagine_exploration, learn_exploration, start_states
@@ -101,7 +101,7 @@ def test_members_begin_apart_with_glorot_weights() -> None:
     """As separate layers would; what the policy does to all its layers leaves them alone."""
     ensemble = EnsembleMLP(4, 100, [60], 50)
     before = [parameter.clone() for parameter in ensemble.parameters()]
-    initialise_weights(ensemble)
+    initialize_weights(ensemble)
     assert all(th.equal(*pair) for pair in zip(before, ensemble.parameters(), strict=True))
     for weight, bias, sizes in zip(ensemble.weights, ensemble.biases, [(100, 60), (60, 50)], strict=True):
         assert weight.shape[1:] == sizes and not bias.any()
@@ -184,7 +184,7 @@ def test_ensemble_that_knows_the_law_has_no_error() -> None:
 
 
 def test_ensemble_learns_the_law_and_then_agrees() -> None:
-    """Error and disagreement fall where there is something to learn; the noise of other actions cannot be learnt."""
+    """Error and disagreement fall where there is something to learn; the noise of other actions cannot be learned."""
     errors = {}
     for name, shift in (("aligned", 0), ("action that led to the state", 1)):
         exploration = plan2explore(net_arch=[16])
@@ -319,7 +319,7 @@ def test_mixed_rewards_by_hand() -> None:
     assert exploration.extrinsic_normalizer.magnitude.item() == 1.0
 
 
-def test_rewards_of_both_kinds_are_normalised_before_they_are_scaled() -> None:
+def test_rewards_of_both_kinds_are_normalized_before_they_are_scaled() -> None:
     path, exploration = random_trajectory(), plan2explore(extrinsic_scale=1.0, reward_norm_momentum=0.0)
     mixed = exploration.mix_rewards(100.0 * path.rewards, 1e-3 * path.rewards)
     np.testing.assert_allclose(mixed, 2.0 * path.rewards / path.rewards.abs().mean(), rtol=1e-4)

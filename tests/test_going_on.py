@@ -14,16 +14,16 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from sb3_dreamer import DreamerV2
+from sb3_dreamer.algorithm.diagnostics import NonFiniteError
+from sb3_dreamer.algorithm.reporting import training_summary
+from sb3_dreamer.algorithm.team import refuse_inner
 from sb3_dreamer.callbacks import ResumableCheckpointCallback, VideoPredictionCallback
+from sb3_dreamer.common.files import StorageError
 from sb3_dreamer.dream.__main__ import main as dream
 from sb3_dreamer.dream.recording import read_buffer
-from sb3_dreamer.dreamer_v2.checkpoint import checkpoints
-from sb3_dreamer.dreamer_v2.diagnostics import NonFiniteError
 from sb3_dreamer.dreamer_v2.exchange import export_model, import_model
 from sb3_dreamer.dreamer_v2.policies import MlpPolicy
-from sb3_dreamer.dreamer_v2.reporting import training_summary
-from sb3_dreamer.dreamer_v2.team import refuse_inner
-from sb3_dreamer.replay.files import StorageError
+from sb3_dreamer.saving.checkpoint import checkpoints
 from tests.small import SMALL, SMALL_POLICY, VECTOR, RandomEnv
 
 

@@ -28,7 +28,6 @@ from sb3_dreamer.common.layers import MLP, ChannelLayerNorm, LayerNormGRUCell
 from sb3_dreamer.common.optimization import DreamerAdam, ParameterOptimizer
 from sb3_dreamer.common.schedules import schedule_value
 from sb3_dreamer.common.type_aliases import ImaginedTrajectory, LatentState, SequenceBatch
-from sb3_dreamer.dreamer_v2 import engine
 from sb3_dreamer.dreamer_v2.policies import DreamerPolicy
 from sb3_dreamer.dreamer_v2.update import Imagination, behavior_metrics
 from sb3_dreamer.world_model.decoders import PointTransposedConv
@@ -369,7 +368,7 @@ def check_slow_target(unit: Unit) -> None:
                 def move(*_: object, row: th.Tensor = critics[step], critic: nn.Module = critic) -> None:
                     nn.utils.vector_to_parameters(row, critic.parameters())
 
-                patch.setattr(engine, "training_update", move)
+                patch.setattr(model.engine, "_function", move)
                 model.update(batch)
                 error = (nn.utils.parameters_to_vector(target.parameters()) - targets[step]).abs().max()
                 assert error <= FORWARD * targets[step].abs().max(), f"slow_target/{name}, call {step}: {error}"

@@ -62,7 +62,7 @@ def test_runs(kind: str, n_envs: int) -> None:
     assert isinstance(mean, float) and 0.0 <= mean <= 100.0
 
 
-def learnt(kind: str, steps: int, **options: float) -> float:
+def learned(kind: str, steps: int, **options: float) -> float:
     """Mean return of 20 episodes of 100 steps."""
     model = DreamerV2("MlpPolicy", vec_env(kind), device="cpu", **(FAST | options)).learn(steps)
     mean, _ = evaluate_policy(model, vec_env(kind), n_eval_episodes=20, warn=False)
@@ -72,7 +72,7 @@ def learnt(kind: str, steps: int, **options: float) -> float:
 
 def test_learns_discrete() -> None:
     """Seeds 0 to 3 have 100 after 800 steps; random actions 25."""
-    assert learnt("discrete", 800) > 90.0
+    assert learned("discrete", 800) > 90.0
 
 
 @pytest.mark.slow
@@ -86,4 +86,4 @@ def test_learns_discrete() -> None:
     ],
 )
 def test_learns(kind: str, steps: int, options: dict[str, float]) -> None:
-    assert learnt(kind, steps, **options) > 90.0
+    assert learned(kind, steps, **options) > 90.0

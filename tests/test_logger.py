@@ -13,7 +13,7 @@ import pytest
 from gymnasium import spaces
 from stable_baselines3.common.logger import configure
 
-from sb3_dreamer.dreamer_v2 import reporting
+from sb3_dreamer.algorithm import reporting
 from tests.small import BOX, DICT, IMAGE, VECTOR, random_model
 
 LOSSES = {"reward_loss", "discount_loss", "kl_loss", "kl", "model_loss", "actor_loss", "critic_loss"}

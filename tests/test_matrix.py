@@ -58,9 +58,8 @@ def watch_gradients(policy: DreamerPolicy) -> dict[str, float]:
             size = 0.0 if parameter.grad is None else parameter.grad.abs().max().item()
             largest[names[id(parameter)]] = max(largest.get(names[id(parameter)], 0.0), size)
 
-    for group in policy.optimizers_by_rate:
-        for optimizer in group:
-            optimizer.optimizer.register_step_pre_hook(hook)
+    for optimizer in policy.optimizers.values():
+        optimizer.optimizer.register_step_pre_hook(hook)
     return largest
 
 

@@ -104,7 +104,7 @@ def test_the_unit_of_an_observation_does_not_matter() -> None:
     assert unadapted.item() > 2 * before.item()
 
 
-def test_without_numbers_there_is_nothing_to_normalise() -> None:
+def test_without_numbers_there_is_nothing_to_normalize() -> None:
     policy_kwargs = {**SMALL_POLICY, "normalize_observations": True}
     pictures = DreamerV2("CnnPolicy", RandomEnv(IMAGE), **{**SMALL, "policy_kwargs": policy_kwargs})
     assert pictures.policy.world_model.normalizer is None

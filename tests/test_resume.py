@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 
 from sb3_dreamer import DreamerV2
 from sb3_dreamer.callbacks import ResumableCheckpointCallback
-from sb3_dreamer.dreamer_v2.checkpoint import checkpoints, find_checkpoint
+from sb3_dreamer.saving.checkpoint import checkpoints, find_checkpoint
 from tests.small import SMALL, SMALL_POLICY, VECTOR, RandomEnv
 
 EPISODE = 10

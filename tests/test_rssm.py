@@ -7,7 +7,7 @@ import pytest
 import torch as th
 from torch import nn
 
-from sb3_dreamer.common.layers import MLP, LayerNormGRUCell, initialise_weights
+from sb3_dreamer.common.layers import MLP, LayerNormGRUCell, initialize_weights
 from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.world_model.latents import CategoricalLatent, GaussianLatent, Latent, make_latent
 from sb3_dreamer.world_model.rssm import RSSM, ObservedSequence, reset
@@ -238,7 +238,7 @@ def test_gaussian_latent_by_hand(activation: str, raw: float, std: float) -> Non
 
 
 def test_gaussian_latent_carries_gradients() -> None:
-    """Reparameterised: 1 to the mean, the noise times the activation's slope to the raw standard deviation."""
+    """Reparameterized: 1 to the mean, the noise times the activation's slope to the raw standard deviation."""
     parameters, noise = th.zeros(1, 4, requires_grad=True), th.tensor([[0.7, -2.0]])
     gradient = th.autograd.grad(GaussianLatent(2).sample(parameters, noise).sum(), parameters)[0]
     assert gradient.flatten().tolist() == pytest.approx([1.0, 1.0, 0.7 / 4, -2.0 / 4])  # 2 sigmoid(x / 2): slope 1 / 4
@@ -310,7 +310,7 @@ def test_gru_keeps_its_state_at_first() -> None:
 )
 def test_initialisers_are_keras(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, fans: int) -> None:
     """Glorot-uniform with the receptive field counted in both fans; zero biases."""
-    initialise_weights(nn.Sequential(nn.Identity(), layer))
+    initialize_weights(nn.Sequential(nn.Identity(), layer))
     limit = (6 / fans) ** 0.5
     assert layer.weight.abs().max().item() == pytest.approx(limit, rel=1e-2)
     assert layer.weight.std().item() == pytest.approx(limit / 3**0.5, rel=2e-2)

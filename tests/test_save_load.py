@@ -20,7 +20,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_dreamer import DreamerV2, SequenceReplayBuffer
-from sb3_dreamer.dreamer_v2.saved_files import TRAILER
+from sb3_dreamer.saving.saved_files import TRAILER
 from tests.collector import make_env
 from tests.small import (
     BOX,

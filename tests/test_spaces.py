@@ -267,7 +267,7 @@ def test_taxi() -> None:
 
 @pytest.mark.parametrize("kind", ["bytes", "integers", "matrix", "float image", "float image channel first", "number"])
 def test_vec_normalize(kind: str) -> None:
-    """The agent acts on normalised numbers; originals are stored exactly, and normalised when they are sampled."""
+    """The agent acts on normalized numbers; originals are stored exactly, and normalized when they are sampled."""
     env = VecNormalize(random_envs(OBSERVATIONS[kind], n_envs=2), clip_obs=3.0)
     kwargs = dict(image_size=None, normalize_images=not kind.startswith("float image"))
     model = small_model(env, policy_kwargs=kwargs, **LEARN).learn(48)
@@ -276,7 +276,7 @@ def test_vec_normalize(kind: str) -> None:
     whole = OBSERVATIONS[kind].dtype.kind in "iu"  # type: ignore[union-attr]
     inside = (
         np.abs(np.asarray(env.normalize_obs(given[:27]))) < 2.9
-    )  # SB3 un-normalises the last one of an episode after clipping
+    )  # SB3 un-normalizes the last one of an episode after clipping
     error = np.abs(held[:27, 0].astype(np.float64) - given[:27].astype(np.float32))
     assert (error[inside] <= (0.0 if whole else 1e-5)).all() and (error == 0.0).mean() > 0.8
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sb3_dreamer import DreamerV2
-from sb3_dreamer.dreamer_v2.checkpoint import checkpoints
+from sb3_dreamer.saving.checkpoint import checkpoints
 from tests.installed import ROOT
 from tests.ranks import free_port
 from tests.test_zoo import TINY

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_dreamer.callbacks import VideoPredictionCallback
-from sb3_dreamer.dream.drawing import film, gif_bytes, in_colours, save_film
+from sb3_dreamer.dream.drawing import film, gif_bytes, in_colors, save_film
 from tests.small import LEARN, VECTOR, RandomEnv, image, random_model, same_weights, small_model, weights
 
 BOTH = spaces.Dict({"camera.rgb": image(12, 10, 3), "arm": VECTOR})
@@ -110,8 +110,8 @@ def test_film_by_hand(tmp_path: Path) -> None:
     model = truth + np.array([0, 50, 100], np.uint8)[:, None, None, None, None]
     frames = film(truth, model, context=2)
     assert frames.shape == (3, 48 + 8, 3 * (96 + 8), 3)
-    assert frames[0, 28, 260].tolist() == [128] * 3 and frames[2, 28, 260].tolist() == [178] * 3, "no error is grey"
-    assert frames[1, 2, 150].tolist() != frames[2, 2, 150].tolist(), "the frame's colour says what was seen"
+    assert frames[0, 28, 260].tolist() == [128] * 3 and frames[2, 28, 260].tolist() == [178] * 3, "no error is gray"
+    assert frames[1, 2, 150].tolist() != frames[2, 2, 150].tolist(), "the frame's color says what was seen"
     assert frames[2, 28, 150].tolist() == [100] * 3
     save_film(frames, tmp_path / "film.gif", 5.0)
     assert (tmp_path / "film.gif").read_bytes() == gif_bytes(frames, 5.0)
@@ -126,4 +126,4 @@ def test_film_by_hand(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("channels", "shown"), [(1, [0, 0, 0]), (3, [0, 1, 2]), (4, [3, 3, 3]), (9, [6, 7, 8])])
 def test_last_of_stacked_frames_is_shown(channels: int, shown: list[int]) -> None:
     stack = np.arange(channels, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
-    assert in_colours(stack)[0, 0].tolist() == shown
+    assert in_colors(stack)[0, 0].tolist() == shown

@@ -17,6 +17,7 @@ from sb3_dreamer.world_model.decoders import DreamerDecoder, PointTransposedConv
 from sb3_dreamer.world_model.encoders import DreamerEncoder, stage_sizes
 from sb3_dreamer.world_model.world_model import WorldModel, WorldModelLoss, WorldModelObjective
 from tests.golden_loader import SpacesOnly
+from tests.small import carried_into
 
 TIME, BATCH = 6, 3
 VECTOR = spaces.Box(-np.inf, np.inf, (4,), np.float32)
@@ -62,7 +63,9 @@ def posterior_noise(model: DreamerV2, *shape: int) -> th.Tensor:
 
 def model_loss(model: DreamerV2, batch: SequenceBatch | None = None, state: LatentState | None = None) -> WorldModelLoss:
     batch = random_batch(model) if batch is None else batch
-    return model.policy.world_model.loss(batch, model.model_objective, posterior_noise(model, TIME, BATCH), state)
+    world_model = model.policy.world_model
+    with carried_into(world_model.rssm, world_model.rssm.initial_state(BATCH) if state is None else state):
+        return world_model.loss(batch, model.model_objective, posterior_noise(model, TIME, BATCH))
 
 
 def gradient_size(loss: th.Tensor, module: th.nn.Module) -> float:

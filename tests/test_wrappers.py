@@ -1,4 +1,4 @@
-"""Environments as users wrap them: normalised, stacked, transposed, monitored, resized."""
+"""Environments as users wrap them: normalized, stacked, transposed, monitored, resized."""
 
 import numpy as np
 import pytest
@@ -28,24 +28,24 @@ def test_vec_normalize(space: spaces.Space) -> None:
     given = [obs if isinstance(obs, dict) else {"observation": obs} for obs in inner.observations]
     for key, value in parts.items():  # originals: one more than there are steps for each episode, as given
         size = model.replay_buffer.size()
-        assert np.allclose(value[:size, 0], [obs[key] for obs in given[:size]], atol=1e-6)  # SB3 un-normalises the last ones
+        assert np.allclose(value[:size, 0], [obs[key] for obs in given[:size]], atol=1e-6)  # SB3 un-normalizes the last ones
     arrivals = [t for t in range(model.replay_buffer.size()) if t % 11 != 0]
     assert np.allclose(model.replay_buffer.rewards[arrivals, 0], inner.rewards)
 
     model.replay_buffer.seed(0)
     raw = model.replay_buffer.sample(5)
     model.replay_buffer.seed(0)
-    normalised = model.replay_buffer.sample(5, env=env)
+    normalized = model.replay_buffer.sample(5, env=env)
     originals = {key: value.numpy() for key, value in raw.observations.items()}
     expected = env.normalize_obs(originals if isinstance(held, dict) else originals["observation"])
     expected = expected if isinstance(expected, dict) else {"observation": expected}
-    for key, batch in normalised.observations.items():
+    for key, batch in normalized.observations.items():
         assert np.allclose(batch, expected[key], atol=1e-6) and not np.allclose(batch, originals[key])
-    assert np.allclose(normalised.rewards, env.normalize_reward(raw.rewards.numpy()), atol=1e-6)
+    assert np.allclose(normalized.rewards, env.normalize_reward(raw.rewards.numpy()), atol=1e-6)
     model.predict(env.reset())  # type: ignore[arg-type]
 
 
-def test_the_agent_acts_on_normalised_observations() -> None:
+def test_the_agent_acts_on_normalized_observations() -> None:
     env = VecNormalize(random_envs())
     model = small_model(env, gradient_steps=0)
     seen: list[np.ndarray] = []
@@ -61,7 +61,7 @@ def held_frames(model: DreamerV2) -> np.ndarray:
 
 
 def test_vec_normalize_inside_of_image_wrappers() -> None:
-    """Rewards, and the vectors of a Dict, are normalised; frames go past VecNormalize, and are transposed outside of it."""
+    """Rewards, and the vectors of a Dict, are normalized; frames go past VecNormalize, and are transposed outside of it."""
     frames = VecNormalize(random_envs(IMAGE), norm_obs=False)
     mixed = VecNormalize(random_envs(spaces.Dict({"image": IMAGE, "arm": VECTOR})), norm_obs_keys=["arm"])
     for env in (frames, VecFrameStack(frames, 2), mixed):

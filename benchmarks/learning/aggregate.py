@@ -47,7 +47,7 @@ def stratified_bootstrap(scores: Sequence[np.ndarray], resamples: int = RESAMPLE
     return Interval(interquartile_mean(np.concatenate(scores)), float(low), float(high))
 
 
-def normalised(result: Result, random_score: float, threshold: float) -> float:
+def normalized(result: Result, random_score: float, threshold: float) -> float:
     """
     :param result: of a run
     :param random_score: mean return of random actions, which becomes 0

@@ -22,7 +22,7 @@ NEAR_VIEW = {"agent_view_size": 3, "tile_size": 21}
 
 class DrawnPlanes(gym.ObservationWrapper[np.ndarray, int, np.ndarray]):
     """
-    MinAtar as a colour picture: every plane has a colour of its own, later planes cover earlier ones.
+    MinAtar as a color picture: every plane has a color of its own, later planes cover earlier ones.
 
     :param env: with an observation (height, width, planes) of bools
     """
@@ -31,8 +31,8 @@ class DrawnPlanes(gym.ObservationWrapper[np.ndarray, int, np.ndarray]):
         super().__init__(env)
         height, width, planes = env.observation_space.shape  # type: ignore[misc]
         corners = np.array([[r, g, b] for r in (0, 1) for g in (0, 1) for b in (0, 1)][1:]) * 255
-        colours = [*corners, *(corners // 2)][:planes]
-        self.palette = np.array([[0, 0, 0], *colours], dtype=np.uint8)
+        colors = [*corners, *(corners // 2)][:planes]
+        self.palette = np.array([[0, 0, 0], *colors], dtype=np.uint8)
         self.observation_space = spaces.Box(0, 255, (height * CELL, width * CELL, 3), dtype=np.uint8)
 
     def observation(self, observation: np.ndarray) -> np.ndarray:
@@ -48,7 +48,7 @@ def make_minatar(game: str, **kwargs: Any) -> gym.Env:
     """
     :param game: as in the id of ``sb3_dreamer.envs``
     :param kwargs: of MinAtar
-    :return: the game in colours
+    :return: the game in colors
     """
     return DrawnPlanes(gym.make(f"MinAtar/{game}-v1", **kwargs).unwrapped)
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from benchmarks import atari
-from benchmarks.learning.aggregate import median_steps, normalised, stratified_bootstrap
+from benchmarks.learning.aggregate import median_steps, normalized, stratified_bootstrap
 from benchmarks.learning.suite import OURS, RANDOM, Task, load_suite
 from benchmarks.records import FOLDER, Result, load
 
@@ -202,20 +202,20 @@ def complete_efficiency_table(results: Results) -> str:
 def aggregate_table(results: Results) -> str:
     """
     :param results: all
-    :return: Markdown: interquartile means of normalised scores
+    :return: Markdown: interquartile means of normalized scores
     """
     ready: list[tuple[Task, float]] = []
     for task in results.tasks.values():
         everything = all(results.complete(task, agent) for agent in [OURS, *task.baselines])
         if task.threshold is not None and everything and (random_runs := results.of(task, RANDOM)):
             ready.append((task, random_runs[0]["final_mean"]))
-    rows = ["| agent | steps | tasks | interquartile mean of normalised scores (95 % interval) |", "|---|---|---|---|"]
+    rows = ["| agent | steps | tasks | interquartile mean of normalized scores (95 % interval) |", "|---|---|---|---|"]
     if not ready:
         return NOT_YET
 
     def scores(task: Task, random: float, agent: str) -> np.ndarray:
         assert task.threshold is not None
-        return np.array([normalised(run, random, task.threshold) for run in results.of(task, agent)])
+        return np.array([normalized(run, random, task.threshold) for run in results.of(task, agent)])
 
     ours = [scores(task, random, OURS) for task, random in ready]
     rows.append(f"| DreamerV2 | 1 × | {len(ready)} | {stratified_bootstrap(ours)} |")

@@ -24,8 +24,8 @@ from stable_baselines3.common.logger import configure
 
 from benchmarks.records import FOLDER, known, load, record
 from sb3_dreamer import DreamerV2
-from sb3_dreamer.common import distributed
 from sb3_dreamer.envs import ScaleObservation
+from sb3_dreamer.ranks import distributed
 from tests.tasks import PixelCatch
 
 FILE = FOLDER / "scaling_curves.json"

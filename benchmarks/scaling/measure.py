@@ -24,7 +24,7 @@ from benchmarks.records import FOLDER, record
 from benchmarks.scaling.model import Costs, Link, simulate
 from benchmarks.speed.configurations import CONFIGURATIONS, make_model
 from sb3_dreamer import DreamerV2
-from sb3_dreamer.common import distributed
+from sb3_dreamer.ranks import distributed
 
 FILE = FOLDER / "scaling.json"
 STEPS = 4  # between two updates

@@ -1,5 +1,5 @@
 """
-What a rollout and its update cost with W ranks: a simulator of the lockstep of ``sb3_dreamer/dreamer_v2/team.py``.
+What a rollout and its update cost with W ranks: a simulator of the lockstep of ``sb3_dreamer/algorithm/team.py``.
 
     each rank:  collect F steps of n environments  | update: world model | actor and critic
     between:                         agreement (small)         gradients          gradients

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from benchmarks.speed.configurations import Configuration, fill, make_model
 from benchmarks.speed.stopwatch import Stopwatch, timed
-from sb3_dreamer.dreamer_v2.graphs import WARM_UP
+from sb3_dreamer.algorithm.graphs import WARM_UP
 from sb3_dreamer.envs import AtariVecEnv, make_dreamer_atari_env
 from tests.tasks import PixelCatch
 

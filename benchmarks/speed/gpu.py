@@ -17,8 +17,8 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.speed.__main__ import main
 from benchmarks.speed.configurations import CONFIGURATIONS, fill, make_model
 from benchmarks.speed.update import one_update
+from sb3_dreamer.algorithm.graphs import WARM_UP
 from sb3_dreamer.common.precision import PRECISIONS
-from sb3_dreamer.dreamer_v2.graphs import WARM_UP
 
 MEASUREMENTS = (
     "update --cuda-graphs --precision bfloat16",

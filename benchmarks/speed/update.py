@@ -12,8 +12,8 @@ from benchmarks.speed.configurations import CONFIGURATIONS, Configuration, fill,
 from benchmarks.speed.peers import compare
 from benchmarks.speed.stopwatch import Stopwatch, forget_peak_memory, peak_memory, peak_rate, timed
 from sb3_dreamer import DreamerV2
+from sb3_dreamer.algorithm.graphs import WARM_UP
 from sb3_dreamer.common.precision import PRECISIONS
-from sb3_dreamer.dreamer_v2.graphs import WARM_UP
 
 #: In the order of an update; what is between them is "rest": metrics, target critic
 PHASES = ("sampling", "world model forward", "world model backward and step", "imagination", "actor", "critic")

@@ -8,11 +8,12 @@ from typing import NamedTuple
 import torch as th
 from torch import nn
 
-from sb3_dreamer.common.distributed import average
 from sb3_dreamer.common.distributions import Distribution, UnitNormal
-from sb3_dreamer.common.functional import check_number, lambda_returns
+from sb3_dreamer.common.functional import lambda_returns
 from sb3_dreamer.common.heads import ScalarHead
+from sb3_dreamer.common.options import check_number
 from sb3_dreamer.common.type_aliases import ImaginedTrajectory
+from sb3_dreamer.ranks.distributed import average
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class BehaviorObjective:
     :param reinforce_weight: ρ of V2, eq. 6: 1 is REINFORCE alone, 0 is the gradient through the dynamics alone; where
         updates are recorded, a scalar tensor that may have any value, also later
     :param ent_coef: η of V2, eq. 6, the weight of the actor's entropy; likewise
-    :param reward_norm_momentum: see :class:`RewardNormalizer`; None does not normalise
+    :param reward_norm_momentum: see :class:`RewardNormalizer`; None does not normalize
     :param reward_norm_scale: see :class:`RewardNormalizer`
     """
 
@@ -84,7 +85,7 @@ class CriticLoss(NamedTuple):
 
 class RewardNormalizer(nn.Module):
     """
-    Divides imagined rewards by a running mean of their size, as the original's reward normaliser does.
+    Divides imagined rewards by a running mean of their size, as the original's reward normalizer does.
 
     :param shape: of the state; () is one number, (C,) one for each entry of the rewards' last axis
     """
@@ -121,7 +122,7 @@ class ActorCritic(nn.Module):
     :param features_size: F
     :param critic_net_arch: widths of the critics' hidden layers (V2's code for Atari: 4 x 400)
     :param activation_fn: activation class of the critics (V2: ELU)
-    :param layer_norm: normalise the critics' hidden layers before their activations (the original's ``norm: layer``)
+    :param layer_norm: normalize the critics' hidden layers before their activations (the original's ``norm: layer``)
     """
 
     def __init__(
@@ -138,11 +139,11 @@ class ActorCritic(nn.Module):
         self.critic_target = ScalarHead(features_size, critic_net_arch, UnitNormal, activation_fn, layer_norm)
         self.reward_normalizer = RewardNormalizer()
 
-    def normalise_rewards(self, trajectory: ImaginedTrajectory, objective: BehaviorObjective) -> ImaginedTrajectory:
+    def normalize_rewards(self, trajectory: ImaginedTrajectory, objective: BehaviorObjective) -> ImaginedTrajectory:
         """
         :param trajectory: with rewards as predicted, (H + 1, N)
         :param objective: momentum and scale
-        :return: the same with normalised rewards; the normaliser's state has moved
+        :return: the same with normalized rewards; the normalizer's state has moved
         """
         if objective.reward_norm_momentum is None:
             return trajectory
@@ -153,7 +154,7 @@ class ActorCritic(nn.Module):
         """
         λ-returns of every imagined step but the last, bootstrapped by the target critic (V2, eq. 4).
 
-        :param trajectory: (H + 1, N, ...), rewards already normalised
+        :param trajectory: (H + 1, N, ...), rewards already normalized
         :param return_lambda: λ
         :return: returns (H, N) and the target critic's values (H + 1, N)
         """

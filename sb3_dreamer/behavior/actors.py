@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from sb3_dreamer.common.action_distributions import ClippedNormal, TanhNormal, TruncatedNormal
 from sb3_dreamer.common.distributions import OneHotBlocks, OneHotCategorical
-from sb3_dreamer.common.functional import check_number
 from sb3_dreamer.common.layers import MLP
 from sb3_dreamer.common.one_hot import OneHotFeatures
+from sb3_dreamer.common.options import check_number
 from sb3_dreamer.common.precision import full
 from sb3_dreamer.common.preprocessing import action_blocks, action_size
 
@@ -27,7 +27,7 @@ class DiscreteActor(nn.Module):
     :param actions: number of actions A
     :param net_arch: widths of the hidden layers
     :param activation_fn: activation class
-    :param layer_norm: normalise the hidden layers before their activations
+    :param layer_norm: normalize the hidden layers before their activations
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class MultiDiscreteActor(nn.Module):
     :param blocks: number of choices of every categorical; they add up to A
     :param net_arch: widths of the hidden layers
     :param activation_fn: activation class
-    :param layer_norm: normalise the hidden layers before their activations
+    :param layer_norm: normalize the hidden layers before their activations
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class ContinuousActor(nn.Module):
     :param actions: number of action dimensions A
     :param net_arch: widths of the hidden layers
     :param activation_fn: activation class
-    :param layer_norm: normalise the hidden layers before their activations
+    :param layer_norm: normalize the hidden layers before their activations
     :param distribution: one of ``ACTOR_DISTRIBUTIONS``
     :param min_std: smallest scale (V2's code: 0.1)
     :param init_std: added to the network's output s, before its activation (V2's code: 0)
@@ -195,7 +195,7 @@ def make_actor(
     :param action_space: Discrete, MultiDiscrete or MultiBinary (categoricals), or Box; a MultiBinary bit is a choice of two
     :param net_arch: widths of the hidden layers
     :param activation_fn: activation class
-    :param layer_norm: normalise the hidden layers before their activations
+    :param layer_norm: normalize the hidden layers before their activations
     :param distribution: for Box, see :class:`ContinuousActor`
     :param min_std: likewise
     :param init_std: likewise

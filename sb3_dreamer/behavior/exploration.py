@@ -1,4 +1,4 @@
-"""Exploration learnt in imagination: intrinsic rewards of latent states, maximised by an actor-critic of their own."""
+"""Exploration learned in imagination: intrinsic rewards of latent states, maximized by an actor-critic of their own."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_dreamer.behavior.actor_critic import ActorCritic, RewardNormalizer
-from sb3_dreamer.common.distributed import average
 from sb3_dreamer.common.distributions import UnitNormal
-from sb3_dreamer.common.functional import check_number, whole_number
 from sb3_dreamer.common.heads import ScalarHead
 from sb3_dreamer.common.layers import LAYER_NORM_EPSILON
+from sb3_dreamer.common.options import check_number, whole_number
 from sb3_dreamer.common.type_aliases import Experience, ImaginedTrajectory
+from sb3_dreamer.ranks.distributed import average
 
 #: The strategy without networks: uniformly random actions, which the acting policy draws by itself
 RANDOM = "random"
@@ -42,14 +42,14 @@ class LatentSizes(NamedTuple):
 
 class Exploration(nn.Module, ABC):
     """
-    A strategy that rewards imagined states for what could be learnt there, with an actor-critic of its own that seeks them.
+    A strategy that rewards imagined states for what could be learned there, with an actor-critic of its own that seeks them.
 
     A subclass trains its heads on replayed experience (:meth:`loss`) and turns them into rewards on arrival
     (:meth:`start_rewards`, :meth:`intrinsic_rewards`). The world model learns nothing from any of this.
 
-    :param behavior: actor and critic that maximise the rewards
-    :param intrinsic_scale: factor of the (normalised) intrinsic rewards (V2's code: 1)
-    :param extrinsic_scale: factor of the (normalised) predicted rewards of the task (V2's code: 0)
+    :param behavior: actor and critic that maximize the rewards
+    :param intrinsic_scale: factor of the (normalized) intrinsic rewards (V2's code: 1)
+    :param extrinsic_scale: factor of the (normalized) predicted rewards of the task (V2's code: 0)
     :param reward_norm_momentum: divide both rewards by running means of their sizes, each by its own, see
         :class:`~sb3_dreamer.behavior.actor_critic.RewardNormalizer`; None does not (V2's code: off)
     """
@@ -75,7 +75,7 @@ class Exploration(nn.Module, ABC):
     @abstractmethod
     def loss(self, experience: Experience) -> th.Tensor:
         """
-        What the heads minimise.
+        What the heads minimize.
 
         :param experience: replayed steps (T, B, ...), constants
         :return: scalar, nats
@@ -87,7 +87,7 @@ class Exploration(nn.Module, ABC):
         Intrinsic rewards on arrival at the replayed states, from which imagination starts.
 
         :param experience: replayed steps (T, B, ...), constants
-        :return: (T, B), not scaled, not normalised
+        :return: (T, B), not scaled, not normalized
         """
 
     @abstractmethod
@@ -97,7 +97,7 @@ class Exploration(nn.Module, ABC):
 
         :param trajectory: (H + 1, N, ...)
         :param start_rewards: of row 0, (N,)
-        :return: (H + 1, N), not scaled, not normalised
+        :return: (H + 1, N), not scaled, not normalized
         """
 
     def head_parameters(self) -> list[nn.Parameter]:
@@ -107,18 +107,18 @@ class Exploration(nn.Module, ABC):
 
     def mix_rewards(self, intrinsic: th.Tensor, extrinsic: th.Tensor) -> th.Tensor:
         """
-        What the actor-critic maximises; the normalisers' states move.
+        What the actor-critic maximizes; the normalizers' states move.
 
         :param intrinsic: (H + 1, N)
         :param extrinsic: rewards of the task as the world model predicts them, (H + 1, N)
         :return: (H + 1, N)
         """
-        rewards = self.intrinsic_scale * self._normalise(self.intrinsic_normalizer, intrinsic)
+        rewards = self.intrinsic_scale * self._normalize(self.intrinsic_normalizer, intrinsic)
         if self.extrinsic_scale == 0.0:
             return rewards
-        return rewards + self.extrinsic_scale * self._normalise(self.extrinsic_normalizer, extrinsic)
+        return rewards + self.extrinsic_scale * self._normalize(self.extrinsic_normalizer, extrinsic)
 
-    def _normalise(self, normalizer: RewardNormalizer, rewards: th.Tensor) -> th.Tensor:
+    def _normalize(self, normalizer: RewardNormalizer, rewards: th.Tensor) -> th.Tensor:
         return rewards if self.reward_norm_momentum is None else normalizer(rewards, self.reward_norm_momentum)
 
 
@@ -133,7 +133,7 @@ class EnsembleMLP(nn.Module):
     :param net_arch: widths of the hidden layers
     :param output_size: width of the output
     :param activation_fn: activation class
-    :param layer_norm: normalise every hidden layer before its activation
+    :param layer_norm: normalize every hidden layer before its activation
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class Plan2Explore(Exploration):
     :param action_size: A
     :param net_arch: widths of each predictor's hidden layers (V2's code: 4 x 400)
     :param activation_fn: activation class (V2's code: ELU)
-    :param layer_norm: normalise the predictors' hidden layers before their activations (V2's code: only for Crafter)
+    :param layer_norm: normalize the predictors' hidden layers before their activations (V2's code: only for Crafter)
     :param ensemble_size: number of predictors, at least 2 (V2's code: 10)
     :param target: what is predicted of the next step: ``"stochastic"`` (V2's code), ``"deterministic"``, ``"features"``
         (both) or ``"embedding"`` (paper)
@@ -293,7 +293,7 @@ class ModelLossBonus(Exploration):
     :param action_size: A; not needed
     :param net_arch: widths of the head's hidden layers (V2's code: 4 x 400)
     :param activation_fn: activation class (V2's code: ELU)
-    :param layer_norm: normalise the head's hidden layers before their activations (V2's code: only for Crafter)
+    :param layer_norm: normalize the head's hidden layers before their activations (V2's code: only for Crafter)
     :param intrinsic_scale: see :class:`Exploration`
     :param extrinsic_scale: see :class:`Exploration`
     :param reward_norm_momentum: see :class:`Exploration`
@@ -362,7 +362,7 @@ def make_exploration(
     :param action_size: A
     :param net_arch: widths of the heads' hidden layers
     :param activation_fn: activation class
-    :param layer_norm: whether the heads' hidden layers are normalised
+    :param layer_norm: whether the heads' hidden layers are normalized
     :param kwargs: options of the strategy
     :return: the strategy
     :raises ValueError: for an unknown strategy or option, naming the known ones

@@ -24,7 +24,7 @@ class TruncatedNormal:
     """
     Normal distribution restricted to [-1, 1], independent per dimension; the actor for continuous actions.
 
-    The original samples with TensorFlow Probability, whose registered gradient treats the standardised sample z as a
+    The original samples with TensorFlow Probability, whose registered gradient treats the standardized sample z as a
     constant: dx/dloc = 1, dx/dscale = z. The exact gradient, where z depends on both through the bounds, is smaller
     (up to six times in the norm of the actor's gradient). The original's is the default.
 
@@ -61,7 +61,7 @@ class TruncatedNormal:
 
     def sample(self, noise: th.Tensor | None = None) -> th.Tensor:
         """
-        Reparameterised sample by the inverse CDF; clipped to the bounds in value only.
+        Reparameterized sample by the inverse CDF; clipped to the bounds in value only.
 
         :param noise: uniform numbers, (..., A)
         :return: (..., A)
@@ -123,7 +123,7 @@ class TanhNormal:
 
     def sample(self, noise: th.Tensor | None = None) -> th.Tensor:
         """
-        Reparameterised sample.
+        Reparameterized sample.
 
         :param noise: standard normal numbers, (..., A)
         :return: (..., A)
@@ -185,7 +185,7 @@ class ClippedNormal:
 
     def sample(self, noise: th.Tensor | None = None) -> th.Tensor:
         """
-        Reparameterised sample, clipped to the bounds in value only.
+        Reparameterized sample, clipped to the bounds in value only.
 
         :param noise: standard normal numbers, (..., A)
         :return: (..., A)

@@ -70,7 +70,7 @@ class OneHotCategorical:
     """
     Categorical over one-hot vectors with straight-through samples (V2, algorithm 1).
 
-    :param logits: unnormalised log-probabilities, (..., K)
+    :param logits: unnormalized log-probabilities, (..., K)
     """
 
     def __init__(self, logits: th.Tensor):
@@ -116,7 +116,7 @@ class OneHotCategorical:
         One-hot sample whose gradient is that of the probabilities.
 
         The class with the largest ``probs / noise`` wins, which is an exact categorical sample for Exponential(1) noise;
-        noise of ones gives the mode. Logarithms are compared, because they need no normalised probabilities.
+        noise of ones gives the mode. Logarithms are compared, because they need no normalized probabilities.
 
         :param noise: (..., K), positive
         :return: (..., K)
@@ -160,7 +160,7 @@ class OneHotBlocks:
 
     Everything is computed for all blocks at once, in rows that are padded to the largest block.
 
-    :param logits: unnormalised log-probabilities, (..., A)
+    :param logits: unnormalized log-probabilities, (..., A)
     :param sizes: number of classes of every block; they add up to A
     :raises ValueError: if they do not
     """
@@ -253,7 +253,7 @@ class DiagonalNormal:
 
     def sample(self, noise: th.Tensor | None = None) -> th.Tensor:
         """
-        Reparameterised sample.
+        Reparameterized sample.
 
         :param noise: standard normal numbers, (..., Z)
         :return: (..., Z)

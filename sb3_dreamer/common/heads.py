@@ -19,7 +19,7 @@ class ScalarHead(nn.Module):
     :param net_arch: widths of the hidden layers
     :param distribution: from the network's output (...) to a distribution over numbers (...)
     :param activation_fn: activation class
-    :param layer_norm: normalise the hidden layers before their activations (the original's ``norm: layer``)
+    :param layer_norm: normalize the hidden layers before their activations (the original's ``norm: layer``)
     """
 
     def __init__(

@@ -13,10 +13,10 @@ from sb3_dreamer.common.precision import full
 LAYER_NORM_EPSILON = 1e-3
 
 
-def initialise_weights(module: nn.Module) -> None:
+def initialize_weights(module: nn.Module) -> None:
     """
-    Keras' default initialisers, which the original uses everywhere: Glorot-uniform kernels (the receptive field counted in
-    fan-in and fan-out), zero biases, and no zero-initialised outputs.
+    Keras' default initializers, which the original uses everywhere: Glorot-uniform kernels (the receptive field counted in
+    fan-in and fan-out), zero biases, and no zero-initialized outputs.
 
     :param module: applied to all its linear and (transposed) convolution layers
     """
@@ -43,7 +43,7 @@ class MLP(nn.Sequential):
     :param input_size: width of the input
     :param net_arch: widths of the layers; may be empty, then the output is the input
     :param activation_fn: activation class; the original's is ELU
-    :param layer_norm: normalise every layer before its activation (the original's ``norm: layer``)
+    :param layer_norm: normalize every layer before its activation (the original's ``norm: layer``)
     """
 
     def __init__(

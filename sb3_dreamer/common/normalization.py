@@ -48,8 +48,8 @@ class ObservationNormalizer(nn.Module):
     model carries the statistics that belong to it, and evaluation environments need no wrapper. Images, classes and bits are
     left alone.
 
-    :param observations: the format whose numbers are normalised
-    :param clip: normalised numbers are limited to this size
+    :param observations: the format whose numbers are normalized
+    :param clip: normalized numbers are limited to this size
     """
 
     count: th.Tensor
@@ -106,7 +106,7 @@ class ObservationNormalizer(nn.Module):
         """
         Back to the units of the environment, but for what was clipped.
 
-        :param key: of an observation that is normalised
+        :param key: of an observation that is normalized
         :param values: in units of the standard deviation, (..., *encoded shape)
         :return: the same shape
         """
@@ -115,5 +115,5 @@ class ObservationNormalizer(nn.Module):
         return values * std + mean
 
     def _normalized(self, values: th.Tensor, mean: th.Tensor, std: th.Tensor) -> th.Tensor:
-        centred = (values - mean.to(values.dtype)) / std.to(values.dtype)
-        return centred.clamp(-self.clip, self.clip)
+        centered = (values - mean.to(values.dtype)) / std.to(values.dtype)
+        return centered.clamp(-self.clip, self.clip)

@@ -27,7 +27,7 @@ class ObservationPart:
     """
     One key of an observation space: numbers, flattened.
 
-    :param space: as the (vectorised) environment has it
+    :param space: as the (vectorized) environment has it
     """
 
     is_image = False
@@ -229,7 +229,7 @@ class ObservationFormat:
     """
     All parts of an observation space.
 
-    :param space: of the (vectorised) environment; uint8 images channel first
+    :param space: of the (vectorized) environment; uint8 images channel first
     :param image_size: (h, w) to which every image is resized; None keeps the native sizes
     :param float_images: whether float Boxes of rank 3 are images (SB3's ``normalize_images=False``) or flattened
     :raises ValueError: if a part cannot be used, naming its key and space and what can

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch as th
 
-from sb3_dreamer.common.distributed import averages, joined
 from sb3_dreamer.common.precision import outside_autocast
+from sb3_dreamer.ranks.distributed import averages, joined
 
 
 class DreamerAdam(th.optim.Adam):

@@ -49,7 +49,7 @@ def outside_autocast(device: th.device) -> Iterator[None]:
 
 def full(x: th.Tensor) -> th.Tensor:
     """
-    Back to full precision: what networks put out is cast before it parameterises a distribution or becomes a state.
+    Back to full precision: what networks put out is cast before it parameterizes a distribution or becomes a state.
 
     :param x: any tensor
     :return: float32 instead of a 16-bit type, everything else unchanged

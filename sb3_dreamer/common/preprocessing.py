@@ -22,7 +22,7 @@ def area_taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
     Area interpolation along one axis: ``out[i] = sum over k of weights[k, i] * x[indices[k, i]]``.
 
     Few taps by hand, because BLAS would wake all its threads for such a small product, and PyTorch's "area" mode lets
-    neighbouring windows overlap.
+    neighboring windows overlap.
 
     :param size_in: pixels before
     :param size_out: pixels after

@@ -4,7 +4,7 @@ from typing import Any
 
 from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_dreamer.common.functional import check_number
+from sb3_dreamer.common.options import check_number
 
 
 def parse_schedule(name: str, value: Any, *words: str) -> Any:

@@ -10,7 +10,7 @@ import gymnasium as gym
 from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
 
-from sb3_dreamer.common.functional import check_number, whole_number
+from sb3_dreamer.common.options import check_number, whole_number
 from sb3_dreamer.dream.drawing import safe_name, save_film
 from sb3_dreamer.dream.env import DreamEnv, idle_action, key_table
 from sb3_dreamer.dream.inspection import draw_page, inspect
@@ -20,8 +20,8 @@ from sb3_dreamer.dream.recording import NO_EXPERIENCE, Recording, open_recording
 from sb3_dreamer.dream.rollout import open_loop
 from sb3_dreamer.dream.window import WINDOW, check_display
 from sb3_dreamer.dream.zoo_run import BUFFER, ZooRun, find_model, find_run, make_plain_env
-from sb3_dreamer.dreamer_v2.checkpoint import NORMALIZE
 from sb3_dreamer.dreamer_v2.dreamer_v2 import DreamerV2
+from sb3_dreamer.saving.checkpoint import NORMALIZE
 
 #: What ends a command with one line instead of a traceback
 PROBLEMS = (ValueError, FileNotFoundError, ImportError, RuntimeError, gym.error.Error)

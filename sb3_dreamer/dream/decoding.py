@@ -8,6 +8,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage, is_vecenv_wrapped
 
+from sb3_dreamer.algorithm.sequence_algorithm import SequenceOffPolicyAlgorithm
 from sb3_dreamer.common.distributions import Distribution
 from sb3_dreamer.common.functional import flatten_time
 from sb3_dreamer.common.observations import (
@@ -20,7 +21,6 @@ from sb3_dreamer.common.observations import (
     split_space,
 )
 from sb3_dreamer.common.preprocessing import NumpyObs, resize_tensor
-from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
 
 
 class ObservationDecoder:
@@ -207,11 +207,11 @@ def has_channels_last(env: VecEnv | None) -> bool:
 
 def unnormalized_space(model: SequenceOffPolicyAlgorithm, vec_normalize: VecNormalize | None) -> spaces.Space:
     """
-    ``VecNormalize`` gives what it normalises other bounds; the environment's own ones are below it.
+    ``VecNormalize`` gives what it normalizes other bounds; the environment's own ones are below it.
 
     :param model: whose space it is
     :param vec_normalize: around its environment
-    :return: the observation space without normalisation, pictures channel first as in the model's
+    :return: the observation space without normalization, pictures channel first as in the model's
     """
     venv = None if vec_normalize is None or not vec_normalize.norm_obs else vars(vec_normalize).get("venv")
     if venv is None:  # read from a file without an environment: but for pictures the spaces are the same

@@ -9,7 +9,7 @@ import numpy as np
 
 from sb3_dreamer.dream.decoding import ObservationDecoder
 
-#: Colours: background and bars of numbers; borders of frames that were seen and that were dreamt; half of a scale
+#: Colors: background and bars of numbers; borders of frames that were seen and that were dreamt; half of a scale
 PAPER, INK, SEEN, DREAMT, MIDDLE = (250, 250, 250), (31, 119, 180), (44, 160, 44), (255, 127, 14), 128
 #: Size of a drawing of numbers, and smallest side of a film's pictures
 BAR_HEIGHT, BAR_WIDTH, SMALLEST_SIDE, GAP = 12, 192, 96, 4
@@ -20,16 +20,16 @@ def draw_observation(decoder: ObservationDecoder, values: dict[str, np.ndarray])
     """
     :param decoder: that made them
     :param values: of one observation, per key in its own space
-    :return: its first picture in colours, or a bar for each number, (height, width, 3) uint8
+    :return: its first picture in colors, or a bar for each number, (height, width, 3) uint8
     """
     for key in decoder.keys:
         if decoder.kind(key) == "picture":
-            return in_colours(decoder.channels_first(values[key]))
+            return in_colors(decoder.channels_first(values[key]))
     flat = np.concatenate([np.asarray(values[key], dtype=np.float64).reshape(-1) for key in decoder.keys])
     return draw_bars(flat)
 
 
-def in_colours(picture: np.ndarray) -> np.ndarray:
+def in_colors(picture: np.ndarray) -> np.ndarray:
     """
     :param picture: (..., C, height, width) uint8; of stacked frames the last is shown
     :return: (..., height, width, 3) uint8
@@ -58,7 +58,7 @@ def draw_bars(values: np.ndarray) -> np.ndarray:
 def film(truth: np.ndarray, model: np.ndarray, context: int) -> np.ndarray:
     """
     Truth, model and error side by side, one sequence under the other. The frame around the model's picture is green while it
-    has seen the truth, and orange from where on it dreams. Grey means no error.
+    has seen the truth, and orange from where on it dreams. Gray means no error.
 
     :param truth: (T, B, C, height, width) uint8
     :param model: likewise
@@ -71,7 +71,7 @@ def film(truth: np.ndarray, model: np.ndarray, context: int) -> np.ndarray:
     for sequence in range(truth.shape[1]):
         panels = []
         for panel, values in enumerate((truth, model, error)):
-            frames = in_colours(values[:, sequence]).repeat(scale, axis=1).repeat(scale, axis=2)
+            frames = in_colors(values[:, sequence]).repeat(scale, axis=1).repeat(scale, axis=2)
             frames = np.pad(frames, ((0, 0), (GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255)
             if panel == 1:
                 _frame(frames[:context], SEEN)
@@ -81,14 +81,14 @@ def film(truth: np.ndarray, model: np.ndarray, context: int) -> np.ndarray:
     return np.concatenate(rows, axis=1)
 
 
-def _frame(frames: np.ndarray, colour: tuple[int, int, int]) -> None:
+def _frame(frames: np.ndarray, color: tuple[int, int, int]) -> None:
     """Paint the inner half of the gap around pictures."""
     inner = slice(GAP // 2, -(GAP // 2))
     height, width = frames.shape[1], frames.shape[2]
     mask = np.zeros((height, width), dtype=bool)
     mask[inner, inner] = True
     mask[GAP : height - GAP, GAP : width - GAP] = False
-    frames[:, mask] = colour
+    frames[:, mask] = color
 
 
 def safe_name(key: str) -> str:

@@ -8,10 +8,10 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_dreamer.algorithm.sequence_algorithm import SequenceOffPolicyAlgorithm
 from sb3_dreamer.dream.recording import Source
 from sb3_dreamer.dream.vec_env import FPS, RENDER_MODES, DreamVecEnv
 from sb3_dreamer.dream.window import Window
-from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
 
 #: Most switches whose combinations get a key each
 MOST_BITS = 4

@@ -6,11 +6,12 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
-from sb3_dreamer.common.functional import INVERSE_REWARD_TRANSFORMS, check_number
+from sb3_dreamer.algorithm.sequence_algorithm import SequenceOffPolicyAlgorithm
+from sb3_dreamer.common.functional import INVERSE_REWARD_TRANSFORMS
 from sb3_dreamer.common.one_hot import OneHotFeatures
+from sb3_dreamer.common.options import check_number
 from sb3_dreamer.common.preprocessing import encode_actions, scale_actions
 from sb3_dreamer.common.type_aliases import LatentState, SequenceBatch
-from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
 from sb3_dreamer.world_model.rssm import ObservedSequence
 
 #: How an episode ends in a dream

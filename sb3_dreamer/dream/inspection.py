@@ -7,12 +7,12 @@ import numpy as np
 import torch as th
 from torch import nn
 
+from sb3_dreamer.algorithm.sequence_algorithm import SequenceOffPolicyAlgorithm
 from sb3_dreamer.common.functional import REWARD_TRANSFORMS
 from sb3_dreamer.dream.imagination import Imagination
 from sb3_dreamer.dream.plots import draw_horizon, new_figure
 from sb3_dreamer.dream.recording import Recording
 from sb3_dreamer.dream.rollout import OpenLoop, open_loop
-from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
 from sb3_dreamer.world_model.latents import CategoricalLatent
 
 #: Groups of rewards on the page, and keys whose error is drawn
@@ -89,7 +89,7 @@ def inspect(
 
 def count_parameters(policy: Any) -> dict[str, int]:
     """
-    :param policy: a ``DreamerPolicy``
+    :param policy: of an agent with a world model
     :return: number of parameters of each module
     """
     world_model, modules = policy.world_model, {}

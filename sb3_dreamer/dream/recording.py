@@ -9,14 +9,14 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
+from sb3_dreamer.algorithm.sequence_algorithm import SequenceOffPolicyAlgorithm
 from sb3_dreamer.common.observations import OBSERVATION_KEY
 from sb3_dreamer.common.preprocessing import scale_actions
 from sb3_dreamer.common.type_aliases import SequenceBatch
 from sb3_dreamer.dream.decoding import as_dict
-from sb3_dreamer.dreamer_v2.saved_files import with_suffix
-from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
 from sb3_dreamer.replay.buffer import SequenceReplayBuffer
 from sb3_dreamer.replay.conversion import episodes
+from sb3_dreamer.saving.saved_files import with_suffix
 
 #: A replay buffer, the file of one, an environment to play in, or None for the model's own buffer
 Source = SequenceReplayBuffer | str | Path | VecEnv | gym.Env | None

@@ -5,11 +5,11 @@ from typing import NamedTuple
 import numpy as np
 import torch as th
 
+from sb3_dreamer.algorithm.sequence_algorithm import SequenceOffPolicyAlgorithm
 from sb3_dreamer.common.type_aliases import LatentState, SequenceBatch
 from sb3_dreamer.dream.decoding import ObservationDecoder
 from sb3_dreamer.dream.imagination import Imagination
 from sb3_dreamer.dream.recording import Recording
-from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
 
 
 class HorizonError(NamedTuple):

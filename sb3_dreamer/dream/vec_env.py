@@ -1,4 +1,4 @@
-"""A trained world model as a vectorised environment: many dreams in one batch."""
+"""A trained world model as a vectorized environment: many dreams in one batch."""
 
 import time
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ import torch as th
 from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn, tile_images
 
-from sb3_dreamer.common.functional import whole_number
+from sb3_dreamer.algorithm.sequence_algorithm import SequenceOffPolicyAlgorithm
+from sb3_dreamer.common.options import whole_number
 from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.dream.decoding import ObservationDecoder
 from sb3_dreamer.dream.drawing import draw_observation
 from sb3_dreamer.dream.imagination import Imagination
 from sb3_dreamer.dream.recording import Source, open_recording
 from sb3_dreamer.dream.window import Window
-from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
 
 RENDER_MODES = (None, "rgb_array", "human")
 FPS = 15  # of a window
@@ -49,7 +49,7 @@ class DreamVecEnv(VecEnv):
     :param transformed_rewards: rewards as the reward head learned them (tanh, symlog), instead of the environment's units
     :param keys: of a Dict space, to see only these; None for all
     :param vec_normalize: statistics with which the model was trained, if it has no environment any more; without them
-        normalised rewards (``norm_reward``) stay normalised
+        normalized rewards (``norm_reward``) stay normalized
     :param channels_last: of pictures; None is as in the model's environment, True if it has none
     :param start_steps: to play, if ``starts`` is an environment
     :param seed: of everything random; ``seed()`` before ``reset()`` does the same

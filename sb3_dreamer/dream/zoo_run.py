@@ -18,7 +18,7 @@ class ZooRun(NamedTuple):
     env_id: str
     hyperparams: dict[str, Any]  # as saved, for the environments
     arguments: dict[str, Any]  # of the command line
-    stats_path: str | None  # folder of vecnormalize.pkl, if the environment is normalised
+    stats_path: str | None  # folder of vecnormalize.pkl, if the environment is normalized
 
     @property
     def buffer(self) -> Path | None:
@@ -94,7 +94,7 @@ def find_run(model_path: Path) -> ZooRun | None:
     hyperparams, stats_path = get_saved_hyperparams(str(saved), test_mode=True)
     if hyperparams.get("normalize") and not (saved / "vecnormalize.pkl").exists():
         raise FileNotFoundError(
-            f"The run {folder} was normalised by VecNormalize, but {saved / 'vecnormalize.pkl'} is missing. Without it "
+            f"The run {folder} was normalized by VecNormalize, but {saved / 'vecnormalize.pkl'} is missing. Without it "
             "observations have no units: copy it there from where the model was trained."
         )
     return ZooRun(folder, arguments["env"], hyperparams, arguments, stats_path)

@@ -11,16 +11,17 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
+from sb3_dreamer.algorithm.diagnostics import UpdateGuard
+from sb3_dreamer.algorithm.engine import Engine, EngineOptions
+from sb3_dreamer.algorithm.policy import WorldModelPolicy
+from sb3_dreamer.algorithm.sequence_algorithm import SequenceOffPolicyAlgorithm
 from sb3_dreamer.behavior.actor_critic import BehaviorObjective
-from sb3_dreamer.common.distributed import device_of_rank, rank, share
-from sb3_dreamer.common.functional import check_number, whole_number
+from sb3_dreamer.common.options import check_number, whole_number
 from sb3_dreamer.common.schedules import parse_schedule, schedule_value
-from sb3_dreamer.common.type_aliases import LatentState, SequenceBatch
-from sb3_dreamer.dreamer_v2.diagnostics import UpdateGuard
-from sb3_dreamer.dreamer_v2.engine import Engine, EngineOptions
+from sb3_dreamer.common.type_aliases import SequenceBatch
 from sb3_dreamer.dreamer_v2.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
-from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
-from sb3_dreamer.dreamer_v2.update import UpdateNoise, UpdateResult
+from sb3_dreamer.dreamer_v2.update import Objective, UpdateNoise, UpdateResult, training_update
+from sb3_dreamer.ranks.distributed import device_of_rank, rank, share
 from sb3_dreamer.world_model.world_model import WorldModelObjective
 
 #: Arguments that count something, at least one
@@ -81,14 +82,14 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
     :param kl_scale: factor β of the KL loss (code and table D.1, Atari: 0.1)
     :param kl_balance: share of the KL's gradient that trains the prior (code and table D.1: 0.8); None for the plain KL
     :param kl_forward: KL(prior, posterior) instead of KL(posterior, prior) (code: False)
-    :param free_nats: nats of KL that are not penalised (code: 0)
+    :param free_nats: nats of KL that are not penalized (code: 0)
     :param free_nats_average: compare ``free_nats`` with the mean KL instead of every step's (code: True)
     :param observation_scale: factor of the reconstruction loss, or a dict with those of some observation keys (code: 1)
     :param reward_scale: factor of the reward loss (code: 1)
     :param discount_scale: factor of the discount loss (code: 5; the paper's table does not list it)
     :param reward_transform: ``"tanh"`` (code and paper, Atari), ``"symlog"``, ``"sign"`` or ``"identity"``, inside the learner
-    :param reward_norm_momentum: normalise imagined rewards by a running mean of their size (code, Atari: off)
-    :param reward_norm_scale: size that normalised rewards are given (code: 1)
+    :param reward_norm_momentum: normalize imagined rewards by a running mean of their size (code, Atari: off)
+    :param reward_norm_scale: size that normalized rewards are given (code: 1)
     :param observation_gradients: let the reconstruction train the representation (False: ablation of V2, table 2)
     :param reward_gradients: let the reward head train the representation (False: ablation of V2, table 2)
     :param discount_gradients: let the discount head train the representation (code: True)
@@ -110,6 +111,7 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
     :param _init_setup_model: build networks and buffer at once
     """
 
+    base_policy_class: ClassVar[type[WorldModelPolicy]] = DreamerPolicy
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": MlpPolicy,
         "CnnPolicy": CnnPolicy,
@@ -287,7 +289,7 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
 
     @property
     def model_objective(self) -> WorldModelObjective:
-        """What the world model minimises, from the current options."""
+        """What the world model minimizes, from the current options."""
         names = signature(WorldModelObjective).parameters
         return WorldModelObjective(**{name: getattr(self, name) for name in names})
 
@@ -299,7 +301,7 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
         """Checked here too: a model that was saved on a GPU may be loaded anywhere, as long as it is not trained."""
         self._engine_options.check(self.device)
         scheduled = [name for name in ("ent_coef", "reinforce_weight") if callable(getattr(self, name))]
-        return Engine(self.policy, self._engine_options, scheduled, callable(self.exploration_noise))
+        return Engine(self.policy, training_update, self._engine_options, scheduled, callable(self.exploration_noise))
 
     @property
     def behavior_objective(self) -> BehaviorObjective:
@@ -335,17 +337,16 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
             self._guard(metrics, self.policy)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def update(self, batch: SequenceBatch, noise: UpdateNoise | None = None, state: LatentState | None = None) -> UpdateResult:
+    def update(self, batch: SequenceBatch, noise: UpdateNoise | None = None) -> UpdateResult:
         """
         One update of everything from one batch.
 
         :param batch: sequences from the replay buffer
         :param noise: random numbers to use instead of drawing them
-        :param state: latent state before the first step, (B, ...); None is the initial state
         :return: losses, imagined trajectories and metrics
         """
-        objectives = self.model_objective, self.behavior_objective
-        result = self.engine.update(batch, *objectives, self.max_grad_norm, noise, state)
+        objective = Objective(self.model_objective, self.behavior_objective, self.max_grad_norm)
+        result = self.engine.update(batch, objective, noise)
         # After updates 1, 101, ...: the first copy is a full one whatever tau, as in the original
         if self._n_updates % self.target_update_interval == 0:
             for behavior in self.policy.behaviors:

@@ -17,9 +17,9 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 from torch import nn
 
+from sb3_dreamer.common.files import atomic_file
 from sb3_dreamer.dreamer_v2.dreamer_v2 import DreamerV2
 from sb3_dreamer.dreamer_v2.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
-from sb3_dreamer.replay.files import atomic_file
 
 FORMAT, SUFFIX = "1", "safetensors"
 POLICIES = {cls.__name__: cls for cls in (CnnPolicy, MlpPolicy, MultiInputPolicy, DreamerPolicy)}

@@ -12,11 +12,11 @@ from sb3_dreamer.behavior.actor_critic import ActorCritic
 from sb3_dreamer.behavior.actors import make_actor
 from sb3_dreamer.behavior.exploration import Exploration, LatentSizes, make_exploration
 from sb3_dreamer.common.distributions import Bernoulli, UnitNormal
-from sb3_dreamer.common.functional import check_number, whole_number
 from sb3_dreamer.common.heads import ScalarHead
 from sb3_dreamer.common.normalization import ObservationNormalizer
 from sb3_dreamer.common.observations import OBSERVATION_KEY, ObservationFormat
-from sb3_dreamer.common.preprocessing import ImageSize, action_size
+from sb3_dreamer.common.options import whole_number
+from sb3_dreamer.common.preprocessing import action_size
 from sb3_dreamer.world_model.decoders import DreamerDecoder
 from sb3_dreamer.world_model.encoders import DreamerEncoder
 from sb3_dreamer.world_model.latents import Latent
@@ -89,7 +89,7 @@ class PartOptions:
     def layer_norm(self, part: str) -> bool:
         """
         :param part: one of ``PARTS``
-        :return: whether its layers are normalised
+        :return: whether its layers are normalized
         """
         return part in self._normed
 
@@ -227,23 +227,6 @@ class NetworkBuilder:
         networks = options.net_arch("reward"), options.activation("reward"), options.layer_norm("reward")
         behavior = self.behavior(rssm.features_size, actor_kwargs)
         return make_exploration(kind, behavior, sizes, rssm.action_size, *networks, **(kwargs or {}))
-
-
-def checked_image_size(image_size: Any) -> ImageSize:
-    """
-    :param image_size: as given
-    :return: (height, width), or None
-    :raises ValueError: if it is anything else
-    """
-    if image_size is None:
-        return None
-    if not isinstance(image_size, tuple | list) or len(image_size) != 2:
-        raise ValueError(f"image_size must be (height, width), or None for the native size, but is {image_size!r}.")
-    for side in image_size:
-        check_number("image_size", side, 1)
-        if side != int(side):
-            raise ValueError(f"image_size must be whole numbers of pixels, but is {image_size!r}.")
-    return int(image_size[0]), int(image_size[1])
 
 
 def loss_names(observations: ObservationFormat) -> dict[str, str]:

@@ -1,41 +1,25 @@
 """The policy: builds world model and behavior from spaces and sizes, acts, and predicts as SB3's policies do."""
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
-from sb3_dreamer.behavior.actor_critic import ActorCritic
+from sb3_dreamer.algorithm.policy import WorldModelPolicy
 from sb3_dreamer.behavior.exploration import RANDOM, Exploration
-from sb3_dreamer.common.functional import check_number, noisy_actions
-from sb3_dreamer.common.layers import initialise_weights
-from sb3_dreamer.common.observations import ObservationFormat, split_space
+from sb3_dreamer.common.layers import initialize_weights
 from sb3_dreamer.common.optimization import DreamerAdam, ParameterOptimizer
-from sb3_dreamer.common.preprocessing import ImageSize, NumpyObs, action_blocks, decode_actions
-from sb3_dreamer.common.type_aliases import LatentState
-from sb3_dreamer.dreamer_v2.networks import NetworkBuilder, PartOptions, checked_image_size, loss_names
+from sb3_dreamer.common.preprocessing import ImageSize
+from sb3_dreamer.dreamer_v2.networks import NetworkBuilder, PartOptions, loss_names
 from sb3_dreamer.world_model.encoders import DreamerEncoder
 from sb3_dreamer.world_model.latents import make_latent
 
-#: What ``predict(deterministic=True)`` takes of the latent state
-EVALUATION_LATENTS = ("mode", "sample")
 
-
-class ActingState(NamedTuple):
-    """What an acting agent remembers between two steps."""
-
-    latent: LatentState  # (n, ...)
-    actions: th.Tensor  # (n, A) world-model vectors of the actions executed last
-
-
-class DreamerPolicy(BasePolicy):
+class DreamerPolicy(WorldModelPolicy):
     """
     World model and actor-critic of DreamerV2 as an SB3 policy.
 
@@ -56,7 +40,7 @@ class DreamerPolicy(BasePolicy):
         4 x 400); those of the decoder are for vectors only
     :param cnn_depth: channels of the encoder's first convolution (V2's code: 48)
     :param activation_fn: activation class everywhere but in the recurrent cell (V2: ELU), or a dict of parts
-    :param layer_norm: normalise before every activation, everywhere or in a list of parts (V2's code: for Crafter); the
+    :param layer_norm: normalize before every activation, everywhere or in a list of parts (V2's code: for Crafter); the
         recurrent cell always does
     :param image_size: (height, width) to which images are resized on entry; None keeps the native size
     :param encoder_keys: keys of a Dict space that the encoder sees; None for all
@@ -67,7 +51,7 @@ class DreamerPolicy(BasePolicy):
     :param actor_distribution: for Box actions: ``"truncated_normal"`` (V2), ``"tanh_normal"`` (V1) or ``"normal"``
     :param actor_min_std: smallest scale of a continuous actor (V2's code: 0.1)
     :param actor_init_std: added to the actor's raw scale before its activation (V2's code: 0)
-    :param actor_exact_gradient: use the exact reparameterisation gradient of the truncated normal instead of the original's
+    :param actor_exact_gradient: use the exact reparameterization gradient of the truncated normal instead of the original's
     :param exploration_class: who collects experience in place of the actor: ``"random"``, ``"plan2explore"``,
         ``"model_loss"`` or a subclass of :class:`~sb3_dreamer.behavior.exploration.Exploration`; None is the actor itself
     :param exploration_kwargs: its arguments
@@ -77,13 +61,10 @@ class DreamerPolicy(BasePolicy):
     :param features_extractor_class: the encoder; sees encoded observations (images x / 255 - 0.5, resized; vectors)
     :param features_extractor_kwargs: further arguments of the encoder
     :param normalize_images: False, as in SB3: float Boxes of rank 3 are images in the network's units, else flat.
-        Images of bytes are always normalised inside
+        Images of bytes are always normalized inside
     :param optimizer_class: a PyTorch optimizer (V2: Adam, see :class:`~sb3_dreamer.common.optimization.DreamerAdam`)
     :param optimizer_kwargs: its further arguments (V2, table D.1: eps 1e-5, weight_decay 1e-6)
     """
-
-    #: Which kind of observation space a subclass takes, None for any
-    _takes: str | None = None
 
     def __init__(
         self,
@@ -124,44 +105,21 @@ class DreamerPolicy(BasePolicy):
         super().__init__(
             observation_space,
             action_space,
+            image_size=image_size,
+            random_exploration=isinstance(exploration_class, str) and exploration_class == RANDOM,
+            evaluation_noise=evaluation_noise,
+            evaluation_latent=evaluation_latent,
             features_extractor_class=features_extractor_class,
             features_extractor_kwargs=features_extractor_kwargs,
             normalize_images=normalize_images,
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
-            squash_output=isinstance(action_space, spaces.Box),
         )
         self._arguments = arguments
-        self.image_size = checked_image_size(image_size)
-        self._check_observation_space()
-        self.observations = ObservationFormat(observation_space, self.image_size, float_images=not normalize_images)
         self.loss_names = loss_names(self.observations)
-        self._action_blocks = action_blocks(action_space)
-        check_number("evaluation_noise", evaluation_noise, 0.0, np.inf if self.squash_output else 1.0)
-        if evaluation_latent not in EVALUATION_LATENTS:
-            raise ValueError(f"evaluation_latent must be one of {EVALUATION_LATENTS}, but is {evaluation_latent!r}.")
-        self.evaluation_noise, self.evaluation_latent = evaluation_noise, evaluation_latent
-        self.explores_randomly = isinstance(exploration_class, str) and exploration_class == RANDOM
         self._make_networks(**arguments)
-        initialise_weights(self)
+        initialize_weights(self)
         self._make_optimizers(lr_schedule(1))
-
-    def _check_observation_space(self) -> None:
-        """Refuse, by name, a space that this kind of policy does not take."""
-        space = self.observation_space
-        name, kinds = type(self).__name__, {"image": "an image", "vector": "a vector", "dict": "a Dict"}
-        is_image = is_image_space(space) or (not self.normalize_images and has_float_image(space))
-        kind = "dict" if isinstance(space, spaces.Dict) else ("image" if is_image else "vector")
-        assert self._takes in (None, kind), (
-            f"{name} takes {kinds.get(str(self._takes))} observation space, but {space} was given. Use MultiInputPolicy for "
-            "Dict spaces, CnnPolicy for uint8 images of shape (height, width, channels) (and for float images of rank 3 with "
-            "policy_kwargs=dict(normalize_images=False)), MlpPolicy for everything else."
-        )
-        if not (self.normalize_images or has_float_image(space)):
-            raise ValueError(
-                f"normalize_images=False says that float Boxes of rank 3 are images, but there is none in {space}. Leave it "
-                "out: uint8 images are normalised inside."
-            )
 
     def _make_networks(
         self,
@@ -211,11 +169,6 @@ class DreamerPolicy(BasePolicy):
             self.exploration_critic_optimizer = make(self.exploration.behavior.critic.parameters())
 
     @property
-    def behaviors(self) -> list[ActorCritic]:
-        """The task's actor-critic, and the one of exploration if there is one."""
-        return [self.behavior] if self.exploration is None else [self.behavior, self.exploration.behavior]
-
-    @property
     def optimizers_by_rate(self) -> tuple[list[ParameterOptimizer], ...]:
         """Those that learn at the world model's rate, at the actor's, and at the critic's."""
         groups = ([self.world_model_optimizer], [self.actor_optimizer], [self.critic_optimizer])
@@ -231,153 +184,6 @@ class DreamerPolicy(BasePolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), **self._arguments, "lr_schedule": self._dummy_schedule}
-
-    # ---------------------------------------------------------------- acting
-
-    def initial_state(self, n_envs: int) -> ActingState:
-        """
-        :param n_envs: n
-        :return: what an agent remembers before its first step
-        """
-        latent = self.world_model.rssm.initial_state(n_envs)
-        return ActingState(latent, latent.stochastic.new_zeros(n_envs, self.world_model.rssm.action_size))
-
-    def stored_tensors(self, observations: NumpyObs) -> dict[str, th.Tensor]:
-        """
-        Observations of a VecEnv as the world model takes them: resized, on the device.
-
-        :param observations: (n, *shape), or a dict of these, channel first
-        :return: per key (n, *stored shape)
-        """
-        stored = self.observations.to_stored(observations)
-        return {key: th.as_tensor(value, device=self.device) for key, value in stored.items()}
-
-    @th.no_grad()
-    def act(
-        self,
-        observations: dict[str, th.Tensor],
-        state: ActingState,
-        episode_starts: th.Tensor,
-        sample_latent: bool = True,
-        sample_action: bool = True,
-        latent_noise: th.Tensor | None = None,
-        action_noise: th.Tensor | None = None,
-        explore: bool = False,
-        noise_amount: float = 0.0,
-    ) -> ActingState:
-        """
-        One acting step: filter the observation, choose an action.
-
-        :param observations: of :meth:`stored_tensors`, per key (n, *shape)
-        :param state: after the previous step
-        :param episode_starts: bool, (n,); True forgets state and previous action
-        :param sample_latent: sample the posterior, as the original does even in evaluation, or take its mode
-        :param sample_action: sample the action, or take its mode
-        :param latent_noise: for the latent's sample, or None to draw it
-        :param action_noise: for the action's sample, or None to draw it
-        :param explore: let the exploration's actor choose
-        :param noise_amount: disturbs the chosen action, see :func:`~sb3_dreamer.common.functional.noisy_actions`
-        :return: latent state and chosen action vectors
-        """
-        latent = self.world_model.filter(
-            state.latent, state.actions, observations, episode_starts, sample_latent, latent_noise
-        )
-        behavior = self.exploration.behavior if explore and self.exploration is not None else self.behavior
-        policy = behavior.actor(latent.features)
-        actions = policy.sample(action_noise) if sample_action else policy.mode
-        if noise_amount > 0.0:
-            noise = th.randn_like(actions) if self._action_blocks is None else th.empty_like(actions).exponential_()
-            actions = noisy_actions(actions, noise_amount, self._action_blocks, noise)
-        return ActingState(latent, actions)
-
-    def predict(
-        self,
-        observation: NumpyObs,
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """
-        Action for an observation, with memory: pass the returned state to the next call, as with RecurrentPPO.
-
-        Without a state every call begins an episode, i.e. the agent has no memory.
-
-        :param observation: in the environment's own form, with or without a batch axis
-        :param state: returned by the last call, or None at the start: deterministic state (n, D), stochastic state (n, Z),
-            previous action (n, A)
-        :param episode_start: bool (n,), True where a new episode begins, so that the state is not used
-        :param deterministic: take the mode of the latent state and of the action; needs no random number (unless
-            ``evaluation_latent`` or ``evaluation_noise`` ask for one)
-        :return: action and next state
-        """
-        self.set_training_mode(False)
-        if isinstance(observation, tuple) and len(observation) == 2 and isinstance(observation[1], dict):
-            raise ValueError(
-                "predict() was given a tuple: that is what reset() returns in the Gym API (obs, info). Pass the observation "
-                "alone; a VecEnv's reset() returns just that."
-            )
-        arrays, vectorized = self.observations.with_batch_axis(observation)
-        stored = self.stored_tensors(arrays)
-        n_envs = len(next(iter(stored.values())))
-        acting = self._acting_state(state, n_envs)
-        starts = np.zeros(n_envs, dtype=bool) if episode_start is None else np.array(episode_start).astype(bool).reshape(-1)
-        if len(starts) != n_envs:
-            raise ValueError(f"episode_start has {len(starts)} entries, but there are {n_envs} observations.")
-        sample_latent = not deterministic or self.evaluation_latent == "sample"
-        acting = self.act(
-            stored,
-            acting,
-            th.as_tensor(starts, device=self.device),
-            sample_latent,
-            not deterministic,
-            noise_amount=self.evaluation_noise,
-        )
-        actions = decode_actions(acting.actions, self.action_space)
-        next_state = tuple(x.cpu().numpy() for x in (*acting.latent, acting.actions))
-        return actions if vectorized else actions.squeeze(axis=0), next_state
-
-    def _acting_state(self, state: tuple[np.ndarray, ...] | None, n_envs: int) -> ActingState:
-        """The user's state as tensors, checked against what this policy returns."""
-        initial = self.initial_state(n_envs)
-        if state is None:
-            return initial
-        expected = [tuple(x.shape) for x in (*initial.latent, initial.actions)]
-        given = [tuple(np.shape(x)) for x in state]
-        if given != expected:
-            raise ValueError(f"The state has shapes {given}, expected {expected}: pass what the last predict() returned.")
-        deterministic, stochastic, actions = (th.as_tensor(x, dtype=th.float32, device=self.device) for x in state)
-        return ActingState(LatentState(deterministic, stochastic), actions)
-
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        """
-        Memoryless action vectors, for SB3 code that calls this directly.
-
-        :param observation: tensors with a batch axis, channel first
-        :param deterministic: take the modes
-        :return: (n, A), one-hot vectors side by side or values in [-1, 1]
-        """
-        numpy_obs = (
-            {k: v.cpu().numpy() for k, v in observation.items()}
-            if isinstance(observation, dict)
-            else observation.cpu().numpy()
-        )
-        stored = self.stored_tensors(numpy_obs)
-        n_envs = len(next(iter(stored.values())))
-        starts = th.ones(n_envs, dtype=th.bool, device=self.device)
-        return self.act(stored, self.initial_state(n_envs), starts, not deterministic, not deterministic).actions
-
-    def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        """:meth:`_predict`, by the name that other policies of SB3 have for it."""
-        return self._predict(observation, deterministic)
-
-
-def has_float_image(space: spaces.Space) -> bool:
-    """
-    :param space: of observations
-    :return: whether a Box of rank 3 holds floats
-    """
-    boxes = [part for part in split_space(space).values() if isinstance(part, spaces.Box)]
-    return any(len(box.shape) == 3 and np.issubdtype(box.dtype, np.floating) for box in boxes)
 
 
 class CnnPolicy(DreamerPolicy):

@@ -1,6 +1,7 @@
 """One training update of DreamerV2: the paper's algorithm box as one function without state of its own."""
 
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch as th
 
@@ -11,6 +12,28 @@ from sb3_dreamer.common.optimization import ParameterOptimizer, step_together
 from sb3_dreamer.common.type_aliases import Experience, ImaginedTrajectory, LatentState, SequenceBatch
 from sb3_dreamer.dreamer_v2.policies import DreamerPolicy
 from sb3_dreamer.world_model.world_model import WorldModel, WorldModelLoss, WorldModelObjective
+
+
+class Objective(NamedTuple):
+    """What an update minimizes."""
+
+    model: WorldModelObjective
+    behavior: BehaviorObjective
+    max_grad_norm: float | None  # each optimizer's gradients are clipped to this global norm
+
+    def value(self, name: str) -> float:
+        """
+        :param name: of an option that changes in the course of training
+        :return: its present value
+        """
+        return getattr(self.behavior, name)
+
+    def with_values(self, values: dict[str, Any]) -> "Objective":
+        """
+        :param values: of such options, numbers or tensors
+        :return: the same objective with these
+        """
+        return self._replace(behavior=replace(self.behavior, **values))
 
 
 class UpdateNoise(NamedTuple):
@@ -24,14 +47,14 @@ class UpdateNoise(NamedTuple):
 
 
 class Imagination(NamedTuple):
-    """Imagined trajectories and what is learnt from them."""
+    """Imagined trajectories and what is learned from them."""
 
-    predicted_rewards: th.Tensor  # (H + 1, N) before normalisation; the intrinsic ones where exploration imagines
-    trajectory: ImaginedTrajectory  # with the rewards that are learnt from
+    predicted_rewards: th.Tensor  # (H + 1, N) before normalization; the intrinsic ones where exploration imagines
+    trajectory: ImaginedTrajectory  # with the rewards that are learned from
     estimate: ReturnEstimate
 
 
-class LearntBehavior(NamedTuple):
+class LearnedBehavior(NamedTuple):
     """Losses of actor and critic before their step, and the norms of its gradients."""
 
     actor_loss: ActorLoss
@@ -70,13 +93,7 @@ def start_states(states: LatentState, stride: int = 1) -> LatentState:
 
 
 def training_update(
-    policy: DreamerPolicy,
-    batch: SequenceBatch,
-    model_objective: WorldModelObjective,
-    behavior_objective: BehaviorObjective,
-    max_grad_norm: float | None,
-    noise: UpdateNoise | None = None,
-    state: LatentState | None = None,
+    policy: DreamerPolicy, batch: SequenceBatch, objective: Objective, noise: UpdateNoise | None = None
 ) -> UpdateResult:
     """
     Train the world model on replayed sequences, then actor and critic in its imagination (V2, algorithm box), then, if the
@@ -86,17 +103,15 @@ def training_update(
 
     :param policy: the networks and their optimizers; changed in place
     :param batch: sequences from the replay buffer
-    :param model_objective: what the world model minimises
-    :param behavior_objective: what actor and critic maximise and regress
-    :param max_grad_norm: each optimizer's gradients are clipped to this global norm
+    :param objective: what the world model minimizes, and what actor and critic maximize and regress
     :param noise: random numbers to use instead of drawing them
-    :param state: latent state before the first step, (B, ...); None is the initial state
     :return: losses, trajectory and metrics
     """
     noise = noise or UpdateNoise()
+    model_objective, behavior_objective, max_grad_norm = objective
 
     # Dynamics learning: the posterior explains the data, the prior learns to predict it                     [V2, eq. 2]
-    model_loss = policy.world_model.loss(batch, model_objective, noise.posterior, state)
+    model_loss = policy.world_model.loss(batch, model_objective, noise.posterior)
     model_norm = policy.world_model_optimizer.step(model_loss.total, max_grad_norm)
 
     # Behavior learning: imagine from the posterior states, with the model just updated                 [V2, section 2.2]
@@ -104,11 +119,11 @@ def training_update(
     start, continues = start_states(model_loss.states, stride), every(batch.continues, stride)
     imagination = imagine(policy, start, continues, behavior_objective, noise)
     optimizers = policy.actor_optimizer, policy.critic_optimizer
-    learnt = learn_behavior(policy.behavior, *optimizers, imagination, behavior_objective, max_grad_norm)
-    metrics = model_metrics(policy, model_loss) | behavior_metrics(imagination, learnt.actor_loss, learnt.critic_loss)
-    metrics |= {"model_grad_norm": model_norm, "actor_grad_norm": learnt.actor_norm, "critic_grad_norm": learnt.critic_norm}
+    learned = learn_behavior(policy.behavior, *optimizers, imagination, behavior_objective, max_grad_norm)
+    metrics = model_metrics(policy, model_loss) | behavior_metrics(imagination, learned.actor_loss, learned.critic_loss)
+    metrics |= {"model_grad_norm": model_norm, "actor_grad_norm": learned.actor_norm, "critic_grad_norm": learned.critic_norm}
 
-    norms = model_norm + learnt.actor_norm + learnt.critic_norm
+    norms = model_norm + learned.actor_norm + learned.critic_norm
     if policy.exploration is None:
         return UpdateResult(model_loss, imagination, metrics | {"skipped_updates": 1.0 - th.isfinite(norms).to(norms.dtype)})
     experience = Experience(
@@ -131,7 +146,7 @@ def learn_behavior(
     imagination: Imagination,
     objective: BehaviorObjective,
     max_grad_norm: float | None,
-) -> LearntBehavior:
+) -> LearnedBehavior:
     """
     One step of an actor and its critic on imagined trajectories, whatever their rewards are.
 
@@ -139,14 +154,14 @@ def learn_behavior(
     :param actor_optimizer: of this actor
     :param critic_optimizer: of this critic
     :param imagination: trajectories of this actor, with targets
-    :param objective: what actor and critic maximise and regress
+    :param objective: what actor and critic maximize and regress
     :param max_grad_norm: each optimizer's gradients are clipped to this global norm
     :return: losses and norms
     """
     actor_loss = behavior.actor_loss(imagination.trajectory, imagination.estimate, objective)  #                [V2, eq. 6]
     critic_loss = behavior.critic_loss(imagination.trajectory, imagination.estimate.returns)  #                 [V2, eq. 5]
     steps = [(actor_optimizer, actor_loss.total), (critic_optimizer, critic_loss.total)]
-    return LearntBehavior(actor_loss, critic_loss, *step_together(steps, max_grad_norm))
+    return LearnedBehavior(actor_loss, critic_loss, *step_together(steps, max_grad_norm))
 
 
 def learn_exploration(
@@ -165,7 +180,7 @@ def learn_exploration(
     :param experience: what the world model made of the batch, (T, B, ...)
     :param start: the same states to imagine from, (N, ...)
     :param continues: 0 where the start is a terminal step, else 1, (N,)
-    :param objective: as of the task's behavior; rewards are normalised by the strategy's own options instead
+    :param objective: as of the task's behavior; rewards are normalized by the strategy's own options instead
     :param max_grad_norm: each optimizer's gradients are clipped to this global norm
     :param noise: random numbers to use instead of drawing them
     :return: imagined trajectories with the strategy's rewards, and scalars by logged name
@@ -177,16 +192,16 @@ def learn_exploration(
     start_rewards = every(exploration.start_rewards(experience), objective.imagination_stride)
     imagination = imagine_exploration(policy.world_model, exploration, start, continues, start_rewards, objective, noise)
     optimizers = policy.exploration_actor_optimizer, policy.exploration_critic_optimizer
-    learnt = learn_behavior(exploration.behavior, *optimizers, imagination, objective, max_grad_norm)
+    learned = learn_behavior(exploration.behavior, *optimizers, imagination, objective, max_grad_norm)
     return imagination, {
         "exploration_loss": loss.detach(),
         "intrinsic_reward_mean": imagination.predicted_rewards.detach().mean(),
-        "exploration_actor_loss": learnt.actor_loss.total.detach(),
-        "exploration_actor_entropy": learnt.actor_loss.entropy,
-        "exploration_critic_loss": learnt.critic_loss.total.detach(),
+        "exploration_actor_loss": learned.actor_loss.total.detach(),
+        "exploration_actor_entropy": learned.actor_loss.entropy,
+        "exploration_critic_loss": learned.critic_loss.total.detach(),
         "exploration_grad_norm": norm,
-        "exploration_actor_grad_norm": learnt.actor_norm,
-        "exploration_critic_grad_norm": learnt.critic_norm,
+        "exploration_actor_grad_norm": learned.actor_norm,
+        "exploration_critic_grad_norm": learned.critic_norm,
     }
 
 
@@ -203,7 +218,7 @@ def imagine(
     :param policy: world model, actor and target critic
     :param start: states to imagine from, (N, ...)
     :param continues: 0 where the start is a terminal step, else 1, (N,)
-    :param objective: horizon, discount, λ, reward normalisation
+    :param objective: horizon, discount, λ, reward normalization
     :param noise: random numbers to use instead of drawing them
     :return: trajectories and returns
     """
@@ -212,7 +227,7 @@ def imagine(
         predicted = policy.world_model.imagine(
             behavior.actor, start, continues, objective.imagination_horizon, objective.gamma, noise.actions, noise.latents
         )
-        trajectory = behavior.normalise_rewards(predicted, objective)
+        trajectory = behavior.normalize_rewards(predicted, objective)
         estimate = behavior.lambda_returns(trajectory, objective.return_lambda)  #                           [V2, eq. 4]
     return Imagination(predicted.rewards, trajectory, estimate)
 

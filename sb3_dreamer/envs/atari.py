@@ -6,7 +6,7 @@ What the paper's protocol asks for, and where each part of it happens:
 =======================  ==================================================================================
 sticky actions, 0.25     in the ALE, once per emulator frame, as in the released code (not once per step)
 action repeat, 4         here; the observation is the maximum over the last two frames, against flicker
-64x64 grey               here; the ALE's own grey, area interpolation, the same bytes as ``cv2.INTER_AREA``
+64x64 gray               here; the ALE's own gray, area interpolation, the same bytes as ``cv2.INTER_AREA``
 1 to 30 no-ops           here, after each reset; emulator frames, not agent steps
 one game is one episode  no terminal at a lost life, no FIRE at the start: pressing it is the agent's to learn
 108,000 frames           in the ALE: 27,000 steps, 30 minutes of play; reported as truncation

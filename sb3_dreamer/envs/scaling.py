@@ -1,4 +1,4 @@
-"""Fixed units for vector observations, where a running normalisation would move under the world model."""
+"""Fixed units for vector observations, where a running normalization would move under the world model."""
 
 from collections.abc import Sequence
 

@@ -10,7 +10,7 @@ class BinaryPlanes(gym.ObservationWrapper):
     Planes of zeros and ones (MinAtar's, or MiniGrid's one-hot cells) as a ``MultiBinary`` vector.
 
     The world model reconstructs ``MultiBinary`` as independent Bernoulli variables, where a rare ball of one pixel costs
-    several nats; as grey values under unit variance it would cost half a nat, less than the latents that describe it.
+    several nats; as gray values under unit variance it would cost half a nat, less than the latents that describe it.
 
     :param env: with a Box observation of bools or integers; other values than 0 and 1 are refused when they appear
     :raises ValueError: if the observation is something else

@@ -7,7 +7,7 @@ Record t is (observation, action that led to it, reward on arrival, done, timeou
     add(o1, o2, a1, r2, done)  ->                     [o2, a1, r2, done]   o2 is the terminal observation
     add(o0', o1', a0', ...)    ->  [o0', 0, 0, start] [o1', a0', ...]
 
-No frame is stored twice, the terminal observation and its reward are learnt from, and the observation after a reset
+No frame is stored twice, the terminal observation and its reward are learned from, and the observation after a reset
 has the zero action. Environments end their episodes at different times, hence one write position per environment.
 """
 
@@ -274,7 +274,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         Draw sub-sequences of consecutive records; as long as no ring holds enough of them, shorter ones.
 
         :param batch_size: number of sub-sequences, B
-        :param env: normalises vector observations and rewards with its present statistics
+        :param env: normalizes vector observations and rewards with its present statistics
         :param batch_length: records per sub-sequence, T; None means the constructor's value
         :return: tensors (T, B, ...) on the buffer's device; no memory is shared with the buffer
         :raises ValueError: if there is nothing to sample (see :attr:`num_sampleable`), or the ring is too small for T
@@ -308,7 +308,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         """
         Whether this buffer, read from a file, can serve an algorithm.
 
-        :param observation_space: the algorithm's (vectorised) observation space; its bounds do not matter
+        :param observation_space: the algorithm's (vectorized) observation space; its bounds do not matter
         :param action_space: its action space
         :param n_envs: its number of environments
         :param image_size: size of its frames, None for native

@@ -24,7 +24,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from sb3_dreamer.replay.files import StorageError, atomic_file, lock_folder, read_format
+from sb3_dreamer.common.files import StorageError, atomic_file, lock_folder, read_format
 from sb3_dreamer.replay.index import FLAGS, INDEX, RecordIndex
 from sb3_dreamer.replay.rows import CompressedRows, Compression, PlainRows
 from sb3_dreamer.replay.storage import Field

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from stable_baselines3.common.utils import get_device
 
+from sb3_dreamer.common.files import StorageError
 from sb3_dreamer.replay.disk_storage import DiskStorage
-from sb3_dreamer.replay.files import StorageError
 from sb3_dreamer.replay.storage import RamStorage
 
 if TYPE_CHECKING:

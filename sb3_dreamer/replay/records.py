@@ -51,7 +51,7 @@ class RecordFormat:
     def is_image(self, key: str) -> bool:
         """
         :param key: one of :attr:`observation_keys`
-        :return: whether it holds frames of bytes, which nothing may normalise
+        :return: whether it holds frames of bytes, which nothing may normalize
         """
         part = self.observations.parts[key]
         return part.is_image and part.stored_dtype == np.uint8
@@ -116,7 +116,7 @@ class RecordFormat:
     ) -> SequenceBatch:
         """
         :param records: sub-sequences, one array (T, B, *shape) per field
-        :param env: normalises vector observations and rewards with its present statistics
+        :param env: normalizes vector observations and rewards with its present statistics
         :param to_device: from arrays to tensors
         :return: (T, B, ...)
         """
@@ -128,7 +128,7 @@ class RecordFormat:
         actions = encode_actions(to_device(records["action"]), self._action_space)
         observations = {key: records[OBSERVATION_PREFIX + key] for key in self.observation_keys}
         return SequenceBatch(
-            observations={key: to_device(value) for key, value in self.normalised(observations, env).items()},
+            observations={key: to_device(value) for key, value in self.normalized(observations, env).items()},
             actions=actions.masked_fill(episode_starts.unsqueeze(-1), 0.0),
             rewards=to_device(rewards),
             continues=to_device(1.0 - terminals.astype(np.float32)),
@@ -160,14 +160,14 @@ class RecordFormat:
         parts = self.observations.parts.items()
         return {k: f"{p.stored_dtype} {p.stored_shape if stored else p.native_shape} -> {p.layout}" for k, p in parts}
 
-    def normalised(self, observations: dict[str, np.ndarray], env: VecNormalize | None) -> dict[str, np.ndarray]:
+    def normalized(self, observations: dict[str, np.ndarray], env: VecNormalize | None) -> dict[str, np.ndarray]:
         """
         Vectors as ``VecNormalize`` gives them to the policy. Frames of bytes differ in size from its statistics.
 
         :param observations: one array (..., *shape) per key
         :param env: the wrapper, if there is one
         :return: the same keys
-        :raises ValueError: if it normalises frames
+        :raises ValueError: if it normalizes frames
         """
         if env is None or not env.norm_obs:
             return observations
@@ -175,14 +175,14 @@ class RecordFormat:
         images = [key for key in keys if self.is_image(key)]
         if images:
             raise ValueError(
-                f"VecNormalize normalises the images {images}, which the world model takes as uint8. Use norm_obs=False, "
+                f"VecNormalize normalizes the images {images}, which the world model takes as uint8. Use norm_obs=False, "
                 "or name the vectors in norm_obs_keys."
             )
         if self.observations.is_dict:
-            normalised = env.normalize_obs({key: observations[key] for key in keys})
+            normalized = env.normalize_obs({key: observations[key] for key in keys})
         else:
-            normalised = env.normalize_obs(observations[OBSERVATION_KEY])
-        parts = normalised if isinstance(normalised, dict) else {OBSERVATION_KEY: normalised}
+            normalized = env.normalize_obs(observations[OBSERVATION_KEY])
+        parts = normalized if isinstance(normalized, dict) else {OBSERVATION_KEY: normalized}
         return observations | {key: value.astype(np.float32) for key, value in parts.items()}
 
     def _observations(self, obs: NumpyObs, envs: np.ndarray, name: str) -> dict[str, np.ndarray]:

@@ -35,7 +35,7 @@ class ImageDecoder(nn.Module):
     :param shape: of the image, (C, h, w)
     :param cnn_depth: channels before the last layer
     :param activation_fn: activation class
-    :param layer_norm: normalise the channels of each pixel before every activation
+    :param layer_norm: normalize the channels of each pixel before every activation
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class DreamerDecoder(nn.Module):
     :param cnn_depth: channels before the last image layer (V2's code: 48)
     :param net_arch: widths of the trunk for vectors (V2's code: 4 x 400); one linear layer per key follows
     :param activation_fn: activation class (V2: ELU)
-    :param layer_norm: normalise before every activation
+    :param layer_norm: normalize before every activation
     :param likelihoods: per key, from the network's outputs to a distribution, where it is not the normal
     """
 

@@ -79,7 +79,7 @@ class DreamerEncoder(BaseFeaturesExtractor):
     :param cnn_depth: channels of the first convolution; the following have 2, 4, 8 times as many (V2's code: 48)
     :param net_arch: widths of the layers for vectors (V2's code: 4 x 400)
     :param activation_fn: activation class (V2: ELU)
-    :param layer_norm: normalise before every activation; images over the channels of each pixel
+    :param layer_norm: normalize before every activation; images over the channels of each pixel
     """
 
     def __init__(

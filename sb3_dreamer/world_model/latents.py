@@ -8,7 +8,7 @@ import torch as th
 from torch.nn import functional as F
 
 from sb3_dreamer.common.distributions import DiagonalNormal, Distribution, OneHotCategorical
-from sb3_dreamer.common.functional import check_number
+from sb3_dreamer.common.options import check_number
 
 #: How a network output becomes a standard deviation, before the smallest one is added
 STD_ACTIVATIONS: dict[str, Callable[[th.Tensor], th.Tensor]] = {
@@ -30,7 +30,7 @@ class Latent(ABC):
     What the RSSM knows of a kind of stochastic state.
 
     :param size: width Z of the flat sample
-    :param parameter_size: width P of the network output that parameterises it
+    :param parameter_size: width P of the network output that parameterizes it
     :param noise_size: width of the noise of one sample
     """
 
@@ -43,7 +43,7 @@ class Latent(ABC):
     def distribution(self, parameters: th.Tensor) -> Distribution:
         """
         :param parameters: (..., P)
-        :return: what they parameterise
+        :return: what they parameterize
         """
 
     @abstractmethod

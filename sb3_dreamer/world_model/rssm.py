@@ -6,9 +6,9 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_dreamer.common.functional import whole_number
 from sb3_dreamer.common.layers import LAYER_NORM_EPSILON, MLP, LayerNormGRUCell
 from sb3_dreamer.common.one_hot import OneHotFeatures, sum_rows
+from sb3_dreamer.common.options import whole_number
 from sb3_dreamer.common.precision import cast_once, full
 from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.world_model import scan
@@ -37,7 +37,7 @@ class RSSM(nn.Module):
     :param deterministic_size: D (V2's code for Atari: 600)
     :param hidden_size: width of the layers around the cell (V2's code for Atari: 600)
     :param activation_fn: activation class (V2: ELU)
-    :param layer_norm: normalise the layers around the cell before their activations (the original's ``norm: layer``); the
+    :param layer_norm: normalize the layers around the cell before their activations (the original's ``norm: layer``); the
         cell itself always has its layer norm
     """
 

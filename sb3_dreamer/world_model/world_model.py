@@ -7,12 +7,10 @@ from typing import NamedTuple
 import torch as th
 from torch import nn
 
-from sb3_dreamer.common.distributed import batch_mean
 from sb3_dreamer.common.distributions import Distribution
 from sb3_dreamer.common.functional import (
     REWARD_TRANSFORMS,
     balanced_kl,
-    check_number,
     flatten_time,
     scale_gradient,
     trajectory_weights,
@@ -22,7 +20,9 @@ from sb3_dreamer.common.functional import (
 from sb3_dreamer.common.normalization import ObservationNormalizer
 from sb3_dreamer.common.observations import OBSERVATION_KEY, ObservationFormat
 from sb3_dreamer.common.one_hot import OneHotFeatures
+from sb3_dreamer.common.options import check_number
 from sb3_dreamer.common.type_aliases import ImaginedTrajectory, LatentState, SequenceBatch
+from sb3_dreamer.ranks.distributed import batch_mean
 from sb3_dreamer.world_model.rssm import RSSM
 
 Actor = Callable[[th.Tensor | OneHotFeatures], Distribution]
@@ -88,7 +88,7 @@ class WorldModelObjective:
 class WorldModelLoss(NamedTuple):
     """Terms of the loss: means over time and batch of sums over the event, in nats, before scaling."""
 
-    total: th.Tensor  # scaled sum, what the optimizer minimises
+    total: th.Tensor  # scaled sum, what the optimizer minimizes
     observations: dict[str, th.Tensor]  # per observation key
     reward: th.Tensor
     discount: th.Tensor | None  # None without a discount head
@@ -169,7 +169,6 @@ class WorldModel(nn.Module):
         batch: SequenceBatch,
         objective: WorldModelObjective,
         noise: th.Tensor | None = None,
-        state: LatentState | None = None,
     ) -> WorldModelLoss:
         """
         Loss of replayed sequences (V2, eq. 2). Index diagram, a_t being the action that *led to* o_t::
@@ -183,13 +182,12 @@ class WorldModel(nn.Module):
         :param batch: sequences from the replay buffer
         :param objective: scales and options
         :param noise: for the posterior's samples, (T, B, P), or None to draw it
-        :param state: before the first step, (B, ...); None is the initial state
         :return: the terms and the posterior states
         """
         observations = self.encode(batch.observations)
         embeddings = self.embed({key: flatten_time(x) for key, x in observations.items()})
         embeddings = unflatten_time(embeddings, len(batch.rewards))
-        states, posterior, prior = self.rssm.observe(embeddings, batch.actions, batch.episode_starts, state, noise)
+        states, posterior, prior = self.rssm.observe(embeddings, batch.actions, batch.episode_starts, noise=noise)
         features = states.features
 
         predictions = self.decoder(scale_gradient(features, float(objective.observation_gradients)))

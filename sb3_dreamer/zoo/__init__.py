@@ -20,8 +20,8 @@ from typing import Any
 import gymnasium as gym
 
 from sb3_dreamer import presets
-from sb3_dreamer.common.distributed import rank
 from sb3_dreamer.common.schedules import parse_schedule
+from sb3_dreamer.ranks.distributed import rank
 
 __all__ = ["ALGO", "default_config", "extend", "register"]
 
@@ -249,7 +249,7 @@ def _with_statistics_of_checkpoints(normalize: Callable[..., Any]) -> Callable[.
     """
     from stable_baselines3.common.vec_env import VecNormalize
 
-    from sb3_dreamer.dreamer_v2.checkpoint import CONTENTS, statistics_file
+    from sb3_dreamer.saving.checkpoint import CONTENTS, statistics_file
 
     @functools.wraps(normalize)
     def wrapper(self: Any, env: Any, eval_env: bool) -> Any:

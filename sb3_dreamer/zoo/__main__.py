@@ -4,7 +4,7 @@ import os
 import runpy
 import sys
 
-from sb3_dreamer.common.distributed import rank
+from sb3_dreamer.ranks.distributed import rank
 from sb3_dreamer.zoo import register
 
 # name of the command -> module that runs it

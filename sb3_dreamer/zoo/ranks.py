@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from sb3_dreamer.callbacks import ResumableCheckpointCallback
-from sb3_dreamer.common import distributed
 from sb3_dreamer.dreamer_v2 import DreamerV2
-from sb3_dreamer.dreamer_v2.checkpoint import checkpoints
+from sb3_dreamer.ranks import distributed
+from sb3_dreamer.saving.checkpoint import checkpoints
 
 CHECKPOINTS = "checkpoints"
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch as th
 import torch.distributed as dist
 
-from sb3_dreamer.common.heartbeat import Heartbeat, RankError
+from sb3_dreamer.ranks.heartbeat import Heartbeat, RankError
 
 DEFAULT_TIMEOUT = 600.0
 #: Between two looks at the others while waiting, seconds

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from stable_baselines3.common.save_util import open_path
 
-from sb3_dreamer.replay.files import StorageError, is_path
+from sb3_dreamer.common.files import StorageError, is_path
 
 #: After the pickle of a buffer: this and the CRC-32 of the pickle. SB3's own reader stops before it
 TRAILER = b"sb3_dreamer replay buffer crc32 "

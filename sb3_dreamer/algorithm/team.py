@@ -15,13 +15,13 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, Conve
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFrequencyUnit
 
-from sb3_dreamer.common import distributed
+from sb3_dreamer.algorithm.agreement import check_agreement
 from sb3_dreamer.common.metrics import MetricAverager
 from sb3_dreamer.common.normalization import Moments
-from sb3_dreamer.dreamer_v2.agreement import check_agreement
+from sb3_dreamer.ranks import distributed
 
 if TYPE_CHECKING:
-    from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
+    from sb3_dreamer.algorithm.sequence_algorithm import SequenceOffPolicyAlgorithm
 
 
 @contextmanager
@@ -88,7 +88,7 @@ class Team:
     def take_over(self) -> None:
         """Rank 0's parameters and optimizers, to the bit."""
         policy = self.algorithm.policy
-        optimizers = [part.optimizer for group in policy.optimizers_by_rate for part in group]
+        optimizers = [part.optimizer for part in policy.optimizers.values()]
         measured = [tuple(moments) for moments, _ in self._statistics()]
         mine = policy.state_dict(), [optimizer.state_dict() for optimizer in optimizers], measured
         weights, moments_of_adam, measured = distributed.broadcast(mine)

@@ -3,7 +3,7 @@
 import math
 import pathlib
 import warnings
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -18,26 +18,26 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
-from sb3_dreamer.behavior.actors import is_squashed
-from sb3_dreamer.common.distributed import rank, share, world_size
-from sb3_dreamer.common.functional import check_number
-from sb3_dreamer.common.metrics import MetricAverager
-from sb3_dreamer.common.observations import check_observation_space
-from sb3_dreamer.common.preprocessing import NumpyObs, action_blocks, decode_actions, encode_actions, scale_actions
-from sb3_dreamer.dreamer_v2.checkpoint import BUFFER, MODEL, find_checkpoint, restore_normalization, restore_random_states
-from sb3_dreamer.dreamer_v2.diagnostics import LearningCheck
-from sb3_dreamer.dreamer_v2.originals import arrived_observations, check_wrappers, original_observations
-from sb3_dreamer.dreamer_v2.policies import ActingState, DreamerPolicy
-from sb3_dreamer.dreamer_v2.rank_files import folder_of_rank
-from sb3_dreamer.dreamer_v2.reporting import (
+from sb3_dreamer.algorithm.diagnostics import LearningCheck
+from sb3_dreamer.algorithm.originals import arrived_observations, check_wrappers, original_observations
+from sb3_dreamer.algorithm.policy import ActingState, WorldModelPolicy
+from sb3_dreamer.algorithm.reporting import (
     DreamerProgressBar,
     TrainingClock,
     training_summary,
     warn_if_memory_is_short,
 )
-from sb3_dreamer.dreamer_v2.saving import SavingAlgorithm
-from sb3_dreamer.dreamer_v2.team import Team, team_of
+from sb3_dreamer.algorithm.team import Team, team_of
+from sb3_dreamer.behavior.actors import is_squashed
+from sb3_dreamer.common.metrics import MetricAverager
+from sb3_dreamer.common.observations import check_observation_space
+from sb3_dreamer.common.options import check_number
+from sb3_dreamer.common.preprocessing import NumpyObs, action_blocks, decode_actions, encode_actions, scale_actions
+from sb3_dreamer.ranks.distributed import rank, share, world_size
+from sb3_dreamer.ranks.rank_files import folder_of_rank
 from sb3_dreamer.replay.buffer import SequenceReplayBuffer
+from sb3_dreamer.saving.buffers import SavingAlgorithm
+from sb3_dreamer.saving.checkpoint import BUFFER, MODEL, find_checkpoint, restore_normalization, restore_random_states
 
 SelfSequence = TypeVar("SelfSequence", bound="SequenceOffPolicyAlgorithm")
 
@@ -59,16 +59,18 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
     """
 
     batch_length: int
+    #: What the policy must be derived from
+    base_policy_class: ClassVar[type[WorldModelPolicy]] = WorldModelPolicy
     #: Between the constructor and ``_setup_model`` of a model that is read from a file
     _loading = False
     #: This process' part in a common run, while there is one
     _team: Team | None = None
 
     def _setup_model(self) -> None:
-        if not issubclass(self.policy_class, DreamerPolicy):
+        if not issubclass(self.policy_class, self.base_policy_class):
             raise ValueError(
-                f"{type(self).__name__} needs a policy derived from DreamerPolicy, but {self.policy_class.__name__} was given "
-                "(was this file saved by another algorithm?)."
+                f"{type(self).__name__} needs a policy derived from {self.base_policy_class.__name__}, but "
+                f"{self.policy_class.__name__} was given (was this file saved by another algorithm?)."
             )
         self._check_options()
         if not self._loading:

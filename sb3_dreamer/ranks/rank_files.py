@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from sb3_dreamer.common.distributed import rank, world_size
+from sb3_dreamer.ranks.distributed import rank, world_size
 
 
 def file_of_rank(path: str | Path, of: int | None = None) -> Path:

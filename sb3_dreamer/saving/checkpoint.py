@@ -15,12 +15,12 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_dreamer.common.distributed import gather, rank
-from sb3_dreamer.dreamer_v2.rank_files import file_of_rank, is_of_rank
-from sb3_dreamer.replay.files import atomic_file, sync_folder
+from sb3_dreamer.common.files import atomic_file, sync_folder
+from sb3_dreamer.ranks.distributed import gather, rank
+from sb3_dreamer.ranks.rank_files import file_of_rank, is_of_rank
 
 if TYPE_CHECKING:
-    from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
+    from sb3_dreamer.algorithm.sequence_algorithm import SequenceOffPolicyAlgorithm
 
 #: Names that rl_zoo3's ``--trained-agent`` looks for, too
 MODEL, BUFFER, NORMALIZE = "model.zip", "replay_buffer.pkl", "vecnormalize.pkl"

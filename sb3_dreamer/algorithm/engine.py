@@ -3,17 +3,14 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy, deepcopy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch as th
 
-from sb3_dreamer.behavior.actor_critic import BehaviorObjective
+from sb3_dreamer.algorithm.graphs import CudaRecorder, GraphedActing, GraphedUpdate, Objective, Recorder
+from sb3_dreamer.algorithm.policy import ActingState, WorldModelPolicy
 from sb3_dreamer.common.precision import autocast, check_precision
-from sb3_dreamer.common.type_aliases import LatentState, SequenceBatch
-from sb3_dreamer.dreamer_v2.graphs import CudaRecorder, GraphedActing, GraphedUpdate, Recorder
-from sb3_dreamer.dreamer_v2.policies import ActingState, DreamerPolicy
-from sb3_dreamer.dreamer_v2.update import UpdateNoise, UpdateResult, training_update
-from sb3_dreamer.world_model.world_model import WorldModelObjective
+from sb3_dreamer.common.type_aliases import SequenceBatch
 
 
 class EngineOptions(NamedTuple):
@@ -55,32 +52,34 @@ class Engine:
     Between two updates the acting stream takes the new weights; neither stream ever reads what the other one is writing.
 
     :param policy: the networks and their optimizers
+    :param update: from policy, batch, objective and noise (None to draw it) to whatever an update returns
     :param options: checked against the policy's device
-    :param scheduled: options of :class:`BehaviorObjective` that change in the course of training
+    :param scheduled: values of the objective that change in the course of training
     :param changing_noise: whether the amount of action noise does, so that acting cannot be recorded
     :param make_recorder: of graphs
     """
 
     def __init__(
         self,
-        policy: DreamerPolicy,
+        policy: WorldModelPolicy,
+        update: Callable[[Any, SequenceBatch, Any, Any], Any],
         options: EngineOptions,
         scheduled: Sequence[str] = (),
         changing_noise: bool = False,
         make_recorder: Callable[[], Recorder] = CudaRecorder,
     ):
-        self.policy, self.options = policy, options
+        self.policy, self._function, self.options = policy, update, options
         self._stream = th.cuda.Stream(priority=-1) if options.overlap and policy.device.type == "cuda" else None
         #: The policy that collects: the trained one itself, or with ``overlap`` one that is a little older
         self.collector = acting_copy(policy) if options.overlap else policy
         self._acting_tensors = self.collector.state_dict()
         records_acting = options.cuda_graphs and not changing_noise
-        self._update = GraphedUpdate(policy, scheduled, make_recorder) if options.cuda_graphs else None
+        self._graphed = GraphedUpdate(policy, self._update, scheduled, make_recorder) if options.cuda_graphs else None
         self._acting = GraphedActing(self.collector, make_recorder) if records_acting else None
 
     def forget(self) -> None:
         """The policy's tensors have been replaced, or its weights loaded: record anew, and collect with the new weights."""
-        for graphed in (self._update, self._acting):
+        for graphed in (self._graphed, self._acting):
             if graphed is not None:
                 graphed.forget()
         if self.collector is not self.policy:
@@ -100,7 +99,7 @@ class Engine:
         noise_amount: float = 0.0,
     ) -> ActingState:
         """
-        See :meth:`DreamerPolicy.act`.
+        See :meth:`WorldModelPolicy.act`.
 
         :param observations: per key (n, *shape)
         :param state: after the previous step
@@ -127,36 +126,28 @@ class Engine:
         if self._stream is not None:
             th.cuda.current_stream().wait_stream(self._stream)
 
-    def update(
-        self,
-        batch: SequenceBatch,
-        model_objective: WorldModelObjective,
-        behavior_objective: BehaviorObjective,
-        max_grad_norm: float | None,
-        noise: UpdateNoise | None = None,
-        state: LatentState | None = None,
-    ) -> UpdateResult:
+    def update(self, batch: SequenceBatch, objective: Objective, noise: Any = None) -> Any:
         """
-        See :func:`~sb3_dreamer.dreamer_v2.update.training_update`; given noise and states are not recorded.
+        One update of everything; with given noise it is not recorded.
 
         :param batch: sequences from the replay buffer
-        :param model_objective: what the world model minimises
-        :param behavior_objective: what actor and critic maximise and regress
-        :param max_grad_norm: each optimizer's gradients are clipped to this global norm
+        :param objective: what is minimized
         :param noise: random numbers to use instead of drawing them
-        :param state: latent state before the first step, (B, ...); None is the initial state
-        :return: losses, trajectory and metrics; from a graph valid until the next call
+        :return: what the algorithm's update returns; from a graph valid until the next call
         """
-        arguments = batch, model_objective, behavior_objective, max_grad_norm
-        if self._update is not None and noise is None and state is None:
-            return self._update(*arguments, self.options.precision)
-        if self._update is not None:
-            self._update.advance()
+        if self._graphed is None:
+            return self._update(batch, objective, noise)
+        if noise is None:
+            return self._graphed(batch, objective)
+        self._graphed.advance()
+        return self._update(batch, objective, noise)
+
+    def _update(self, batch: SequenceBatch, objective: Objective, noise: Any) -> Any:
         with autocast(self.options.precision, self.policy.device):
-            return training_update(self.policy, *arguments, noise, state)
+            return self._function(self.policy, batch, objective, noise)
 
 
-def acting_copy(policy: DreamerPolicy) -> DreamerPolicy:
+def acting_copy(policy: WorldModelPolicy) -> WorldModelPolicy:
     """
     A policy that acts with weights of its own and shares everything else.
 

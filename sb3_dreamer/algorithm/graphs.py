@@ -6,22 +6,31 @@ them with the same addresses and the same Python numbers; hence everything that 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import torch as th
 
-from sb3_dreamer.behavior.actor_critic import BehaviorObjective
+from sb3_dreamer.algorithm.policy import ActingState, WorldModelPolicy
 from sb3_dreamer.common.optimization import DreamerAdam
-from sb3_dreamer.common.precision import autocast
 from sb3_dreamer.common.type_aliases import SequenceBatch
-from sb3_dreamer.dreamer_v2.policies import ActingState, DreamerPolicy
-from sb3_dreamer.dreamer_v2.update import UpdateResult, training_update
-from sb3_dreamer.world_model.world_model import WorldModelObjective
 
 Tree = TypeVar("Tree")
 #: Calls before the recording: libraries choose their kernels in these
 WARM_UP = 3
+
+
+class Objective(Protocol):
+    """What an update minimizes, compared with ``==``: an update is recorded anew for another one."""
+
+    def value(self, name: str) -> float:
+        """One of its numbers."""
+
+    def with_values(self, values: dict[str, Any]) -> "Objective":
+        """The same with other numbers, which may be tensors."""
+
+
+#: One update of everything: batch, objective and noise (None to draw it) to a tree of tensors
+Update = Callable[[SequenceBatch, Any, Any], Any]
 
 
 class Recorder(Protocol):
@@ -139,19 +148,25 @@ class RecordedFunction:
 
 class GraphedUpdate:
     """
-    :func:`~sb3_dreamer.dreamer_v2.update.training_update`, repeated from a recording.
+    An algorithm's update, repeated from a recording.
 
     :param policy: the networks and their optimizers, which become graph-safe
-    :param scheduled: options of :class:`BehaviorObjective` that change in the course of training
+    :param update: see :data:`Update`
+    :param scheduled: values of the objective that change in the course of training
     :param make_recorder: see :class:`RecordedFunction`
     :raises ValueError: if an optimizer of the policy cannot be recorded
     """
 
-    def __init__(self, policy: DreamerPolicy, scheduled: Sequence[str], make_recorder: Callable[[], Recorder] = CudaRecorder):
-        self.policy = policy
-        self._update = RecordedFunction(make_recorder)
+    def __init__(
+        self,
+        policy: WorldModelPolicy,
+        update: Update,
+        scheduled: Sequence[str],
+        make_recorder: Callable[[], Recorder] = CudaRecorder,
+    ):
+        self._update, self._recorded = update, RecordedFunction(make_recorder)
         self.optimizers: list[DreamerAdam] = []
-        for optimizer in (part.optimizer for group in policy.optimizers_by_rate for part in group):
+        for optimizer in (part.optimizer for part in policy.optimizers.values()):
             if not isinstance(optimizer, DreamerAdam):
                 name = type(optimizer).__name__
                 raise ValueError(f"cuda_graphs=True needs the optimizer DreamerAdam, but optimizer_class is {name}.")
@@ -161,47 +176,32 @@ class GraphedUpdate:
 
     def forget(self) -> None:
         """Record anew: tensors of the policy or its optimizers have been replaced."""
-        self._update.forget()
+        self._recorded.forget()
 
     def advance(self) -> None:
         """Before an update that is not repeated from a recording; the others do it by themselves."""
         for optimizer in self.optimizers:
             optimizer.advance()
 
-    def __call__(
-        self,
-        batch: SequenceBatch,
-        model_objective: WorldModelObjective,
-        behavior_objective: BehaviorObjective,
-        max_grad_norm: float | None,
-        precision: str,
-    ) -> UpdateResult:
+    def __call__(self, batch: SequenceBatch, objective: Objective) -> Any:
         """
+        Repeat the update for a new batch.
+
         :param batch: sequences from the replay buffer
-        :param model_objective: what the world model minimises
-        :param behavior_objective: what actor and critic maximise and regress
-        :param max_grad_norm: each optimizer's gradients are clipped to this global norm
-        :param precision: of matrix products
-        :return: losses, trajectory and metrics; valid until the next call
+        :param objective: what is minimized
+        :return: what the update returns; valid until the next call
         """
         self.advance()
-        placeholders: dict[str, Any] = dict.fromkeys(self._scheduled, 0.0)
-        frozen = replace(behavior_objective, **placeholders)
-        constants = (model_objective, frozen, max_grad_norm, precision)
         for name, tensor in self._scheduled.items():
-            tensor.fill_(getattr(behavior_objective, name))
-        objective = replace(behavior_objective, **self._scheduled)
-
-        def update(inputs: SequenceBatch) -> UpdateResult:
-            with autocast(precision, self.policy.device):
-                return training_update(self.policy, inputs, model_objective, objective, max_grad_norm)
-
-        return self._update(update, batch, constants)
+            tensor.fill_(objective.value(name))
+        recorded = objective.with_values(self._scheduled)
+        constants = objective.with_values(dict.fromkeys(self._scheduled, 0.0))
+        return self._recorded(lambda inputs: self._update(inputs, recorded, None), batch, constants)
 
 
 class GraphedActing:
     """
-    :meth:`~sb3_dreamer.dreamer_v2.policies.DreamerPolicy.act` while collecting, repeated from a recording.
+    :meth:`~sb3_dreamer.algorithm.policy.WorldModelPolicy.act` while collecting, repeated from a recording.
 
     Its random numbers are drawn outside: all graphs read the generator's state from one place on the device, and the graph of
     an update may be running beside this one.
@@ -210,7 +210,7 @@ class GraphedActing:
     :param make_recorder: see :class:`RecordedFunction`
     """
 
-    def __init__(self, policy: DreamerPolicy, make_recorder: Callable[[], Recorder] = CudaRecorder):
+    def __init__(self, policy: WorldModelPolicy, make_recorder: Callable[[], Recorder] = CudaRecorder):
         self.policy = policy
         self._act = RecordedFunction(make_recorder)
         self._templates: tuple[th.Tensor, Any] | None = None  # whose shapes the noise has
@@ -228,7 +228,7 @@ class GraphedActing:
         noise_amount: float = 0.0,
     ) -> ActingState:
         """
-        Arguments of :meth:`DreamerPolicy.act`.
+        Arguments of :meth:`WorldModelPolicy.act`.
 
         :param observations: per key (n, *shape)
         :param state: after the previous step
@@ -247,7 +247,7 @@ class GraphedActing:
 
     @th.no_grad()
     def _draw(self, count: int) -> tuple[th.Tensor, th.Tensor]:
-        """Noise for latent states and actions, in the order in which :meth:`DreamerPolicy.act` draws it."""
+        """Noise for latent states and actions, in the order in which :meth:`WorldModelPolicy.act` draws it."""
         rssm = self.policy.world_model.rssm
         if self._templates is None or len(self._templates[0]) != count:
             features = rssm.initial_state(count).features

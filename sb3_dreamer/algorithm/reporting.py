@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import torch as th
 from stable_baselines3.common.callbacks import ProgressBarCallback
 
-from sb3_dreamer.common.distributed import world_size
-from sb3_dreamer.dreamer_v2.policies import DreamerPolicy
+from sb3_dreamer.algorithm.policy import WorldModelPolicy
+from sb3_dreamer.ranks.distributed import world_size
 from sb3_dreamer.replay.buffer import SequenceReplayBuffer
 
 if TYPE_CHECKING:
-    from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
+    from sb3_dreamer.algorithm.sequence_algorithm import SequenceOffPolicyAlgorithm
 
 GIGABYTE = 1e9
 
@@ -33,7 +33,7 @@ def available_memory() -> float | None:
         return None
 
 
-def parameter_counts(policy: DreamerPolicy) -> dict[str, int]:
+def parameter_counts(policy: WorldModelPolicy) -> dict[str, int]:
     """
     :param policy: the policy
     :return: trained parameters of every part

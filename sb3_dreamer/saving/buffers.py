@@ -14,15 +14,15 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import save_to_pkl
 from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_dreamer.common.distributed import rank, world_size
-from sb3_dreamer.dreamer_v2.engine import Engine, EngineOptions
-from sb3_dreamer.dreamer_v2.policies import DreamerPolicy
-from sb3_dreamer.dreamer_v2.rank_files import file_of_rank, folder_of_rank, number_of_ranks, remove_others, taken_by
-from sb3_dreamer.dreamer_v2.saved_files import TRAILER, ChecksumWriter, check_model_file, unpickle, with_suffix
+from sb3_dreamer.algorithm.engine import Engine
+from sb3_dreamer.algorithm.policy import WorldModelPolicy
+from sb3_dreamer.common.files import atomic_file, is_path
+from sb3_dreamer.ranks.distributed import rank, world_size
+from sb3_dreamer.ranks.rank_files import file_of_rank, folder_of_rank, number_of_ranks, remove_others, taken_by
 from sb3_dreamer.replay.buffer import SequenceReplayBuffer
 from sb3_dreamer.replay.conversion import refill
 from sb3_dreamer.replay.disk_storage import is_open
-from sb3_dreamer.replay.files import atomic_file, is_path
+from sb3_dreamer.saving.saved_files import TRAILER, ChecksumWriter, check_model_file, unpickle, with_suffix
 
 SelfSaving = TypeVar("SelfSaving", bound="SavingAlgorithm")
 
@@ -33,7 +33,7 @@ WRITTEN_BY_TOOLS = {"lr_schedule", "clip_range", "n_envs"}
 class SavingAlgorithm(OffPolicyAlgorithm):
     """``OffPolicyAlgorithm`` with files that survive kills and full disks, and one clear error for those that did not."""
 
-    policy: DreamerPolicy
+    policy: WorldModelPolicy
     replay_buffer: SequenceReplayBuffer  # type: ignore[assignment]
     _engine: Engine | None
     #: Whether it has learned behind ``VecNormalize``: the buffer holds what the environment gave
@@ -77,8 +77,8 @@ class SavingAlgorithm(OffPolicyAlgorithm):
         return self._engine
 
     def _make_engine(self) -> Engine:
-        """For subclasses that have options for it."""
-        return Engine(self.policy, EngineOptions())
+        """For subclasses, which know their update."""
+        raise NotImplementedError
 
     def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
         """As in SB3."""
@@ -92,10 +92,10 @@ class SavingAlgorithm(OffPolicyAlgorithm):
         return [*super()._excluded_save_params(), *derived]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        optimizers = ["policy.optimizer", "policy.actor_optimizer.optimizer", "policy.critic_optimizer.optimizer"]
-        if self.policy.exploration is not None:
-            optimizers += [f"policy.exploration_{part}optimizer.optimizer" for part in ("", "actor_", "critic_")]
-        return ["policy", *optimizers], []
+        others = [
+            f"policy.{n}.optimizer" for n, one in self.policy.optimizers.items() if one.optimizer is not self.policy.optimizer
+        ]
+        return ["policy", "policy.optimizer", *others], []
 
     def save(
         self,

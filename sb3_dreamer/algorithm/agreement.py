@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import stable_baselines3
 import torch as th
 
-from sb3_dreamer.common.distributed import gather, rank
+from sb3_dreamer.ranks.distributed import gather, rank
 
 if TYPE_CHECKING:
-    from sb3_dreamer.dreamer_v2.sequence_algorithm import SequenceOffPolicyAlgorithm
+    from sb3_dreamer.algorithm.sequence_algorithm import SequenceOffPolicyAlgorithm
 
 #: Constructor arguments that every rank may have for itself
 FREE = {
@@ -78,7 +78,7 @@ def option_text(value: Any) -> str:
 
 def environment_name(env: Any) -> str | None:
     """
-    :param env: vectorised
+    :param env: vectorized
     :return: id of the first environment, if it was registered
     """
     try:

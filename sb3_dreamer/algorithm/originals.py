@@ -28,7 +28,7 @@ def check_wrappers(normalize: VecNormalize | None, observations: NumpyObs, origi
     :param normalize: of the environment
     :param observations: as the agent sees them
     :param originals: of :func:`original_observations`
-    :raises ValueError: if wrappers outside of ``VecNormalize`` change shapes: what it had before normalising is then not what
+    :raises ValueError: if wrappers outside of ``VecNormalize`` change shapes: what it had before normalizing is then not what
         the agent sees
     """
     if normalize is None:
@@ -42,7 +42,7 @@ def check_wrappers(normalize: VecNormalize | None, observations: NumpyObs, origi
                 f"The observations{name} have shape {np.shape(original)[1:]} in VecNormalize, but {np.shape(seen)[1:]} after "
                 "the wrappers outside of it, such as VecFrameStack. Put VecNormalize around them. In RL Zoo, where "
                 "frame_stack comes around normalize, leave one of them out: "
-                "policy_kwargs=dict(normalize_observations=True) normalises, and the latent state remembers."
+                "policy_kwargs=dict(normalize_observations=True) normalizes, and the latent state remembers."
             )
 
 
