@@ -20,10 +20,10 @@ from sb3_dreamer import DreamerV2
 from sb3_dreamer.common.functional import REWARD_TRANSFORMS, flatten_time, unflatten_time
 from sb3_dreamer.common.optimization import ParameterOptimizer, global_norm
 from sb3_dreamer.common.type_aliases import LatentState
-from sb3_dreamer.dreamer_v2.update import UpdateResult, behavior_metrics, imagine, start_states
+from sb3_dreamer.dreamer_v2.update import UpdateResult, behavior_metrics, start_states
 from sb3_dreamer.world_model.world_model import WorldModelLoss
 from tests.golden_loader import GoldenFolder
-from tests.small import carried_into
+from tests.small import carried_into, imagine_task
 
 FORWARD, GRADIENT, METRIC, CHANGE = 1e-5, 1e-4, 1e-4, 5e-3
 #: Official metric names and ours
@@ -254,7 +254,7 @@ class GoldenProof:
         model = self.folder.model()
         policy, objective = model.policy, model.behavior_objective
         start, continues, start_parameters = self._start(model)
-        result = imagine(policy, start, continues, objective, self.noise)
+        result = imagine_task(policy, start, continues, objective, self.noise)
         trajectory, estimate = result.trajectory, result.estimate
         rssm = policy.world_model.rssm
         parameters = th.cat([start_parameters[None], rssm.prior(trajectory.states.deterministic[1:])])
@@ -299,7 +299,7 @@ class GoldenProof:
             weight = self.folder.reinforce_weight(name.removesuffix("_implicit"))
             objective = replace(model.behavior_objective, reinforce_weight=weight)
             start, continues, _ = self._start(model)
-            result = imagine(model.policy, start, continues, objective, self.noise)
+            result = imagine_task(model.policy, start, continues, objective, self.noise)
             loss = model.policy.behavior.actor_loss(result.trajectory, result.estimate, objective)
             size = self._size("actor_loss", name.removesuffix("_implicit"))
             self.compare(f"actor_loss/{name}", loss.total, FORWARD, size=size)
@@ -372,7 +372,7 @@ class GoldenProof:
 
     def _behavior_metrics(self, model: DreamerV2, start: LatentState, continues: th.Tensor) -> dict[str, th.Tensor]:
         behavior, objective = model.policy.behavior, model.behavior_objective
-        result = imagine(model.policy, start, continues, objective, self.noise)
+        result = imagine_task(model.policy, start, continues, objective, self.noise)
         actor_loss = behavior.actor_loss(result.trajectory, result.estimate, objective)
         return behavior_metrics(result, actor_loss, behavior.critic_loss(result.trajectory, result.estimate.returns))
 

@@ -14,7 +14,10 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_dreamer import DreamerV2
+from sb3_dreamer.behavior.actor_critic import BehaviorObjective
 from sb3_dreamer.common.type_aliases import LatentState
+from sb3_dreamer.dreamer_v2.policies import DreamerPolicy
+from sb3_dreamer.dreamer_v2.update import Imagination, Start, UpdateNoise, imagine, task_rewards
 from sb3_dreamer.world_model.rssm import RSSM
 
 SMALL_POLICY: dict[str, Any] = dict(
@@ -39,6 +42,14 @@ DISCRETE = spaces.Discrete(3)
 BOX = spaces.Box(-1.0, 1.0, (2,), np.float32)
 ASYMMETRIC = spaces.Box(np.array([0.0, -5.0]), np.array([1.0, 20.0]), dtype=np.float64)
 FLOAT_IMAGE = spaces.Box(0.0, 1.0, (12, 10, 3), np.float32)
+
+
+def imagine_task(
+    policy: DreamerPolicy, start: LatentState, continues: th.Tensor, objective: BehaviorObjective, noise: UpdateNoise
+) -> Imagination:
+    """The part of an update in which actor and critic imagine."""
+    rewards, draws = task_rewards(policy.behavior, objective), (noise.actions, noise.latents)
+    return imagine(policy.world_model, policy.behavior, Start(start, continues), objective, rewards, draws)
 
 
 @contextmanager

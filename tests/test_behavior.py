@@ -22,7 +22,8 @@ from sb3_dreamer.common.action_distributions import ClippedNormal, TanhNormal, T
 from sb3_dreamer.common.distributions import OneHotBlocks
 from sb3_dreamer.common.functional import flatten_time
 from sb3_dreamer.common.type_aliases import ImaginedTrajectory, LatentState
-from sb3_dreamer.dreamer_v2.update import Imagination, UpdateNoise, every, imagine, start_states
+from sb3_dreamer.dreamer_v2.update import Imagination, UpdateNoise, every, start_states
+from tests.small import imagine_task
 from tests.test_world_model import BATCH, TIME, carried_state, image, make_model, model_loss, random_batch
 
 H = 4
@@ -42,7 +43,7 @@ def imagined(model: DreamerV2, **changes: Any) -> tuple[Imagination, BehaviorObj
     start = start_states(model_loss(model, batch).states, objective.imagination_stride)
     continues = every(batch.continues, objective.imagination_stride)
     noise = imagination_noise(model, objective.imagination_horizon, len(continues))
-    return imagine(model.policy, start, continues, objective, noise), objective
+    return imagine_task(model.policy, start, continues, objective, noise), objective
 
 
 def imagination_noise(model: DreamerV2, horizon: int = H, starts: int = TIME * BATCH) -> UpdateNoise:
@@ -206,7 +207,7 @@ def test_imagination_does_not_see_behind_an_episode_start(kind: str, garbage: fl
     for _ in range(2):
         start = start_states(model_loss(model, batch, state).states)
         objective = replace(model.behavior_objective, imagination_horizon=H, reinforce_weight=0.5)
-        result = imagine(model.policy, start, flatten_time(batch.continues), objective, imagination_noise(model))
+        result = imagine_task(model.policy, start, flatten_time(batch.continues), objective, imagination_noise(model))
         assert result.trajectory.one_hot is None  # its parts are states and features
         paths.append({**result.trajectory._asdict(), **result.estimate._asdict()})
         del paths[-1]["one_hot"]
@@ -292,7 +293,7 @@ def test_a_stride_leaves_the_other_trajectories_alone() -> None:
     start, continues = start_states(model_loss(model, batch).states, 2), every(batch.continues, 2)
     assert noise.actions is not None and noise.latents is not None
     noise = UpdateNoise(None, noise.actions[:, kept], noise.latents[:, kept])
-    part = imagine(model.policy, start, continues, replace(model.behavior_objective, imagination_horizon=H), noise)
+    part = imagine_task(model.policy, start, continues, replace(model.behavior_objective, imagination_horizon=H), noise)
     for name in ("rewards", "discounts", "weights", "actions"):
         th.testing.assert_close(getattr(part.trajectory, name), getattr(whole.trajectory, name)[:, kept])
     th.testing.assert_close(part.estimate.returns, whole.estimate.returns[:, kept])

@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks import exploration as exploration_benchmark
 from sb3_dreamer import DreamerV2
-from sb3_dreamer.behavior.actor_critic import ActorCritic
+from sb3_dreamer.behavior.actor_critic import ActorCritic, BehaviorObjective
 from sb3_dreamer.behavior.exploration import (
     EXPLORATIONS,
     EnsembleMLP,
@@ -26,7 +26,16 @@ from sb3_dreamer.common.functional import flatten_time
 from sb3_dreamer.common.layers import MLP, initialize_weights
 from sb3_dreamer.common.optimization import DreamerAdam, ParameterOptimizer
 from sb3_dreamer.common.type_aliases import Experience, ImaginedTrajectory, LatentState
-from sb3_dreamer.dreamer_v2.update import Imagination, UpdateNoise, imagine_exploration, learn_exploration, start_states
+from sb3_dreamer.dreamer_v2.update import (
+    Imagination,
+    Objective,
+    Start,
+    UpdateNoise,
+    exploration_rewards,
+    imagine,
+    learn_exploration,
+    start_states,
+)
 from tests.tasks import SparseGrid
 from tests.test_world_model import ACTIONS, BATCH, TIME, make_model, model_loss, posterior_noise, random_batch
 
@@ -351,8 +360,19 @@ def exploration_of(model: DreamerV2) -> Exploration:
     return exploration
 
 
-def explore(model: DreamerV2, *args: Any) -> Imagination:
-    return imagine_exploration(model.policy.world_model, exploration_of(model), *args)
+def explore(
+    model: DreamerV2,
+    start: LatentState,
+    continues: th.Tensor,
+    start_rewards: th.Tensor,
+    objective: BehaviorObjective,
+    noise: UpdateNoise | None = None,
+) -> Imagination:
+    exploration, draws = exploration_of(model), (None, None)
+    if noise is not None:
+        draws = noise.exploration_actions, noise.exploration_latents  # type: ignore[assignment]
+    rewards = exploration_rewards(exploration, start_rewards)
+    return imagine(model.policy.world_model, exploration.behavior, Start(start, continues), objective, rewards, draws)
 
 
 def experience_of(model: DreamerV2) -> tuple[Experience, LatentState, th.Tensor]:
@@ -452,7 +472,8 @@ def test_what_exploration_imagines(strategy: str) -> None:
     th.testing.assert_close(result.estimate.values, exploration.behavior.critic_target(path.features).mode)
 
     with th.random.fork_rng():
-        imagined, metrics = learn_exploration(model.policy, experience, start, continues, objective, 100.0, noise)
+        whole = Objective(model.model_objective, objective, 100.0)
+        imagined, _, metrics = learn_exploration(model.policy, experience, Start(start, continues), whole, noise)
     assert metrics["intrinsic_reward_mean"].item() == pytest.approx(imagined.predicted_rewards.mean().item())
     assert metrics["exploration_loss"].item() > exploration.loss(experience).item()  # of before the step
 

@@ -1,5 +1,6 @@
 """One training update of DreamerV2: the paper's algorithm box as one function without state of its own."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -36,6 +37,17 @@ class Objective(NamedTuple):
         return self._replace(behavior=replace(self.behavior, **values))
 
 
+class Start(NamedTuple):
+    """Where imagination begins."""
+
+    states: LatentState  # (N, ...)
+    continues: th.Tensor  # (N,) 0 where the state is terminal, else 1
+
+
+#: From an imagined path to its rewards as predicted, and as they are learned from, both (H + 1, N)
+Rewards = Callable[[ImaginedTrajectory], tuple[th.Tensor, th.Tensor]]
+
+
 class UpdateNoise(NamedTuple):
     """All random numbers of one update, where they are given instead of drawn."""
 
@@ -47,7 +59,7 @@ class UpdateNoise(NamedTuple):
 
 
 class Imagination(NamedTuple):
-    """Imagined trajectories and what is learned from them."""
+    """Imagined trajectories, and what is learned from them."""
 
     predicted_rewards: th.Tensor  # (H + 1, N) before normalization; the intrinsic ones where exploration imagines
     trajectory: ImaginedTrajectory  # with the rewards that are learned from
@@ -72,8 +84,51 @@ class UpdateResult(NamedTuple):
     exploration: Imagination | None = None  # None without exploration in imagination
 
 
+def training_update(
+    policy: DreamerPolicy, batch: SequenceBatch, objective: Objective, noise: UpdateNoise | None = None
+) -> UpdateResult:
+    """
+    Train the world model on replayed sequences, then actor and critic in its imagination (V2, algorithm box), then, if the
+    policy has one, the exploration strategy.
+
+    Each optimizer differentiates its own parameters only, so the order of the lines is the whole story of the gradients.
+
+    :param policy: the networks and their optimizers; changed in place
+    :param batch: sequences from the replay buffer
+    :param objective: what the world model minimizes, and what actor and critic maximize and regress
+    :param noise: random numbers to use instead of drawing them
+    :return: losses, trajectory and metrics
+    """
+    noise, behavior = noise or UpdateNoise(), policy.behavior
+    draws = noise.actions, noise.latents
+
+    # Dynamics learning: the posterior explains the data, the prior learns to predict it                     [V2, eq. 2]
+    model_loss = policy.world_model.loss(batch, objective.model, noise.posterior)
+    model_norm = policy.world_model_optimizer.step(model_loss.total, objective.max_grad_norm)
+
+    # Behavior learning: imagine from the posterior states, with the model just updated                 [V2, section 2.2]
+    stride = objective.behavior.imagination_stride
+    start = Start(start_states(model_loss.states, stride), every(batch.continues, stride))
+    rewards = task_rewards(behavior, objective.behavior)
+    imagination = imagine(policy.world_model, behavior, start, objective.behavior, rewards, draws)
+    optimizers = policy.actor_optimizer, policy.critic_optimizer
+    learned = learn_behavior(behavior, *optimizers, imagination, objective)
+
+    metrics = model_metrics(policy, model_loss) | behavior_metrics(imagination, learned.actor_loss, learned.critic_loss)
+    metrics |= {"model_grad_norm": model_norm, "actor_grad_norm": learned.actor_norm, "critic_grad_norm": learned.critic_norm}
+    norms, exploration = [model_norm, learned.actor_norm, learned.critic_norm], None
+    if policy.exploration is not None:
+        exploration, learned, explored = learn_exploration(policy, experience_of(batch, model_loss), start, objective, noise)
+        norms += [explored["exploration_grad_norm"], learned.actor_norm, learned.critic_norm]
+        metrics |= explored
+    metrics["skipped_updates"] = 1.0 - th.isfinite(sum(norms)).to(model_norm.dtype)  # type: ignore[arg-type]
+    return UpdateResult(model_loss, imagination, metrics, exploration)
+
+
 def every(sequence: th.Tensor, stride: int) -> th.Tensor:
     """
+    Every k-th step of replayed sequences.
+
     :param sequence: (T, B, ...)
     :param stride: k
     :return: steps k, 2k, ... of T, flattened, (N, ...), N = T // k * B; of shorter sequences the last step
@@ -92,51 +147,71 @@ def start_states(states: LatentState, stride: int = 1) -> LatentState:
     return LatentState(every(states.deterministic, stride), every(states.stochastic, stride)).detach()
 
 
-def training_update(
-    policy: DreamerPolicy, batch: SequenceBatch, objective: Objective, noise: UpdateNoise | None = None
-) -> UpdateResult:
+def task_rewards(behavior: ActorCritic, objective: BehaviorObjective) -> Rewards:
     """
-    Train the world model on replayed sequences, then actor and critic in its imagination (V2, algorithm box), then, if the
-    policy has one, the exploration strategy.
+    The task's rewards, as the world model predicts them.
 
-    Each optimizer differentiates its own parameters only, so the order of the lines is the whole story of the gradients.
-
-    :param policy: the networks and their optimizers; changed in place
-    :param batch: sequences from the replay buffer
-    :param objective: what the world model minimizes, and what actor and critic maximize and regress
-    :param noise: random numbers to use instead of drawing them
-    :return: losses, trajectory and metrics
+    :param behavior: with the reward normalizer, whose state moves when the result is called
+    :param objective: options of the normalization
+    :return: for :func:`imagine`
     """
-    noise = noise or UpdateNoise()
-    model_objective, behavior_objective, max_grad_norm = objective
+    return lambda path: (path.rewards, behavior.normalize_rewards(path, objective).rewards)
 
-    # Dynamics learning: the posterior explains the data, the prior learns to predict it                     [V2, eq. 2]
-    model_loss = policy.world_model.loss(batch, model_objective, noise.posterior)
-    model_norm = policy.world_model_optimizer.step(model_loss.total, max_grad_norm)
 
-    # Behavior learning: imagine from the posterior states, with the model just updated                 [V2, section 2.2]
-    stride = behavior_objective.imagination_stride
-    start, continues = start_states(model_loss.states, stride), every(batch.continues, stride)
-    imagination = imagine(policy, start, continues, behavior_objective, noise)
-    optimizers = policy.actor_optimizer, policy.critic_optimizer
-    learned = learn_behavior(policy.behavior, *optimizers, imagination, behavior_objective, max_grad_norm)
-    metrics = model_metrics(policy, model_loss) | behavior_metrics(imagination, learned.actor_loss, learned.critic_loss)
-    metrics |= {"model_grad_norm": model_norm, "actor_grad_norm": learned.actor_norm, "critic_grad_norm": learned.critic_norm}
+def exploration_rewards(exploration: Exploration, start_rewards: th.Tensor) -> Rewards:
+    """
+    The exploration strategy's rewards, intrinsic and mixed with the task's.
 
-    norms = model_norm + learned.actor_norm + learned.critic_norm
-    if policy.exploration is None:
-        return UpdateResult(model_loss, imagination, metrics | {"skipped_updates": 1.0 - th.isfinite(norms).to(norms.dtype)})
-    experience = Experience(
-        model_loss.states.detach(),
-        model_loss.embeddings.detach(),
-        batch.actions,
-        batch.episode_starts,
-        model_loss.kl_value,
-    )
-    exploration, more = learn_exploration(policy, experience, start, continues, behavior_objective, max_grad_norm, noise)
-    norms = norms + sum(value for name, value in more.items() if name.endswith("grad_norm"))
-    metrics["skipped_updates"] = 1.0 - th.isfinite(norms).to(norms.dtype)
-    return UpdateResult(model_loss, imagination, metrics | more, exploration)
+    :param exploration: the strategy, whose normalizers' states move when the result is called
+    :param start_rewards: intrinsic rewards on arrival at the start states, (N,)
+    :return: for :func:`imagine`
+    """
+
+    def rewards(path: ImaginedTrajectory) -> tuple[th.Tensor, th.Tensor]:
+        intrinsic = exploration.intrinsic_rewards(path, start_rewards)
+        return intrinsic, exploration.mix_rewards(intrinsic, path.rewards)
+
+    return rewards
+
+
+def experience_of(batch: SequenceBatch, loss: WorldModelLoss) -> Experience:
+    """
+    What the world model made of replayed sequences, as constants.
+
+    :param batch: replayed sequences, (T, B, ...)
+    :param loss: of the world model on them
+    :return: (T, B, ...)
+    """
+    states, embeddings = loss.states.detach(), loss.embeddings.detach()
+    return Experience(states, embeddings, batch.actions, batch.episode_starts, loss.kl_value)
+
+
+def imagine(
+    world_model: WorldModel,
+    behavior: ActorCritic,
+    start: Start,
+    objective: BehaviorObjective,
+    rewards: Rewards,
+    noise: tuple[th.Tensor | None, th.Tensor | None] = (None, None),
+) -> Imagination:
+    """
+    Imagined trajectories with the targets that actor and critic learn from; REINFORCE alone needs no gradient of them.
+
+    :param world_model: in which to imagine
+    :param behavior: actor and target critic
+    :param start: N states to imagine from
+    :param objective: horizon, discount, λ
+    :param rewards: see :data:`Rewards`
+    :param noise: for actions and latents, instead of drawing it
+    :return: trajectories and returns
+    """
+    with th.set_grad_enabled(objective.needs_dynamics):
+        horizon, gamma = objective.imagination_horizon, objective.gamma
+        path = world_model.imagine(behavior.actor, start.states, start.continues, horizon, gamma, *noise)
+        predicted, learned = rewards(path)
+        trajectory = path._replace(rewards=learned)
+        estimate = behavior.lambda_returns(trajectory, objective.return_lambda)  #                           [V2, eq. 4]
+    return Imagination(predicted, trajectory, estimate)
 
 
 def learn_behavior(
@@ -144,8 +219,7 @@ def learn_behavior(
     actor_optimizer: ParameterOptimizer,
     critic_optimizer: ParameterOptimizer,
     imagination: Imagination,
-    objective: BehaviorObjective,
-    max_grad_norm: float | None,
+    objective: Objective,
 ) -> LearnedBehavior:
     """
     One step of an actor and its critic on imagined trajectories, whatever their rewards are.
@@ -155,45 +229,42 @@ def learn_behavior(
     :param critic_optimizer: of this critic
     :param imagination: trajectories of this actor, with targets
     :param objective: what actor and critic maximize and regress
-    :param max_grad_norm: each optimizer's gradients are clipped to this global norm
     :return: losses and norms
     """
-    actor_loss = behavior.actor_loss(imagination.trajectory, imagination.estimate, objective)  #                [V2, eq. 6]
+    actor_loss = behavior.actor_loss(imagination.trajectory, imagination.estimate, objective.behavior)  #       [V2, eq. 6]
     critic_loss = behavior.critic_loss(imagination.trajectory, imagination.estimate.returns)  #                 [V2, eq. 5]
     steps = [(actor_optimizer, actor_loss.total), (critic_optimizer, critic_loss.total)]
-    return LearnedBehavior(actor_loss, critic_loss, *step_together(steps, max_grad_norm))
+    return LearnedBehavior(actor_loss, critic_loss, *step_together(steps, objective.max_grad_norm))
 
 
 def learn_exploration(
     policy: DreamerPolicy,
     experience: Experience,
-    start: LatentState,
-    continues: th.Tensor,
-    objective: BehaviorObjective,
-    max_grad_norm: float | None,
+    start: Start,
+    objective: Objective,
     noise: UpdateNoise | None = None,
-) -> tuple[Imagination, dict[str, th.Tensor]]:
+) -> tuple[Imagination, LearnedBehavior, dict[str, th.Tensor]]:
     """
     One step of the exploration strategy's heads on replayed experience, then of its actor and critic in imagination.
 
     :param policy: with an exploration strategy
     :param experience: what the world model made of the batch, (T, B, ...)
-    :param start: the same states to imagine from, (N, ...)
-    :param continues: 0 where the start is a terminal step, else 1, (N,)
+    :param start: the same states to imagine from
     :param objective: as of the task's behavior; rewards are normalized by the strategy's own options instead
-    :param max_grad_norm: each optimizer's gradients are clipped to this global norm
     :param noise: random numbers to use instead of drawing them
-    :return: imagined trajectories with the strategy's rewards, and scalars by logged name
+    :return: imagined trajectories with the strategy's rewards, losses, and scalars by logged name
     """
-    exploration = policy.exploration
+    exploration, noise = policy.exploration, noise or UpdateNoise()
     assert exploration is not None
     loss = exploration.loss(experience)
-    norm = policy.exploration_optimizer.step(loss, max_grad_norm)
-    start_rewards = every(exploration.start_rewards(experience), objective.imagination_stride)
-    imagination = imagine_exploration(policy.world_model, exploration, start, continues, start_rewards, objective, noise)
+    norm = policy.exploration_optimizer.step(loss, objective.max_grad_norm)
+    start_rewards = every(exploration.start_rewards(experience), objective.behavior.imagination_stride)
+    rewards = exploration_rewards(exploration, start_rewards)
+    draws = noise.exploration_actions, noise.exploration_latents
+    imagination = imagine(policy.world_model, exploration.behavior, start, objective.behavior, rewards, draws)
     optimizers = policy.exploration_actor_optimizer, policy.exploration_critic_optimizer
-    learned = learn_behavior(exploration.behavior, *optimizers, imagination, objective, max_grad_norm)
-    return imagination, {
+    learned = learn_behavior(exploration.behavior, *optimizers, imagination, objective)
+    metrics = {
         "exploration_loss": loss.detach(),
         "intrinsic_reward_mean": imagination.predicted_rewards.detach().mean(),
         "exploration_actor_loss": learned.actor_loss.total.detach(),
@@ -203,71 +274,14 @@ def learn_exploration(
         "exploration_actor_grad_norm": learned.actor_norm,
         "exploration_critic_grad_norm": learned.critic_norm,
     }
-
-
-def imagine(
-    policy: DreamerPolicy,
-    start: LatentState,
-    continues: th.Tensor,
-    objective: BehaviorObjective,
-    noise: UpdateNoise | None = None,
-) -> Imagination:
-    """
-    Imagined trajectories with the targets that actor and critic learn from; REINFORCE alone needs no gradient of them.
-
-    :param policy: world model, actor and target critic
-    :param start: states to imagine from, (N, ...)
-    :param continues: 0 where the start is a terminal step, else 1, (N,)
-    :param objective: horizon, discount, λ, reward normalization
-    :param noise: random numbers to use instead of drawing them
-    :return: trajectories and returns
-    """
-    noise, behavior = noise or UpdateNoise(), policy.behavior
-    with th.set_grad_enabled(objective.needs_dynamics):
-        predicted = policy.world_model.imagine(
-            behavior.actor, start, continues, objective.imagination_horizon, objective.gamma, noise.actions, noise.latents
-        )
-        trajectory = behavior.normalize_rewards(predicted, objective)
-        estimate = behavior.lambda_returns(trajectory, objective.return_lambda)  #                           [V2, eq. 4]
-    return Imagination(predicted.rewards, trajectory, estimate)
-
-
-def imagine_exploration(
-    world_model: WorldModel,
-    exploration: Exploration,
-    start: LatentState,
-    continues: th.Tensor,
-    start_rewards: th.Tensor,
-    objective: BehaviorObjective,
-    noise: UpdateNoise | None = None,
-) -> Imagination:
-    """
-    As :func:`imagine`, with the exploration strategy's actor, rewards and target critic.
-
-    :param world_model: in which to imagine
-    :param exploration: the strategy
-    :param start: states to imagine from, (N, ...)
-    :param continues: 0 where the start is a terminal step, else 1, (N,)
-    :param start_rewards: intrinsic rewards on arrival there, (N,)
-    :param objective: horizon, discount, λ
-    :param noise: random numbers to use instead of drawing them
-    :return: trajectories and returns
-    """
-    noise = noise or UpdateNoise()
-    draws = noise.exploration_actions, noise.exploration_latents
-    with th.set_grad_enabled(objective.needs_dynamics):
-        predicted = world_model.imagine(
-            exploration.behavior.actor, start, continues, objective.imagination_horizon, objective.gamma, *draws
-        )
-        intrinsic = exploration.intrinsic_rewards(predicted, start_rewards)
-        trajectory = predicted._replace(rewards=exploration.mix_rewards(intrinsic, predicted.rewards))
-        estimate = exploration.behavior.lambda_returns(trajectory, objective.return_lambda)
-    return Imagination(intrinsic, trajectory, estimate)
+    return imagination, learned, metrics
 
 
 @th.no_grad()
 def model_metrics(policy: DreamerPolicy, loss: WorldModelLoss) -> dict[str, th.Tensor]:
     """
+    What is logged of the world model.
+
     :param policy: for the latent's kind and the observations' names
     :param loss: the world model's loss
     :return: scalars by logged name
@@ -289,6 +303,8 @@ def model_metrics(policy: DreamerPolicy, loss: WorldModelLoss) -> dict[str, th.T
 @th.no_grad()
 def behavior_metrics(imagination: Imagination, actor_loss: ActorLoss, critic_loss: CriticLoss) -> dict[str, th.Tensor]:
     """
+    What is logged of actor and critic.
+
     :param imagination: trajectories and targets
     :param actor_loss: the actor's loss
     :param critic_loss: the critic's loss
