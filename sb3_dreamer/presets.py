@@ -10,8 +10,9 @@ from stable_baselines3.common.preprocessing import is_image_space
 from torch import nn
 
 from sb3_dreamer.common.observations import split_space
+from sb3_dreamer.common.options import Option
 from sb3_dreamer.common.schedules import parse_schedule
-from sb3_dreamer.dreamer_v2.dreamer_v2 import SCHEDULED
+from sb3_dreamer.dreamer_v2.dreamer_v2 import OPTIONS
 
 # Keys that speak to rl_zoo3 and not to the algorithm
 ZOO_ONLY_KEYS = (
@@ -95,8 +96,8 @@ def preset(name: str) -> dict[str, Any]:
         )
     arguments = {key: value for key, value in known[name].items() if key not in ZOO_ONLY_KEYS}
     for key, value in arguments.items():
-        if key in SCHEDULED:
-            arguments[key] = parse_schedule(key, value, "auto")
+        if (option := OPTIONS.get(key, Option())).is_schedule:
+            arguments[key] = parse_schedule(key, value, *option.words)
         elif key in ("policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs") and isinstance(value, str):
             arguments[key] = evaluate(value)
         elif key == "train_freq" and isinstance(value, list):

@@ -139,7 +139,7 @@ def test_a_folder_with_records_is_not_filled_with_others(tmp_path: Path) -> None
         lambda: DreamerV2.load(tmp_path / "model", make_env(), **on_disk(tmp_path / "records", storage_resume=True)),
     ):
         model = again()
-        with pytest.raises(ValueError, match=f"holds a replay buffer of {len(whole)} records already, which a copy would"):
+        with pytest.raises(ValueError, match=f"already holds a replay buffer of {len(whole)} records, which a copy would"):
             model.load_replay_buffer(tmp_path / "memory.pkl")
         del model
     model = make(**on_disk(tmp_path / "records", storage_resume=True))
@@ -384,5 +384,5 @@ def test_stacking_around_normalising_is_refused_before_the_first_step() -> None:
 def test_going_on_without_vec_normalize_is_told(tmp_path: Path) -> None:
     make(VecNormalize(DummyVecEnv([make_env]))).learn(20).save(tmp_path / "model")
     model = DreamerV2.load(tmp_path / "model", env=make_env())
-    with pytest.warns(UserWarning, match="has learned behind VecNormalize, but goes on without"):
+    with pytest.warns(UserWarning, match="has learned behind VecNormalize, but continues without"):
         model.learn(10)

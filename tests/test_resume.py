@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 
 from sb3_dreamer import DreamerV2
 from sb3_dreamer.callbacks import ResumableCheckpointCallback
-from sb3_dreamer.saving.checkpoint import checkpoints, find_checkpoint
+from sb3_dreamer.saving.checkpoint import Checkpoint, checkpoints
 from tests.small import SMALL, SMALL_POLICY, VECTOR, RandomEnv
 
 EPISODE = 10
@@ -150,14 +150,14 @@ def test_checkpoints_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         (newest / name).write_bytes(content[:-3] + b"abc")
         with pytest.raises(ValueError, match=f"is damaged: {name} is not what was written"):
             DreamerV2.resume(newest, Clockwork())
-        with pytest.warns(UserWarning, match=f"is damaged: {name} is not what was written. Looking at the one before it"):
-            assert find_checkpoint(tmp_path) == older
+        with pytest.warns(UserWarning, match=f"is damaged: {name} is not what was written. Trying the checkpoint before it"):
+            assert Checkpoint.newest(tmp_path).path == older
         (newest / name).write_bytes(content)
-    assert find_checkpoint(tmp_path) == newest
+    assert Checkpoint.newest(tmp_path).path == newest
     for path in (older, newest):
         (path / "model.zip").write_bytes(b"nothing")
     all_damaged = pytest.raises(ValueError, match=f"{older.name} is damaged")
-    with pytest.warns(UserWarning, match="Looking at the one before"), all_damaged:
+    with pytest.warns(UserWarning, match="Trying the checkpoint before"), all_damaged:
         DreamerV2.resume(tmp_path, Clockwork())
 
 
@@ -178,7 +178,7 @@ def test_another_run_in_the_same_folder(tmp_path: Path) -> None:
     assert resumed.num_timesteps == 70
     # the newest is damaged: training goes on from the older, whose successors replace it
     (tmp_path / "step_000000000070" / "model.zip").write_bytes(b"nothing")
-    with pytest.warns(UserWarning, match="Looking at the one before"):
+    with pytest.warns(UserWarning, match="Trying the checkpoint before"):
         resumed = DreamerV2.resume(tmp_path, Clockwork())
     with pytest.warns(UserWarning, match="step_000000000070 were renamed"):
         resumed.learn(25, callback=saving, reset_num_timesteps=False)

@@ -214,7 +214,7 @@ def test_damaged_model_file_is_refused(tmp_path: pathlib.Path) -> None:
     whole = (tmp_path / "model.zip").read_bytes()
     for part in (whole[: len(whole) // 2], whole[:-10], b"", b"text"):
         (tmp_path / "part.zip").write_bytes(part)
-        with pytest.raises(ValueError, match=r"wasn't a zip-file|not a whole model file \(truncated"):
+        with pytest.raises(ValueError, match=r"wasn't a zip-file|not a complete model file \(truncated"):
             DreamerV2.load(tmp_path / "part")
     with pytest.raises(FileNotFoundError):
         DreamerV2.load(tmp_path / "missing")
@@ -332,7 +332,7 @@ def test_unfit_replay_buffer_files_are_refused(tmp_path: pathlib.Path) -> None:
     misfits = {"image": random_model(IMAGE), "action": random_model(VECTOR, BOX, 2)}
     foreign = ReplayBuffer(10, VECTOR, DISCRETE, "cpu", n_envs=2)
     contents = {
-        "is not a whole replay buffer file|is damaged": damaged,
+        "is not a complete replay buffer file|is damaged": damaged,
         r"holds a \w+, not a SequenceReplayBuffer": [sealed(thing) for thing in ({"a": 1}, None, foreign)],
         "does not fit the algorithm: .*buffer has .*expected": [sealed(m.learn(4).replay_buffer) for m in misfits.values()],
     }

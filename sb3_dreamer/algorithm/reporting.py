@@ -6,17 +6,15 @@ import shutil
 import sys
 import time
 import warnings
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.callbacks import ProgressBarCallback
 
+from sb3_dreamer.algorithm.learner import Learner
 from sb3_dreamer.algorithm.policy import WorldModelPolicy
 from sb3_dreamer.ranks.distributed import world_size
 from sb3_dreamer.replay.buffer import SequenceReplayBuffer
-
-if TYPE_CHECKING:
-    from sb3_dreamer.algorithm.sequence_algorithm import SequenceOffPolicyAlgorithm
 
 GIGABYTE = 1e9
 
@@ -55,7 +53,7 @@ def parameter_counts(policy: WorldModelPolicy) -> dict[str, int]:
     return counts
 
 
-def training_summary(algorithm: "SequenceOffPolicyAlgorithm", total_timesteps: int) -> str:
+def training_summary(algorithm: Learner, total_timesteps: int) -> str:
     """
     The facts of a run that users ask for before they let it run for days.
 
@@ -84,7 +82,7 @@ def training_summary(algorithm: "SequenceOffPolicyAlgorithm", total_timesteps: i
     )
 
 
-def train_ratio_text(algorithm: "SequenceOffPolicyAlgorithm") -> str:
+def train_ratio_text(algorithm: Learner) -> str:
     """
     :param algorithm: set up
     :return: how often it updates, in words
@@ -159,7 +157,7 @@ class DreamerProgressBar(ProgressBarCallback):
     """SB3's progress bar, with what the agent is doing and an ETA that is not fooled by the fast random steps."""
 
     def _on_step(self) -> bool:
-        algorithm: SequenceOffPolicyAlgorithm = self.model  # type: ignore[assignment]
+        algorithm: Any = self.model
         seconds = algorithm.clock.remaining(algorithm.num_timesteps, algorithm._total_timesteps)
         text = "collecting random steps" if seconds is None else f"training, ETA {format_seconds(seconds)}"
         self.pbar.set_description_str(text, refresh=False)

@@ -1,8 +1,11 @@
 """What any world-model algorithm needs of SB3 beyond ``OffPolicyAlgorithm``: memory while acting, sequences, safe files."""
 
+import io
 import math
+import os
 import pathlib
 import warnings
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
@@ -10,7 +13,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -18,126 +21,116 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
+from sb3_dreamer.algorithm.acting import choice_of_policy, random_choice
 from sb3_dreamer.algorithm.diagnostics import LearningCheck
+from sb3_dreamer.algorithm.engine import Engine
 from sb3_dreamer.algorithm.originals import arrived_observations, check_wrappers, original_observations
 from sb3_dreamer.algorithm.policy import ActingState, WorldModelPolicy
-from sb3_dreamer.algorithm.reporting import (
-    DreamerProgressBar,
-    TrainingClock,
-    training_summary,
-    warn_if_memory_is_short,
-)
+from sb3_dreamer.algorithm.reporting import DreamerProgressBar, TrainingClock, training_summary, warn_if_memory_is_short
+from sb3_dreamer.algorithm.setup import check_setup, make_replay_buffer, warn_of_unknown_arguments
 from sb3_dreamer.algorithm.team import Team, team_of
 from sb3_dreamer.behavior.actors import is_squashed
+from sb3_dreamer.common.files import atomic_file, is_path
 from sb3_dreamer.common.metrics import MetricAverager
 from sb3_dreamer.common.observations import check_observation_space
-from sb3_dreamer.common.options import check_number
-from sb3_dreamer.common.preprocessing import NumpyObs, action_blocks, decode_actions, encode_actions, scale_actions
-from sb3_dreamer.ranks.distributed import rank, share, world_size
-from sb3_dreamer.ranks.rank_files import folder_of_rank
+from sb3_dreamer.common.options import Option, check_number
+from sb3_dreamer.common.preprocessing import NumpyObs, action_blocks
+from sb3_dreamer.ranks.distributed import rank
 from sb3_dreamer.replay.buffer import SequenceReplayBuffer
-from sb3_dreamer.saving.buffers import SavingAlgorithm
-from sb3_dreamer.saving.checkpoint import BUFFER, MODEL, find_checkpoint, restore_normalization, restore_random_states
+from sb3_dreamer.saving.buffers import BufferLoader, save_buffer
+from sb3_dreamer.saving.checkpoint import Checkpoint
+from sb3_dreamer.saving.saved_files import FORMAT_ATTRIBUTE, MODEL_FORMAT, check_model_file
 
 SelfSequence = TypeVar("SelfSequence", bound="SequenceOffPolicyAlgorithm")
 
-#: Arguments of the buffer that are given elsewhere
-NOT_OF_THE_BUFFER = dict.fromkeys(("batch_length", "buffer_size", "device"), "an argument of the algorithm") | {
-    "image_size": "one of policy_kwargs",
-    "n_envs": "the number of environments",
-    "float_images": "decided by policy_kwargs=dict(normalize_images=...)",
-    "optimize_memory_usage": "needless, since every frame is stored once anyway",
-}
+#: Attributes that ``_setup_model`` and ``learn`` make anew
+DERIVED = ["_engine", "_acting_state", "_metrics", "_check_learning", "clock", "_step_in_flight", "_loading", "_team"]
+DERIVED += ["_learning_rate_schedules", "_guard", "_when_stored", "_place_given"]
 
 
-class SequenceOffPolicyAlgorithm(SavingAlgorithm):
+class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     """
     An off-policy algorithm whose policy has a memory and whose buffer returns sequences.
 
-    The memory of the running episodes belongs to the algorithm, not to the policy: evaluation in mid-training does not
-    disturb it. Arguments are those of ``OffPolicyAlgorithm``.
+    The memory of the running episodes belongs to the algorithm, not to the policy, so that evaluation during training does
+    not disturb it. A subclass defines ``train`` and ``_make_engine``.
     """
 
-    batch_length: int
     #: What the policy must be derived from
     base_policy_class: ClassVar[type[WorldModelPolicy]] = WorldModelPolicy
+    #: Constructor arguments that are not treated as all others are
+    options: ClassVar[Mapping[str, Option]] = {}
+
+    policy: WorldModelPolicy
+    replay_buffer: SequenceReplayBuffer  # type: ignore[assignment]
+    batch_length: int
+    #: Whether it has learned behind ``VecNormalize``: the buffer holds what the environment gave
+    behind_vec_normalize = False
     #: Between the constructor and ``_setup_model`` of a model that is read from a file
     _loading = False
+    #: Whether the user has just said where the records belong
+    _place_given = False
     #: This process' part in a common run, while there is one
     _team: Team | None = None
+    #: What callbacks want to be called between two steps
+    _when_stored: tuple[Callable[[], object], ...] = ()
+    _engine: Engine | None = None
+
+    # ------------------------------------------------------------------------------------------------------ setting up
 
     def _setup_model(self) -> None:
-        if not issubclass(self.policy_class, self.base_policy_class):
-            raise ValueError(
-                f"{type(self).__name__} needs a policy derived from {self.base_policy_class.__name__}, but "
-                f"{self.policy_class.__name__} was given (was this file saved by another algorithm?)."
-            )
-        self._check_options()
-        if not self._loading:
-            share("batch_size", self.batch_size)
-        if getattr(self, "n_envs", None) == 0:
-            raise ValueError(f"Rank {rank()}: n_envs is {self.n_envs}, but every rank needs an environment of its own.")
-        self.verbose = self.verbose if rank() == 0 else 0
+        """Build policy and replay buffer from the options."""
         self.replay_buffer_class = self.replay_buffer_class or SequenceReplayBuffer
-        if not issubclass(self.replay_buffer_class, SequenceReplayBuffer):
-            raise ValueError(
-                f"{type(self).__name__} learns from sequences: replay_buffer_class must be derived from SequenceReplayBuffer, "
-                f"but {self.replay_buffer_class.__name__} was given."
-            )
-        given = self.replay_buffer_kwargs
-        for name in set(NOT_OF_THE_BUFFER) & set(given):
-            raise ValueError(f"{name} is {NOT_OF_THE_BUFFER[name]}, not of replay_buffer_kwargs, which are {given}.")
-        # A subclass of the policy may have an image_size of its own, which is known only once it is built; a folder is not
-        # touched by a model that is only loaded
-        in_memory = {name: value for name, value in given.items() if not name.startswith("storage_")}
-        self.replay_buffer_kwargs, of_all = {"batch_length": self.batch_length, **in_memory}, self.buffer_size
-        self.buffer_size = max(of_all // world_size(), 1)
-        super()._setup_model()
-        self.replay_buffer_kwargs, self.buffer_size = given, of_all
-        layout = {"image_size": self.policy.image_size, "float_images": not self.policy.normalize_images}
-        on_disk = given != in_memory and not self._loading
-        if on_disk or any(getattr(self.replay_buffer, name) != value for name, value in layout.items()):
-            self.replay_buffer = self._make_replay_buffer(given if on_disk else in_memory)
-        self._loading, self._place_given = False, on_disk
-        self._engine = None
-        self._metrics = MetricAverager()
+        check_setup(self, is_loading=self._loading)
+        self._check_options()
+        setattr(self, FORMAT_ATTRIBUTE, MODEL_FORMAT)
+        self.verbose = self.verbose if rank() == 0 else 0
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        policy: Any = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
+        self.policy = policy.to(self.device)
+        options = self.replay_buffer_kwargs
+        in_memory = {name: value for name, value in options.items() if not name.startswith("storage_")}
+        self._place_given = options != in_memory and not self._loading
+        # the folder of a model that is only loaded stays untouched
+        self.replay_buffer = self._make_replay_buffer(in_memory if self._loading else options)
+        self._convert_train_freq()
+        self._loading, self._engine, self._metrics, self.clock = False, None, MetricAverager(), TrainingClock()
         self._check_learning = LearningCheck(self.action_space, is_squashed(self.policy.behavior.actor))
-        self.clock = TrainingClock()
         self._acting_state: ActingState | None = None
         self._step_in_flight = False
 
+    def _check_options(self) -> None:
+        """Refuse impossible options that the table does not, before anything is built; for subclasses."""
+
     def _make_replay_buffer(self, options: dict[str, Any]) -> SequenceReplayBuffer:
-        """The buffer for this policy, with options of ``replay_buffer_kwargs``."""
-        assert self.replay_buffer_class is not None
-        drawn = np.random.get_state()
-        if options.get("storage_path") is not None:
-            options = {**options, "storage_path": folder_of_rank(options["storage_path"])}
-        buffer: Any = self.replay_buffer_class(
-            max(self.buffer_size // world_size(), 1),
-            self.observation_space,
-            self.action_space,
-            device=self.device,
-            n_envs=self.n_envs,
-            batch_length=self.batch_length,  # type: ignore[call-arg]
-            image_size=self.policy.image_size,
-            float_images=not self.policy.normalize_images,
-            **options,
-        )
-        np.random.set_state(drawn)
-        buffer.random_state = self.replay_buffer.random_state  # the same choices wherever the records are
+        """A buffer for this policy, with options of ``replay_buffer_kwargs``; it continues the choices of the present one."""
+        before, drawn = self.replay_buffer, np.random.get_state()
+        buffer = make_replay_buffer(self, options)
+        if before is not None:
+            np.random.set_state(drawn)
+            buffer.random_state = before.random_state
         return buffer
+
+    @property
+    def engine(self) -> Engine:
+        """Carries out acting steps and updates; made when it is first needed."""
+        if self._engine is None or self._engine.policy is not self.policy:
+            self._engine = self._make_engine()
+        return self._engine
+
+    def _make_engine(self) -> Engine:
+        """Subclasses know their update."""
+        raise NotImplementedError
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        """As in SB3, but spaces that we do not take are refused by name, before SB3 fails on them without one."""
+        """As in SB3, but unsupported spaces are refused by name before SB3 fails on them."""
         if isinstance(env, gym.Env | VecEnv):  # SB3 says what else it is
             check_observation_space(env.observation_space)
             if isinstance(env.action_space, spaces.Box):
                 action_blocks(env.action_space)
         return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
-
-    def _check_options(self) -> None:
-        """Refuse impossible options, before anything is built; for subclasses."""
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """
@@ -152,12 +145,124 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         if seed is not None and self.replay_buffer is not None:
             self.replay_buffer.seed(seed)
 
+    def require_statistics(self) -> None:
+        """
+        Check that ``VecNormalize`` is there if the model has learned behind it.
+
+        :raises ValueError: if stored experience cannot be brought into the units in which the model has learned
+        """
+        if self.behind_vec_normalize and self._vec_normalize_env is None:
+            raise ValueError(
+                f"This {type(self).__name__} has learned behind VecNormalize, and the replay buffer holds original "
+                "observations and rewards. Load it with its environment: "
+                "load(path, VecNormalize.load('vecnormalize.pkl', env))."
+            )
+
+    # ----------------------------------------------------------------------------------------------- saving and loading
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), *DERIVED]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        main = self.policy.optimizer
+        others = [f"policy.{name}.optimizer" for name, one in self.policy.optimizers.items() if one.optimizer is not main]
+        return ["policy", "policy.optimizer", *others], []
+
+    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
+        """As in SB3."""
+        super().set_parameters(load_path_or_dict, exact_match, device)
+        if self._engine is not None:
+            self._engine.forget()
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save the model. See SB3's ``BaseAlgorithm.save``; an older file is replaced only by a complete one. Of several ranks
+        only rank 0 writes the file, which does not depend on their number.
+
+        :param path: of the zip file
+        :param exclude: attributes to leave out, besides those that always are
+        :param include: attributes to save that usually are not
+        """
+        if not is_path(path) or os.path.isdir(path):  # type: ignore[arg-type]
+            return super().save(path, exclude, include)
+        if rank() > 0:
+            return None
+        with atomic_file(path, "zip") as file:  # type: ignore[arg-type]
+            super().save(file, exclude, include)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls: type[SelfSequence],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfSequence:
+        """
+        Load a saved model. See SB3's ``BaseAlgorithm.load``; parts of the file are unpickled, which runs whatever a malicious
+        file contains: see :func:`~sb3_dreamer.dreamer_v2.exchange.import_model` for files from strangers.
+
+        :param path: of the zip file
+        :param env: to continue training in; may have another number of environments
+        :param device: to load to
+        :param custom_objects: replacements for things that cannot be unpickled
+        :param print_system_info: compare the saving and the loading system
+        :param force_reset: begin new episodes
+        :param kwargs: constructor arguments to change; a name that is none of these gives a warning
+        :return: the model
+        :raises ValueError: if the file is damaged, of another format, or was saved by another algorithm
+        """
+        warn_of_unknown_arguments(cls, kwargs)
+        check_model_file(path)
+        model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        model._place_given = "storage_path" in (kwargs.get("replay_buffer_kwargs") or {})
+        return model
+
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """
+        Save the buffer; an older file is replaced only by a complete one. Of a buffer on disk only a reference is saved. Every
+        rank has a file of its own, ``replay_buffer.rank1.pkl`` beside ``replay_buffer.pkl``.
+
+        :param path: of the file
+        """
+        assert self.replay_buffer is not None, "The replay buffer is not defined"
+        save_buffer(self.replay_buffer, path, self.verbose)
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        Load a saved buffer; if it does not fit, the present one is kept. The file is unpickled, which runs whatever a
+        malicious file contains; a buffer on disk (``storage_path``, ``storage_resume``) is opened without unpickling.
+
+        Episodes are copied into a buffer of this model, with a warning, if the file has another number of environments, if it
+        lies elsewhere than the ``storage_path`` that was just given, or if it was saved by another number of ranks: with fewer
+        ranks each takes several files, with more of them the later ones take copies.
+
+        What a buffer on disk has received since the file was written is out of sight, and lost when a step is added.
+
+        :param path: of the file
+        :param truncate_last_traj: not needed here: after loading every environment begins a new episode in the buffer
+        :raises ValueError: if the file is damaged or holds something else, or other shapes
+        """
+        present, make = self.replay_buffer, self._make_replay_buffer
+        present = make({}) if present is None else present
+        loader = BufferLoader(present, self.replay_buffer_kwargs, make, self._place_given, self.verbose)
+        self.replay_buffer = loader.load(path)
+        self.replay_buffer.device = self.device
+
     @classmethod
     def resume(
         cls: type[SelfSequence], folder: str | pathlib.Path, env: GymEnv, device: th.device | str = "auto", **kwargs: Any
     ) -> SelfSequence:
         """
-        Go on from a full checkpoint: ``DreamerV2.resume(folder, env).learn(steps, reset_num_timesteps=False)``.
+        Resume from a full checkpoint: ``DreamerV2.resume(folder, env).learn(steps, reset_num_timesteps=False)``.
 
         On a CPU the result is that of a run that was never stopped, to the bit, if the checkpoint was written at the end of an
         episode of a deterministic environment: an environment's own state cannot be saved, it begins a new episode.
@@ -165,18 +270,18 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         :param folder: of :class:`~sb3_dreamer.callbacks.ResumableCheckpointCallback`, or one of its checkpoints
         :param env: wrapped as before; a ``VecNormalize`` gets its statistics back
         :param device: to load to
-        :param kwargs: constructor arguments to change; a ``seed`` begins anew what else goes on: the random numbers
+        :param kwargs: constructor arguments to change; with a ``seed`` the random numbers do not continue
         :return: the model; of several ranks each with its own buffer and random states, for another number of ranks see
             :meth:`load_replay_buffer`
         :raises FileNotFoundError: if there is no checkpoint
         :raises ValueError: if it is damaged or does not fit
         """
-        path = find_checkpoint(folder)
-        model = cls.load(path / MODEL, env, device, **kwargs)
-        model.load_replay_buffer(path / BUFFER)
-        restore_normalization(path, model.get_vec_normalize_env())
+        checkpoint = Checkpoint.newest(folder)
+        model = cls.load(checkpoint.model, env, device, **kwargs)
+        model.load_replay_buffer(checkpoint.buffer)
+        checkpoint.restore_normalization(model.get_vec_normalize_env())
         if kwargs.get("seed") is None:
-            restore_random_states(model, path)
+            checkpoint.restore_random_states(model)
         else:
             model.set_random_seed(kwargs["seed"])
         return model
@@ -191,7 +296,7 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        if self._step_in_flight:  # an exception came between a step and its storing: nobody knows where the env stands
+        if self._step_in_flight:  # an exception came between a step and its storing: the state of the env is unknown
             self._last_obs, self._step_in_flight = None, False
         self._when_stored = ()
         wanted, held = self.replay_buffer_kwargs.get("storage_path"), self.replay_buffer.storage_path
@@ -204,7 +309,9 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         assert self.env is not None
         if self.behind_vec_normalize and self._vec_normalize_env is None:
-            warnings.warn("This model has learned behind VecNormalize, but goes on without: it sees other units than before.")
+            warnings.warn(
+                "This model has learned behind VecNormalize, but continues without: it sees other units than before."
+            )
         self.behind_vec_normalize = self._vec_normalize_env is not None
         if reset:
             seen: Any = self._last_obs
@@ -222,9 +329,7 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         if self._team is not None:
-            bar: list[BaseCallback] = [DreamerProgressBar()] if progress_bar and rank() == 0 else []
-            callback = CallbackList([self._team.callback(callback), *bar])
-            progress_bar = False
+            callback, progress_bar = self._team.callback(callback), progress_bar and rank() == 0
         if not progress_bar:
             return super()._init_callback(callback)
         given = callback if isinstance(callback, list) else [] if callback is None else [callback]
@@ -236,7 +341,7 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         total_timesteps: float,
         callback: MaybeCallback = None,
         log_interval: int | None = 4,
-        tb_log_name: str = "DreamerV2",
+        tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfSequence:
@@ -247,7 +352,7 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
             infinity for a run that a callback ends
         :param callback: SB3 callbacks
         :param log_interval: episodes between two logs, None for none
-        :param tb_log_name: name of the run for TensorBoard
+        :param tb_log_name: name of the run for TensorBoard; None is the name of the algorithm
         :param reset_num_timesteps: begin counting (and a new warm-up) at zero, False continues
         :param progress_bar: show a progress bar with an ETA
         :return: the model itself
@@ -255,8 +360,9 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         if math.isnan(total_timesteps):
             raise ValueError("total_timesteps must be a number, but is nan.")
         steps = int(total_timesteps) if math.isfinite(total_timesteps) else total_timesteps
+        name = type(self).__name__ if tb_log_name is None else tb_log_name
         with team_of(self, total_timesteps=steps, reset_num_timesteps=reset_num_timesteps):
-            super().learn(steps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)  # type: ignore[arg-type]
+            super().learn(steps, callback, log_interval, name, reset_num_timesteps, progress_bar)  # type: ignore[arg-type]
             self._call_waiting()
         return self
 
@@ -281,8 +387,6 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
             self._logger = configure_logger(self.verbose, self.tensorboard_log, "offline", reset_num_timesteps=True)
         self.clock = TrainingClock()
         with team_of(self, n_updates=n_updates):
-            if self._team is not None:
-                self._team.agree_on_data()
             for done in range(n_updates):
                 self._current_progress_remaining = 1.0 - done / n_updates
                 self.train(1, self.batch_size)
@@ -293,17 +397,32 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
                     self.logger.dump(step=self._n_updates)
         return self
 
+    def when_stored(self, function: Callable[[], object]) -> None:
+        """
+        Call a function between two steps, for callbacks that need a consistent model: after the step in progress is stored,
+        and the updates that follow it are made.
+
+        :param function: called once
+        """
+        if function not in self._when_stored:
+            self._when_stored = (*self._when_stored, function)
+
+    def _call_waiting(self) -> None:
+        waiting, self._when_stored = self._when_stored, ()
+        for function in waiting:
+            function()
+
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
-        """As in SB3, but the step after which a callback stops is stored too: the next ``learn`` goes on from it."""
+        """As in SB3, but the step after which a callback stops is stored too: the next ``learn`` continues from it."""
         self._call_waiting()
         try:
             rollout = super().collect_rollouts(*args, **kwargs)
         except (EOFError, ConnectionError) as error:
             if self.env is None or not isinstance(self.env.unwrapped, SubprocVecEnv):
-                raise  # it is the environment's own
+                raise  # it is the environment's own error
             raise RuntimeError(
                 f"An environment process ended in step {self.num_timesteps + 1} (its own error is printed above): {error!r}. "
-                "Model and replay buffer are those of the last step: they can be saved, and training goes on after set_env()."
+                "Model and replay buffer are those of the last step: save them, or continue training after set_env()."
             ) from error
         if not rollout.continue_training and self._step_in_flight:
             step = kwargs["callback"].locals if "callback" in kwargs else args[1].locals
@@ -319,39 +438,17 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
-        """
-        One acting step. The posterior is followed during the random warm-up too, and the executed action goes into it, so
-        that acting sees the same history as training.
-        """
-        self._step_in_flight = True  # until it is stored
-        with self.engine.acting:
-            return self._step_of_policy(learning_starts, n_envs)
-
-    def _step_of_policy(self, learning_starts: int, n_envs: int) -> tuple[np.ndarray, np.ndarray]:
-        """Actions for the environment and for the buffer; the acting state moves on."""
+        """One acting step; the latent state follows the posterior during the random warm-up too."""
         assert self._last_obs is not None and self._acting_state is not None
-        starts = th.as_tensor(np.asarray(self._last_episode_starts, dtype=bool), device=self.device)
-        exploring = self._explores()
-        chosen = self.engine.act(
-            self.policy.stored_tensors(self._last_obs),
-            self._acting_state,
-            starts,
-            explore=exploring,
-            noise_amount=self._noise_amount(),
-        )
-        if self.num_timesteps < learning_starts or (exploring and self.policy.explores_randomly):
-            actions = np.array([self.action_space.sample() for _ in range(n_envs)])
-            is_box = isinstance(self.action_space, spaces.Box)
-            buffer_actions = scale_actions(actions, self.action_space) if is_box else actions  # type: ignore[arg-type]
-            executed = th.as_tensor(buffer_actions.reshape(n_envs, -1), device=self.device)
-            chosen = chosen._replace(actions=encode_actions(executed, self.action_space))
-        else:
-            actions = decode_actions(chosen.actions, self.action_space)
-            buffer_actions = actions
-            if isinstance(self.action_space, spaces.Box):
-                buffer_actions = chosen.actions.cpu().numpy().reshape(n_envs, *self.action_space.shape)
-        self._acting_state = chosen
-        return actions, buffer_actions
+        self._step_in_flight, exploring = True, self._explores()  # until it is stored
+        with self.engine.acting:
+            starts = th.as_tensor(np.asarray(self._last_episode_starts, dtype=bool), device=self.device)
+            seen, noise = self.policy.stored_tensors(self._last_obs), self._noise_amount()
+            state = self.engine.act(seen, self._acting_state, starts, explore=exploring, noise_amount=noise)
+            at_random = self.num_timesteps < learning_starts or (exploring and self.policy.explores_randomly)
+            choice = (random_choice if at_random else choice_of_policy)(state, self.action_space)
+        self._acting_state = choice.state
+        return choice.actions, choice.buffer_actions
 
     def _explores(self) -> bool:
         """Whether the exploration strategy collects now, not the actor; for subclasses."""
@@ -393,6 +490,7 @@ class SequenceOffPolicyAlgorithm(SavingAlgorithm):
         super().dump_logs()
 
     def _record_training(self) -> None:
+        """Log what was measured since the last time."""
         means = self._metrics.pop()
         for name, value in means.items():
             self.logger.record(f"train/{name}", value)

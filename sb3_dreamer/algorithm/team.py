@@ -7,7 +7,7 @@ share what only one of them knows: whether a callback wants to stop, whether the
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -15,17 +15,15 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, Conve
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFrequencyUnit
 
-from sb3_dreamer.algorithm.agreement import check_agreement
+from sb3_dreamer.algorithm.agreement import check_agreement, shared_values
+from sb3_dreamer.algorithm.learner import Learner
 from sb3_dreamer.common.metrics import MetricAverager
 from sb3_dreamer.common.normalization import Moments
 from sb3_dreamer.ranks import distributed
 
-if TYPE_CHECKING:
-    from sb3_dreamer.algorithm.sequence_algorithm import SequenceOffPolicyAlgorithm
-
 
 @contextmanager
-def team_of(algorithm: "SequenceOffPolicyAlgorithm", **arguments: Any) -> Iterator[None]:
+def team_of(algorithm: Learner, **arguments: Any) -> Iterator[None]:
     """
     The surroundings of training: with torchrun all ranks find one another, compare what they are about to do, and take over
     rank 0's parameters and optimizers. Without it nothing happens.
@@ -40,7 +38,7 @@ def team_of(algorithm: "SequenceOffPolicyAlgorithm", **arguments: Any) -> Iterat
         return
     distributed.join()
     with distributed.failures_are_told():
-        check_agreement(algorithm, arguments)
+        check_agreement(shared_values(algorithm, **arguments))
         algorithm._team = Team(algorithm)
         try:
             algorithm._team.take_over()
@@ -57,7 +55,7 @@ class Team:
     :param algorithm: set up, with an environment
     """
 
-    def __init__(self, algorithm: "SequenceOffPolicyAlgorithm") -> None:
+    def __init__(self, algorithm: Learner) -> None:
         ranks = distributed.joined()
         assert ranks is not None
         self.algorithm, self.ranks = algorithm, ranks
@@ -86,7 +84,9 @@ class Team:
             )
 
     def take_over(self) -> None:
-        """Rank 0's parameters and optimizers, to the bit."""
+        """Take over rank 0's parameters and optimizers, to the bit, and find out whether all ranks have data."""
+        empty = th.tensor([float(self.algorithm.replay_buffer.num_sampleable == 0)])
+        self.can_sample = bool(th.stack(self.ranks.gather(empty)).sum() == 0)
         policy = self.algorithm.policy
         optimizers = [part.optimizer for part in policy.optimizers.values()]
         measured = [tuple(moments) for moments, _ in self._statistics()]
@@ -146,11 +146,6 @@ class Team:
         """
         self.metrics.add(metrics)
         self.ranks.heartbeat.progress += 1
-
-    def agree_on_data(self) -> None:
-        """Whether all ranks have something to sample, where nothing is collected."""
-        empty = th.tensor([float(self.algorithm.replay_buffer.num_sampleable == 0)])
-        self.can_sample = bool(th.stack(self.ranks.gather(empty)).sum() == 0)
 
     def share_metrics(self) -> None:
         """The means over all ranks of what was measured since the last time and has not travelled with a rollout."""

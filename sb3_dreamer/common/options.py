@@ -1,9 +1,23 @@
-"""Checks of constructor arguments, with one clear error for an impossible value."""
+"""Constructor arguments: what is known of each by name, and checks with one clear error for an impossible value."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+
+class Option(NamedTuple):
+    """How a constructor argument is treated by whoever handles arguments by name; see the table of each algorithm."""
+
+    least: int | None = None  # a whole number that is at least this
+    is_schedule: bool = False  # may be a function of the remaining progress, or a string that describes one
+    words: tuple[str, ...] = ()  # strings that mean something else
+    is_exported: bool = True  # belongs to the agent, not to a machine or a run
+    may_differ: bool = False  # between the ranks of one run
+
+
+COUNT, SCHEDULE = Option(least=1), Option(is_schedule=True)
+OF_A_RUN, OF_A_MACHINE = Option(is_exported=False, may_differ=True), Option(is_exported=False)
 
 
 def check_number(name: str, value: Any, low: float, high: float = math.inf) -> None:

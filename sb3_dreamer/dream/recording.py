@@ -16,6 +16,7 @@ from sb3_dreamer.common.type_aliases import SequenceBatch
 from sb3_dreamer.dream.decoding import as_dict
 from sb3_dreamer.replay.buffer import SequenceReplayBuffer
 from sb3_dreamer.replay.conversion import episodes
+from sb3_dreamer.saving import buffers
 from sb3_dreamer.saving.saved_files import with_suffix
 
 #: A replay buffer, the file of one, an environment to play in, or None for the model's own buffer
@@ -168,7 +169,7 @@ def read_buffer(model: SequenceOffPolicyAlgorithm, path: Path) -> SequenceReplay
         raise FileNotFoundError(f"There is no replay buffer {path}. {NO_EXPERIENCE.format('none was found')}")
     own = model.replay_buffer
     try:
-        buffer = model._read_buffer(path)
+        buffer = buffers.read_buffer(path, model.replay_buffer)
     finally:
         if own is not None:  # it may have been this very folder
             own.reopen()

@@ -1,6 +1,5 @@
 """DreamerV2 as an SB3 algorithm: its options and its training."""
 
-from inspect import signature
 from typing import Any, ClassVar
 
 import torch as th
@@ -16,32 +15,26 @@ from sb3_dreamer.algorithm.engine import Engine, EngineOptions
 from sb3_dreamer.algorithm.policy import WorldModelPolicy
 from sb3_dreamer.algorithm.sequence_algorithm import SequenceOffPolicyAlgorithm
 from sb3_dreamer.behavior.actor_critic import BehaviorObjective
-from sb3_dreamer.common.options import check_number, whole_number
-from sb3_dreamer.common.schedules import parse_schedule, schedule_value
+from sb3_dreamer.common.options import COUNT, OF_A_MACHINE, OF_A_RUN, SCHEDULE, Option, check_number, whole_number
+from sb3_dreamer.common.schedules import schedule_value
 from sb3_dreamer.common.type_aliases import SequenceBatch
 from sb3_dreamer.dreamer_v2.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
 from sb3_dreamer.dreamer_v2.update import Objective, UpdateNoise, UpdateResult, training_update
 from sb3_dreamer.ranks.distributed import device_of_rank, rank, share
 from sb3_dreamer.world_model.world_model import WorldModelObjective
 
-#: Arguments that count something, at least one
-WHOLE_NUMBERS = (
-    "batch_size",
-    "batch_length",
-    "target_update_interval",
-    "buffer_size",
-    "imagination_horizon",
-    "imagination_stride",
-)
-#: Arguments that may be schedules
-SCHEDULED = (
-    "learning_rate",
-    "actor_learning_rate",
-    "critic_learning_rate",
-    "ent_coef",
-    "reinforce_weight",
-    "exploration_noise",
-)
+RATES = "learning_rate", "actor_learning_rate", "critic_learning_rate"
+#: Constructor arguments that are not treated as all others are
+OPTIONS: dict[str, Option] = {
+    **dict.fromkeys(("buffer_size", "batch_size", "batch_length", "imagination_horizon", "imagination_stride"), COUNT),
+    "target_update_interval": COUNT,
+    "gradient_steps": Option(least=-1),
+    **dict.fromkeys((*RATES, "ent_coef", "exploration_noise"), SCHEDULE),
+    "reinforce_weight": Option(is_schedule=True, words=("auto",)),
+    **dict.fromkeys(("policy", "policy_kwargs", "env", "seed", "device", "verbose", "_init_setup_model"), OF_A_RUN),
+    **dict.fromkeys(("tensorboard_log", "stats_window_size"), OF_A_RUN),
+    **dict.fromkeys(("replay_buffer_class", "replay_buffer_kwargs", "precision", "cuda_graphs", "overlap"), OF_A_MACHINE),
+}
 
 
 class DreamerV2(SequenceOffPolicyAlgorithm):
@@ -112,11 +105,13 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
     """
 
     base_policy_class: ClassVar[type[WorldModelPolicy]] = DreamerPolicy
+    options = OPTIONS
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": MlpPolicy,
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
+    policy: DreamerPolicy  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -250,11 +245,7 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
         self._set_learning_rates(1.0)
 
     def _check_options(self) -> None:
-        """One clear error for an impossible option, before anything is built."""
-        for name in WHOLE_NUMBERS:
-            setattr(self, name, whole_number(name, getattr(self, name), 1))
         check_number("learning_starts", self.learning_starts, 0)
-        self.gradient_steps = whole_number("gradient_steps", self.gradient_steps, -1)
         if isinstance(self.train_freq, list):  # from YAML
             self.train_freq = tuple(self.train_freq)
         if isinstance(self.train_freq, tuple):
@@ -266,9 +257,7 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
             check_number("max_grad_norm", self.max_grad_norm, 1e-12)
         if self.max_skipped_updates is not None:
             check_number("max_skipped_updates", self.max_skipped_updates, 1)
-        for name in SCHEDULED:
-            setattr(self, name, parse_schedule(name, getattr(self, name), *(["auto"] if name == "reinforce_weight" else [])))
-        for name in ("learning_rate", "actor_learning_rate", "critic_learning_rate"):
+        for name in RATES:
             schedule_value(name, getattr(self, name), 1.0)
         self._noise_amount()
         if self.explore_until is not None:
@@ -290,8 +279,21 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
     @property
     def model_objective(self) -> WorldModelObjective:
         """What the world model minimizes, from the current options."""
-        names = signature(WorldModelObjective).parameters
-        return WorldModelObjective(**{name: getattr(self, name) for name in names})
+        return WorldModelObjective(
+            gamma=self.gamma,
+            kl_scale=self.kl_scale,
+            kl_balance=self.kl_balance,
+            kl_forward=self.kl_forward,
+            free_nats=self.free_nats,
+            free_nats_average=self.free_nats_average,
+            observation_scale=self.observation_scale,
+            reward_scale=self.reward_scale,
+            discount_scale=self.discount_scale,
+            reward_transform=self.reward_transform,
+            observation_gradients=self.observation_gradients,
+            reward_gradients=self.reward_gradients,
+            discount_gradients=self.discount_gradients,
+        )
 
     @property
     def _engine_options(self) -> EngineOptions:
@@ -306,12 +308,19 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
     @property
     def behavior_objective(self) -> BehaviorObjective:
         """What actor and critic learn from, from the current options; schedules at the current progress."""
-        options = {name: getattr(self, name) for name in signature(BehaviorObjective).parameters}
-        if isinstance(self.reinforce_weight, str):  # "auto"
-            options["reinforce_weight"] = 0.0 if isinstance(self.action_space, spaces.Box) else 1.0
-        for name in ("ent_coef", "reinforce_weight"):
-            options[name] = schedule_value(name, options[name], self._current_progress_remaining)
-        return BehaviorObjective(**options)
+        weight, progress = self.reinforce_weight, self._current_progress_remaining
+        if isinstance(weight, str):  # "auto"
+            weight = 0.0 if isinstance(self.action_space, spaces.Box) else 1.0
+        return BehaviorObjective(
+            imagination_horizon=self.imagination_horizon,
+            imagination_stride=self.imagination_stride,
+            gamma=self.gamma,
+            return_lambda=self.return_lambda,
+            reinforce_weight=schedule_value("reinforce_weight", weight, progress),
+            ent_coef=schedule_value("ent_coef", self.ent_coef, progress),
+            reward_norm_momentum=self.reward_norm_momentum,
+            reward_norm_scale=self.reward_norm_scale,
+        )
 
     # --------------------------------------------------------------------------------------------------------- training
 

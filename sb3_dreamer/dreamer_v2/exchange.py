@@ -3,7 +3,6 @@
 import inspect
 import json
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,13 @@ from stable_baselines3.common.vec_env import unwrap_vec_normalize
 from torch import nn
 
 from sb3_dreamer.common.files import atomic_file
+from sb3_dreamer.common.options import Option
+from sb3_dreamer.common.version import VERSION
 from sb3_dreamer.dreamer_v2.dreamer_v2 import DreamerV2
 from sb3_dreamer.dreamer_v2.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
 
 FORMAT, SUFFIX = "1", "safetensors"
 POLICIES = {cls.__name__: cls for cls in (CnnPolicy, MlpPolicy, MultiInputPolicy, DreamerPolicy)}
-#: Constructor arguments that belong to a machine or a run, not to the agent
-LEFT_OUT = {"policy", "env", "device", "verbose", "seed", "tensorboard_log", "stats_window_size", "policy_kwargs"}
-LEFT_OUT |= {"_init_setup_model", "replay_buffer_class", "replay_buffer_kwargs", "precision", "cuda_graphs", "overlap"}
 
 
 def export_model(model: DreamerV2, path: str | Path) -> None:
@@ -39,14 +37,15 @@ def export_model(model: DreamerV2, path: str | Path) -> None:
     policy_class = type(model.policy)
     if POLICIES.get(policy_class.__name__) is not policy_class:
         raise ValueError(f"export_model writes the policies {sorted(POLICIES)}, but this one is {policy_class.__name__}.")
-    names = set(inspect.signature(DreamerV2.__init__).parameters) - LEFT_OUT - {"self", "train_freq"}
-    arguments = {name: to_json(name, getattr(model, name)) for name in sorted(names)}
+    names = sorted(set(inspect.signature(DreamerV2).parameters) - {"train_freq"})
+    exported = [name for name in names if DreamerV2.options.get(name, Option()).is_exported]
+    arguments = {name: to_json(name, getattr(model, name)) for name in exported}
     frequency = model.train_freq
     arguments["train_freq"] = [frequency.frequency, frequency.unit.value]  # type: ignore[union-attr]
     policy_kwargs = {name: to_json(f"policy_kwargs['{name}']", value) for name, value in model.policy_kwargs.items()}
     content = {
         "format": FORMAT,
-        "sb3_dreamer": files("sb3_dreamer").joinpath("version.txt").read_text().strip(),
+        "sb3_dreamer": VERSION,
         "policy": policy_class.__name__,
         "arguments": json.dumps(arguments),
         "policy_kwargs": json.dumps(policy_kwargs),

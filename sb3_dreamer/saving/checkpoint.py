@@ -1,4 +1,4 @@
-"""Full checkpoints: everything that training needs to go on as if it had not stopped."""
+"""Full checkpoints: everything that training needs to resume as if it had not stopped."""
 
 import hashlib
 import itertools
@@ -9,18 +9,17 @@ import re
 import shutil
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dreamer.common.files import atomic_file, sync_folder
 from sb3_dreamer.ranks.distributed import gather, rank
 from sb3_dreamer.ranks.rank_files import file_of_rank, is_of_rank
-
-if TYPE_CHECKING:
-    from sb3_dreamer.algorithm.sequence_algorithm import SequenceOffPolicyAlgorithm
+from sb3_dreamer.replay.buffer import SequenceReplayBuffer
 
 #: Names that rl_zoo3's ``--trained-agent`` looks for, too
 MODEL, BUFFER, NORMALIZE = "model.zip", "replay_buffer.pkl", "vecnormalize.pkl"
@@ -28,141 +27,124 @@ RANDOM, CONTENTS = "random.json", "contents.json"
 NAME = re.compile(r"step_(\d{12})")
 
 
-def save_checkpoint(algorithm: "SequenceOffPolicyAlgorithm", folder: str | Path, keep: int | None = None) -> Path:
+class Checkpointed(Protocol):
+    """What a checkpoint needs of an algorithm."""
+
+    num_timesteps: int
+    device: th.device
+    action_space: spaces.Space
+    replay_buffer: SequenceReplayBuffer
+
+    def save(self, path: Any) -> None:
+        """Write the model."""
+
+    def save_replay_buffer(self, path: Any) -> None:
+        """Write the replay buffer of this rank."""
+
+    def get_vec_normalize_env(self) -> VecNormalize | None:
+        """The environment's ``VecNormalize``, if there is one."""
+
+
+class Checkpoint:
     """
-    Write one checkpoint; it is there as a whole or not at all. Several ranks do so together, in a folder that all of them see:
-    rank 0 writes the model, and every rank its own buffer and random states.
+    One checkpoint, a folder ``step_...``, as this rank sees it: its files have the same names on every rank.
 
-    :param algorithm: in training
-    :param folder: of all checkpoints
-    :param keep: older checkpoints are deleted until so many are left; None keeps all
-    :return: its own folder, ``step_...``
+    :param path: of the folder
     """
-    folder = Path(folder)
-    target = folder / f"step_{algorithm.num_timesteps:012d}"
-    hidden = folder / f".{target.name}.tmp"
-    if rank() == 0:
-        shutil.rmtree(hidden, ignore_errors=True)
-        hidden.mkdir(parents=True)
-    gather(None)  # the folder is there
-    try:
-        if not hidden.is_dir():
-            raise FileNotFoundError(f"Rank {rank()} does not see rank 0's {hidden}: all ranks must share the folder.")
-        write_parts(algorithm, hidden)
-        names = [path.name for path in sorted(hidden.iterdir()) if not path.name.startswith(".")]
-        digests = {name: digest(hidden / name) for name in names if is_of_rank(name) == rank()}
-        contents = {name: value for part in gather(digests) for name, value in part.items()}
-        if rank() > 0:
-            return target
-        with atomic_file(hidden / CONTENTS) as file:
-            file.write(json.dumps(contents).encode())
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(hidden, target)
-    except BaseException:
-        if rank() == 0:
-            shutil.rmtree(hidden, ignore_errors=True)
-        raise
-    sync_folder(folder)
-    for old in checkpoints(folder)[:-keep] if keep is not None else []:
-        shutil.rmtree(old)
-    return target
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.model, self.buffer = path, path / MODEL, path / BUFFER
+        self._own_statistics, self._random = file_of_rank(path / NORMALIZE), file_of_rank(path / RANDOM)
+
+    @classmethod
+    def newest(cls, folder: str | Path) -> "Checkpoint":
+        """
+        The newest checkpoint that is not damaged; a warning names those that are.
+
+        :param folder: of all checkpoints, or of one
+        :return: the checkpoint
+        :raises FileNotFoundError: if there is none
+        :raises ValueError: if all are damaged, or the one that was named
+        """
+        folder = Path(folder)
+        found = [folder] if (folder / CONTENTS).exists() else checkpoints(folder)
+        if not found:
+            raise FileNotFoundError(f"There is no checkpoint in {folder}, which should hold folders named step_...")
+        for path in reversed(found[1:]):
+            try:
+                return cls(path)._checked()
+            except ValueError as error:
+                warnings.warn(f"{error} Trying the checkpoint before it.")
+        return cls(found[0])._checked()
+
+    def _checked(self) -> "Checkpoint":
+        """Itself, if all files are what was written."""
+        for name, wanted in json.loads((self.path / CONTENTS).read_text()).items():
+            file = self.path / name
+            if not file.exists() or _digest(file) != wanted:
+                raise ValueError(f"The checkpoint {self.path} is damaged: {name} is not what was written.")
+        return self
+
+    @property
+    def statistics(self) -> Path:
+        """This rank's statistics of ``VecNormalize``, or those of rank 0 if it has none."""
+        return self._own_statistics if self._own_statistics.exists() else self.path / NORMALIZE
+
+    def write(self, algorithm: Checkpointed) -> None:
+        """
+        Write this rank's files: rank 0 the model, and every rank its buffer, statistics and random states.
+
+        :param algorithm: in training
+        """
+        algorithm.save(self.model)
+        algorithm.save_replay_buffer(self.buffer)
+        normalize = algorithm.get_vec_normalize_env()
+        if normalize is not None:
+            normalize.save(str(self._own_statistics))
+        with atomic_file(self._random) as file:
+            file.write(json.dumps(random_states(algorithm)).encode())
+
+    def restore_normalization(self, normalize: VecNormalize | None) -> None:
+        """
+        Give the environment's ``VecNormalize`` the statistics that it had.
+
+        :param normalize: of the environment
+        :raises ValueError: if the checkpoint was made with a ``VecNormalize`` and the environment has none, or vice versa
+        """
+        has_file = (self.path / NORMALIZE).exists()
+        if has_file != (normalize is not None):
+            said = ("with", "without") if has_file else ("without", "with")
+            raise ValueError(
+                f"{self.path} was made {said[0]} VecNormalize, but the environment comes {said[1]}: wrap it as before."
+            )
+        if normalize is not None:
+            saved = VecNormalize.load(str(self.statistics), normalize.venv)
+            for name in {"obs_rms", "ret_rms", "returns", "clip_obs", "clip_reward", "gamma", "epsilon"} & set(vars(saved)):
+                setattr(normalize, name, getattr(saved, name))
+
+    def restore_random_states(self, algorithm: Checkpointed) -> None:
+        """
+        Continue all sequences of random numbers. A rank that the checkpoint does not know keeps those of its seed.
+
+        :param algorithm: that resumes
+        """
+        if not self._random.exists():
+            return
+        states = json.loads(self._random.read_text())
+        th.set_rng_state(th.tensor(states["torch"], dtype=th.uint8))
+        if "cuda" in states and algorithm.device.type == "cuda":
+            th.cuda.set_rng_state(th.tensor(states["cuda"], dtype=th.uint8), algorithm.device)
+        name, keys, *rest = states["numpy"]
+        np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+        version, internal, gauss = states["python"]
+        random.setstate((version, tuple(internal), gauss))
+        algorithm.replay_buffer.random_state = states["buffer"]
+        algorithm.action_space.np_random.bit_generator.state = states["action_space"]
 
 
-def write_parts(algorithm: "SequenceOffPolicyAlgorithm", folder: Path) -> None:
+def random_states(algorithm: Checkpointed) -> dict[str, Any]:
     """
-    What one rank has to write.
-
-    :param algorithm: in training
-    :param folder: of one checkpoint
-    """
-    algorithm.save(folder / MODEL)
-    algorithm.save_replay_buffer(folder / BUFFER)
-    normalize = algorithm.get_vec_normalize_env()
-    if normalize is not None:
-        normalize.save(str(file_of_rank(folder / NORMALIZE)))
-    with atomic_file(file_of_rank(folder / RANDOM)) as file:
-        file.write(json.dumps(random_states(algorithm)).encode())
-
-
-def checkpoints(folder: str | Path) -> list[Path]:
-    """
-    :param folder: of :func:`save_checkpoint`
-    :return: all checkpoints in it, the newest last
-    """
-    found = [path for path in Path(folder).glob("step_*") if NAME.fullmatch(path.name) and (path / CONTENTS).exists()]
-    return sorted(found)
-
-
-def check_checkpoint(path: Path) -> None:
-    """
-    Compare all files of a checkpoint with what was written.
-
-    :param path: of the checkpoint
-    :raises ValueError: naming the file that is missing or damaged
-    """
-    contents = json.loads((path / CONTENTS).read_text())
-    for name, wanted in contents.items():
-        file = path / name
-        if not file.exists() or digest(file) != wanted:
-            raise ValueError(f"The checkpoint {path} is damaged: {name} is not what was written.")
-
-
-def find_checkpoint(folder: str | Path) -> Path:
-    """
-    :param folder: of all checkpoints, or of one
-    :return: the newest that is not damaged; a warning names those that are
-    :raises FileNotFoundError: if there is none
-    :raises ValueError: if all are damaged, or the one that was named
-    """
-    folder = Path(folder)
-    found = [folder] if (folder / CONTENTS).exists() else checkpoints(folder)
-    if not found:
-        raise FileNotFoundError(f"There is no checkpoint in {folder}, which should hold folders named step_...")
-    while len(found) > 1:
-        try:
-            check_checkpoint(found[-1])
-            return found[-1]
-        except ValueError as error:
-            warnings.warn(f"{error} Looking at the one before it.")
-            found.pop()
-    check_checkpoint(found[0])
-    return found[0]
-
-
-def set_aside(folder: str | Path, num_timesteps: int) -> None:
-    """
-    Rename the checkpoints of steps that a run which begins has not reached yet: they are of another run, or of one that went
-    on from an older checkpoint, and neither ``keep`` nor ``resume`` may take them for its newest. Nothing is deleted.
-
-    :param folder: of all checkpoints
-    :param num_timesteps: at which the run begins
-    """
-    later = [path for path in checkpoints(folder) if int(path.name.removeprefix("step_")) > num_timesteps]
-    for path in later:
-        number = itertools.count(1)
-        os.replace(path, next(name for n in number if not (name := path.with_name(f"aside{n}_{path.name}")).exists()))
-    if later:
-        warnings.warn(
-            f"{folder} has checkpoints of another run, which are later than step {num_timesteps} at which this one begins: "
-            f"{', '.join(path.name for path in later)} were renamed to aside..._step_..."
-        )
-
-
-def digest(path: Path) -> str:
-    """
-    :param path: of a file
-    :return: SHA-256 of its content
-    """
-    result = hashlib.sha256()
-    with open(path, "rb") as file:
-        while content := file.read(1 << 22):
-            result.update(content)
-    return result.hexdigest()
-
-
-def random_states(algorithm: "SequenceOffPolicyAlgorithm") -> dict[str, Any]:
-    """
-    Everything that random numbers are drawn from, but for the environment.
+    The states of everything that random numbers are drawn from, except the environment's.
 
     :param algorithm: in training
     :return: values for JSON
@@ -180,48 +162,83 @@ def random_states(algorithm: "SequenceOffPolicyAlgorithm") -> dict[str, Any]:
     return states
 
 
-def restore_random_states(algorithm: "SequenceOffPolicyAlgorithm", path: Path) -> None:
+def checkpoints(folder: str | Path) -> list[Path]:
     """
-    :param algorithm: that goes on
-    :param path: of a checkpoint; a rank that it does not know keeps the random states of its seed
+    All complete checkpoints of a folder.
+
+    :param folder: of :func:`save_checkpoint`
+    :return: their folders, the newest last
     """
-    file = file_of_rank(path / RANDOM)
-    if not file.exists():
-        return
-    states = json.loads(file.read_text())
-    th.set_rng_state(th.tensor(states["torch"], dtype=th.uint8))
-    if "cuda" in states and algorithm.device.type == "cuda":
-        th.cuda.set_rng_state(th.tensor(states["cuda"], dtype=th.uint8), algorithm.device)
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    algorithm.replay_buffer.random_state = states["buffer"]
-    algorithm.action_space.np_random.bit_generator.state = states["action_space"]
+    return sorted(path for path in Path(folder).glob("step_*") if NAME.fullmatch(path.name) and (path / CONTENTS).exists())
 
 
-def statistics_file(path: Path) -> Path:
+def save_checkpoint(algorithm: Checkpointed, folder: str | Path, keep: int | None = None) -> Path:
     """
-    :param path: of a checkpoint
-    :return: this rank's statistics of ``VecNormalize``, or those of rank 0 where it has none
+    Write one checkpoint; a kill leaves either all of it or nothing. All ranks write together, into a folder that they share.
+
+    :param algorithm: in training
+    :param folder: of all checkpoints
+    :param keep: number of latest checkpoints to keep; None keeps all
+    :return: its own folder, ``step_...``
     """
-    own = file_of_rank(path / NORMALIZE)
-    return own if own.exists() else path / NORMALIZE
+    folder = Path(folder)
+    target = folder / f"step_{algorithm.num_timesteps:012d}"
+    hidden = folder / f".{target.name}.tmp"
+    try:
+        contents = _write_hidden(algorithm, hidden)
+        if rank() > 0:
+            return target
+        with atomic_file(hidden / CONTENTS) as file:
+            file.write(json.dumps(contents).encode())
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(hidden, target)
+    except BaseException:
+        if rank() == 0:
+            shutil.rmtree(hidden, ignore_errors=True)
+        raise
+    sync_folder(folder)
+    for old in checkpoints(folder)[:-keep] if keep is not None else []:
+        shutil.rmtree(old)
+    return target
 
 
-def restore_normalization(path: Path, normalize: VecNormalize | None) -> None:
-    """
-    Give the environment's ``VecNormalize`` the statistics that it had.
+def _write_hidden(algorithm: Checkpointed, hidden: Path) -> dict[str, str]:
+    """Write the files of all ranks to a hidden folder; returns their digests."""
+    if rank() == 0:
+        shutil.rmtree(hidden, ignore_errors=True)
+        hidden.mkdir(parents=True)
+    gather(None)  # the folder is there
+    if not hidden.is_dir():
+        raise FileNotFoundError(f"Rank {rank()} does not see rank 0's {hidden}: all ranks must share the folder.")
+    Checkpoint(hidden).write(algorithm)
+    names = [path.name for path in sorted(hidden.iterdir()) if not path.name.startswith(".")]
+    own = {name: _digest(hidden / name) for name in names if is_of_rank(name) == rank()}
+    return {name: value for part in gather(own) for name, value in part.items()}
 
-    :param path: of a checkpoint
-    :param normalize: of the environment
-    :raises ValueError: if only one of them is there
+
+def set_aside(folder: str | Path, num_timesteps: int) -> None:
     """
-    has_file = (path / NORMALIZE).exists()
-    if has_file != (normalize is not None):
-        said = ("with", "without") if has_file else ("without", "with")
-        raise ValueError(f"{path} was made {said[0]} VecNormalize, but the environment comes {said[1]}: wrap it as before.")
-    if normalize is not None:
-        saved = VecNormalize.load(str(statistics_file(path)), normalize.venv)
-        for name in {"obs_rms", "ret_rms", "returns", "clip_obs", "clip_reward", "gamma", "epsilon"} & set(vars(saved)):
-            setattr(normalize, name, getattr(saved, name))
+    Rename checkpoints of later steps than the one at which a run begins. They belong to another run, or to one that resumed
+    from an older checkpoint, and neither ``keep`` nor ``resume`` may take them for the newest. Nothing is deleted.
+
+    :param folder: of all checkpoints
+    :param num_timesteps: at which the run begins
+    """
+    later = [path for path in checkpoints(folder) if int(path.name.removeprefix("step_")) > num_timesteps]
+    for path in later:
+        number = itertools.count(1)
+        os.replace(path, next(name for n in number if not (name := path.with_name(f"aside{n}_{path.name}")).exists()))
+    if later:
+        warnings.warn(
+            f"{folder} has checkpoints of another run, later than step {num_timesteps} at which this one begins: "
+            f"{', '.join(path.name for path in later)} were renamed to aside..._step_..."
+        )
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    result = hashlib.sha256()
+    with open(path, "rb") as file:
+        while content := file.read(1 << 22):
+            result.update(content)
+    return result.hexdigest()

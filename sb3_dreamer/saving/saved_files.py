@@ -1,6 +1,7 @@
-"""Model and buffer files as they lie on the disk: checked from end to end before anything in them is believed."""
+"""Model and buffer files, checked from end to end before anything in them is used."""
 
 import io
+import json
 import os
 import pathlib
 import pickle
@@ -12,14 +13,18 @@ from stable_baselines3.common.save_util import open_path
 
 from sb3_dreamer.common.files import StorageError, is_path
 
+#: Attribute of a model that says how its file is written, and the present way
+FORMAT_ATTRIBUTE, MODEL_FORMAT = "_file_format", 2
 #: After the pickle of a buffer: this and the CRC-32 of the pickle. SB3's own reader stops before it
 TRAILER = b"sb3_dreamer replay buffer crc32 "
 
 
 def with_suffix(path: Any) -> pathlib.Path:
     """
+    Append the suffix of a buffer file, as SB3 does.
+
     :param path: of a buffer's file
-    :return: the same, with the suffix that SB3 appends where there is none
+    :return: the same, with a suffix
     """
     path = pathlib.Path(path)
     return path if path.suffix else pathlib.Path(f"{path}.pkl")
@@ -27,9 +32,9 @@ def with_suffix(path: Any) -> pathlib.Path:
 
 class ChecksumWriter:
     """
-    A file that is written through, with the checksum of everything that was.
+    Computes the checksum of everything that is written to a file.
 
-    :param file: to write
+    :param file: open for writing
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -37,6 +42,8 @@ class ChecksumWriter:
 
     def write(self, content: Any) -> int:
         """
+        Write to the file.
+
         :param content: bytes, or a buffer of them
         :return: number of bytes
         """
@@ -46,10 +53,10 @@ class ChecksumWriter:
 
 def check_model_file(path: str | pathlib.Path | io.BufferedIOBase) -> None:
     """
-    Read all of a model file, whose parts have checksums.
+    Check a model file completely: the checksums of its parts, and the version of its format.
 
     :param path: of the file; the suffix may be left out
-    :raises ValueError: if it is no model file, or not a whole one
+    :raises ValueError: if it is not a complete model file, or written in another format
     :raises FileNotFoundError: if there is none
     """
     file = open_path(path, "r", suffix="zip") if not is_path(path) or not os.path.isdir(path) else None  # type: ignore[arg-type]
@@ -59,50 +66,51 @@ def check_model_file(path: str | pathlib.Path | io.BufferedIOBase) -> None:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
             missing = {"data", "policy.pth"} - set(archive.namelist())
+            data = json.loads(archive.read("data")) if damaged is None and not missing else {}
     except Exception as error:  # zipfile raises anything
-        raise ValueError(f"{path} is not a whole model file (truncated or of another kind): {error}") from error
+        raise ValueError(f"{path} is not a complete model file (truncated or of another kind): {error}") from error
     finally:
         if file is not path:
             file.close()
         else:
             file.seek(0)
     if damaged is not None:
-        raise ValueError(f"{path} is damaged: its part '{damaged}' does not fit its checksum.")
+        raise ValueError(f"{path} is damaged: its part '{damaged}' does not match its checksum.")
     if missing:
         # The front part of a model file still is a zip file, since it holds others
-        raise ValueError(f"{path} is not a whole model file (truncated or of another kind): it has no {sorted(missing)}.")
+        raise ValueError(f"{path} is not a complete model file (truncated or of another kind): it has no {sorted(missing)}.")
+    written = data.get(FORMAT_ATTRIBUTE, 1)
+    if "batch_length" in data and written != MODEL_FORMAT:  # one of ours
+        raise ValueError(
+            f"{path} has format {written} of another sb3_dreamer, expected format {MODEL_FORMAT}. Load it with the version "
+            "that wrote it, or train the agent again."
+        )
 
 
-def check_buffer_file(file: BinaryIO, path: Any) -> None:
-    """
-    Compare a buffer file with its checksum.
-
-    :param file: open, at its beginning; is there again afterwards
-    :param path: for the error's text
-    :raises ValueError: if it is no buffer file, or not a whole one
-    """
+def _check_buffer_file(file: BinaryIO, path: Any) -> None:
+    """Compare a buffer file, open at its beginning, with its checksum."""
     length = len(TRAILER) + 4
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - length))
     trailer = file.read()
     file.seek(0)
     if not trailer.startswith(TRAILER):
-        raise ValueError(f"{path} is not a whole replay buffer file (truncated or of another kind): it has no checksum.")
+        raise ValueError(f"{path} is not a complete replay buffer file (truncated or of another kind): it has no checksum.")
     left, value = size - length, 0
     while left > 0:
         content = file.read(min(left, 1 << 24))
         value, left = zlib.crc32(content, value), left - len(content)
     file.seek(0)
     if value != int.from_bytes(trailer[-4:], "little"):
-        raise ValueError(f"{path} is damaged: its content does not fit its checksum.")
+        raise ValueError(f"{path} is damaged: its content does not match its checksum.")
 
 
 def unpickle(path: str | pathlib.Path | io.BufferedIOBase, verbose: int = 0) -> Any:
     """
-    SB3's ``load_from_pkl`` with one kind of error for whatever a damaged file makes of Python, and no file left open.
+    Unpickle a buffer file. Unlike SB3's ``load_from_pkl`` it raises one kind of error for all damage and closes the file.
 
     :param path: of the file; the suffix may be left out
-    :param verbose: 2 tells the path
+    :param verbose: 2 prints the path
     :return: what the file holds
     :raises ValueError: if it is damaged
     """
@@ -111,7 +119,7 @@ def unpickle(path: str | pathlib.Path | io.BufferedIOBase, verbose: int = 0) -> 
     file: Any = open_path(path, "r", verbose=verbose, suffix="pkl")
     try:
         if file is not path:
-            check_buffer_file(file, path)
+            _check_buffer_file(file, path)
         return pickle.load(file)
     except (OSError, MemoryError):
         raise
@@ -122,7 +130,7 @@ def unpickle(path: str | pathlib.Path | io.BufferedIOBase, verbose: int = 0) -> 
             raise
         if isinstance(error, ValueError) and str(path) in str(error):
             raise
-        raise ValueError(f"{path} is not a whole replay buffer file (truncated or of another kind): {error}") from error
+        raise ValueError(f"{path} is not a complete replay buffer file (truncated or of another kind): {error}") from error
     finally:
         if file is not path:
             file.close()

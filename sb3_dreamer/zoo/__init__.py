@@ -249,12 +249,12 @@ def _with_statistics_of_checkpoints(normalize: Callable[..., Any]) -> Callable[.
     """
     from stable_baselines3.common.vec_env import VecNormalize
 
-    from sb3_dreamer.saving.checkpoint import CONTENTS, statistics_file
+    from sb3_dreamer.saving.checkpoint import CONTENTS, Checkpoint
 
     @functools.wraps(normalize)
     def wrapper(self: Any, env: Any, eval_env: bool) -> Any:
         folder = Path(self.trained_agent).parent
-        path = statistics_file(folder)
+        path = Checkpoint(folder).statistics
         if self.algo != ALGO or not self.trained_agent or not (folder / CONTENTS).exists() or not path.exists():
             return normalize(self, env, eval_env)
         print("Loading saved VecNormalize stats")
