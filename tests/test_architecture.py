@@ -55,14 +55,14 @@ def location(module: str) -> tuple[str, str]:
 
 
 def imports(tree: ast.Module) -> Iterator[tuple[int, str, bool]]:
-    """Line, module and whether it is imported inside a function; not what only a type checker sees."""
-    inner = {id(node) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for node in ast.walk(f)}
-    typing_blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
-    skipped = {id(node) for block in typing_blocks for node in ast.walk(block)}
+    """Line, module, and whether it is imported inside a function or for type checkers only."""
+    blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    blocks += [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]  # type: ignore[misc]
+    inner = {id(node) for block in blocks for node in ast.walk(block)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import) and id(node) not in skipped:
+        if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name, id(node) in inner) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and id(node) not in skipped:
+        elif isinstance(node, ast.ImportFrom):
             source = "." * node.level + (node.module or "")
             for alias in node.names:
                 path = Path(*source.split(".")[1:], alias.name) if source.startswith("sb3_dreamer") else None
@@ -129,6 +129,15 @@ def test_package_follows_the_house() -> None:
     assert not found, "\n" + "\n".join(found)
 
 
+def test_rooms_have_no_circle() -> None:
+    """A room imports only rooms before it, and no algorithm imports another one."""
+    rooms = list(ROOMS)
+    for number, room in enumerate(rooms):
+        assert set(ROOMS[room][1].split()) <= set(rooms[:number]), room
+    algorithms = [room for room in rooms if room.startswith("dreamer_")]
+    assert algorithms and not any(other in ROOMS[room][1].split() for room in algorithms for other in algorithms)
+
+
 def test_violations_are_named() -> None:
     """One violation of each kind, each found in its line."""
     long = "def f():\n" + "    x = 1\n" * 41
@@ -143,6 +152,8 @@ def test_violations_are_named() -> None:
         ("envs/atari.py", "import numpy\nimport cv2\nimport sb3_dreamer.replay\n"): ":3: envs must not import",
         ("replay/buffer.py", "import numpy\nimport cv2\n"): ":2: cv2 is heavy",
         ("presets.py", "import yaml\n"): ":1: yaml is heavy: presets imports it inside functions only",
+        ("common/layers.py", "if TYPE_CHECKING:\n    from sb3_dreamer.replay import x\n"): ":2: common must not import",
+        ("algorithm/team.py", "from sb3_dreamer.dreamer_v2 import DreamerV2\n"): ":1: algorithm must not import",
         ("common/layers.py", "from . import functional\n"): ":1: relative import",
         ("common/heads.py", "from sb3_dreamer.common.layers import _x\n"): ":1: sb3_dreamer.common.layers._x is private",
         ("common/utils.py", ""): ":1: this file has no place",

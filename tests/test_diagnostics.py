@@ -49,7 +49,7 @@ def test_what_is_no_fault() -> None:
     assert told(LearningCheck(DISCRETE), reward_variance=0.0, reward_loss=LOG_SQRT_2PI) == [], "there are no rewards"
     assert told(LearningCheck(spaces.Discrete(1)), actor_entropy=0.0) == [], "there is nothing to choose"
     (text,) = told(LearningCheck(BOX), actor_entropy=-5.0, actor_grad_norm=0.1)
-    assert "has stopped to explore" in text
+    assert "has stopped exploring" in text
     dims = BOX.shape[0]
     assert told(LearningCheck(BOX), actor_entropy=-1.5 * dims, actor_grad_norm=0.1) == [], "the edge may be the right place"
     assert told(LearningCheck(BOX), actor_entropy=-0.9 * dims) == [], "the smallest scale, in the middle"
@@ -57,7 +57,7 @@ def test_what_is_no_fault() -> None:
     assert "at the edge of the Box" in text and "0.001" in text and "tanh_normal" in text
     assert told(LearningCheck(BOX, squashed=True), actor_entropy=-3.0 * dims) == [], "the slope of tanh, at good actions"
     stuck, edge = told(LearningCheck(BOX, squashed=True), actor_entropy=-6.5 * dims)
-    assert "has stopped to explore" in stuck and "at the edge of the Box" in edge
+    assert "has stopped exploring" in stuck and "at the edge of the Box" in edge
     check = LearningCheck(DISCRETE)
     check({}, PATIENCE, 0.0)  # no update since the last log
 
@@ -85,7 +85,7 @@ def test_an_agent_that_cannot_learn_is_found(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.warns(UserWarning) as caught:
         model.learn(200, log_interval=1)
     texts = [str(warning.message) for warning in caught]
-    assert any("the latent state says nothing" in text for text in texts)
+    assert any("the latent state carries no information" in text for text in texts)
     assert any("the reward head predicts a constant" in text for text in texts)
 
 

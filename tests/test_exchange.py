@@ -132,7 +132,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     header = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])["__metadata__"]
     for key in ("policy", "arguments", "observation_space"):
         path.write_bytes(save(load(whole), metadata={k: v for k, v in header.items() if k != key}))
-        with pytest.raises(ValueError, match="is no model of sb3_dreamer"):
+        with pytest.raises(ValueError, match="is not a model of sb3_dreamer"):
             import_model(path)
     wider = json.dumps({**json.loads(header["policy_kwargs"]), "deterministic_size": 17})
     path.write_bytes(save(load(whole), metadata={**header, "policy_kwargs": wider}))
@@ -169,7 +169,7 @@ def test_hostile_pickles_do_not_run(tmp_path: Path) -> None:
                 with pytest.raises((ValueError, TypeError)):
                     import_model(path)
     path.write_bytes(pickle.dumps(Bomb(mark)))
-    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+    with pytest.raises(ValueError, match="is not a complete safetensors file"):
         import_model(path)
     folder = tmp_path / "replay"
     storage = dict(storage_path=str(folder))

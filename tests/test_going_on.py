@@ -272,7 +272,7 @@ def test_what_all_ranks_do_is_not_called_by_one(tmp_path: Path) -> None:
     inner = ResumableCheckpointCallback(1, tmp_path)
     best = EvalCallback(DummyVecEnv([make_env]), inner)
     for given in (EveryNTimesteps(5, inner), [CallbackList([EveryNTimesteps(5, CallbackList([inner]))])], [best]):
-        with pytest.raises(ValueError, match="All ranks take part in ResumableCheckpointCallback: give it to learn"):
+        with pytest.raises(ValueError, match="All ranks take part in ResumableCheckpointCallback: pass it to learn"):
             refuse_inner(given)
     refuse_inner([inner, EveryNTimesteps(5, VideoPredictionCallback()), lambda *_: True])
     refuse_inner(None)

@@ -1,4 +1,4 @@
-"""Early warnings: logged numbers that show that nothing is being learned, with what to do about it."""
+"""Early warnings: logged numbers that show that nothing is learned, with what to do about it."""
 
 import math
 import warnings
@@ -12,9 +12,9 @@ from torch import nn
 from sb3_dreamer.common.distributions import LOG_SQRT_2PI
 from sb3_dreamer.common.preprocessing import action_blocks, action_dim
 
-#: Updates before the first warning: every young model looks broken
+#: Updates before the first warning: every untrained model looks broken
 PATIENCE = 500
-#: Share of a run in which a policy without entropy is a fault; later it may just know what to do
+#: Share of a run in which a policy without entropy is a fault; later it may have converged
 EARLY = 0.3
 #: Nats of KL that hold no information, and share of the rewards' variance that is no prediction
 NO_KL, NO_REWARD = 0.01, 0.02
@@ -31,14 +31,14 @@ PAGE = "See https://github.com/sb3-dreamer/sb3-dreamer/blob/main/docs/troublesho
 
 class NonFiniteError(FloatingPointError, ValueError):
     """
-    Updates were skipped again and again, because something in them is not a finite number. A ``ValueError`` too, for which
-    rl_zoo3 ends a trial of a study, not the study.
+    Updates were skipped again and again because something in them is not finite. It is a ``ValueError`` too, so that rl_zoo3
+    prunes a trial instead of ending the study.
     """
 
 
 class UpdateGuard:
     """
-    Counts updates in a row whose gradients were not finite. These were skipped: the weights are those of before.
+    Counts successive updates whose gradients were not finite. Such updates are skipped: the weights stay as they were.
 
     :param limit: number of such updates that ends the training; None for never
     """
@@ -50,8 +50,10 @@ class UpdateGuard:
 
     def __call__(self, metrics: Mapping[str, th.Tensor], policy: nn.Module) -> None:
         """
+        Count an update.
+
         :param metrics: of an update, by logged name
-        :param policy: whose gradients are looked at for the error
+        :param policy: whose gradients are searched for the error
         :raises NonFiniteError: naming the first quantity that is not finite
         """
         if self.limit is None:
@@ -62,20 +64,16 @@ class UpdateGuard:
         # Looking waits for a GPU
         if (skipped.device.type == "cpu" or self._since_look >= self.limit) and self._in_a_row >= self.limit:
             raise NonFiniteError(
-                f"{self.limit} updates in a row were skipped, because their gradients were not finite; the first such "
-                f"quantity is {first_non_finite(metrics, policy)}. The weights are those of before and can be saved. Lower "
-                "learning_rate, look at the scale of observations and rewards, or use precision='float32'."
+                f"{self.limit} updates in a row were skipped because their gradients were not finite; the first such "
+                f"quantity is {first_non_finite(metrics, policy)}. The weights are those before them and can be saved. Lower "
+                " learning_rate, check the scale of observations and rewards, or use precision='float32'."
             )
         if self._since_look >= self.limit:
             self._since_look = 0
 
 
 def first_non_finite(metrics: Mapping[str, th.Tensor], policy: nn.Module) -> str:
-    """
-    :param metrics: of an update, in the order in which they are computed
-    :param policy: with gradients
-    :return: name and value of the first that is not finite
-    """
+    """Name and value of the first quantity that is not finite, in the order in which they are computed."""
     for name in [name for name in metrics if name != "model_loss"]:
         if not name.endswith("grad_norm") and not math.isfinite(float(metrics[name])):
             return f"train/{name} = {float(metrics[name])}"
@@ -87,7 +85,7 @@ def first_non_finite(metrics: Mapping[str, th.Tensor], policy: nn.Module) -> str
 
 class LearningCheck:
     """
-    Warns once of each sign that an agent does not learn.
+    Warns once of each sign that an agent is not learning.
 
     :param action_space: of the agent
     :param squashed: whether a Box has a tanh-normal actor
@@ -104,6 +102,8 @@ class LearningCheck:
 
     def __call__(self, means: Mapping[str, float], n_updates: int, progress: float) -> None:
         """
+        Look at the metrics, and warn.
+
         :param means: of the metrics since the last time, by logged name
         :param n_updates: so far
         :param progress: share of the run that is over, in [0, 1]
@@ -119,32 +119,32 @@ class LearningCheck:
         found: dict[str, str] = {}
         if means.get("kl", math.inf) < NO_KL:
             found["kl"] = (
-                f"the KL of posterior and prior is {means['kl']:.2g} nats: the latent state says nothing about the "
-                "observation. Lower kl_scale, or raise observation_scale (or normalize_observations for small numbers)."
+                f"the KL of posterior and prior is {means['kl']:.2g} nats: the latent state carries no information about the "
+                "observation. Lower kl_scale, or raise observation_scale (or set normalize_observations for small numbers)."
             )
         variance = means.get("reward_variance", 0.0)
         error = 2.0 * (means.get("reward_loss", 0.0) - LOG_SQRT_2PI)
         if variance > 1e-8 and error > (1.0 - NO_REWARD) * variance:
             found["reward"] = (
                 f"the reward head predicts a constant (error {error:.2g}, variance of the rewards {variance:.2g}): the "
-                "actor has nothing to seek. Raise reward_scale if rewards are small or rare, lower kl_scale if the latent "
-                "state is poor."
+                "actor has nothing to maximize. Raise reward_scale if rewards are small or rare, lower kl_scale if the latent "
+                "state is uninformative."
             )
         if self._can_choose and progress < EARLY and means.get("actor_entropy", math.inf) < self._lowest_entropy:
             found["entropy"] = (
                 f"the actor's entropy is {means['actor_entropy']:.2g} nats with {1.0 - progress:.0%} of the run to go: it has "
-                "stopped to explore. Raise ent_coef, or lower actor_learning_rate."
+                "stopped exploring. Raise ent_coef, or lower actor_learning_rate."
             )
         gradient = means.get("actor_grad_norm", math.inf)
         if means.get("actor_entropy", math.inf) < self._entropy_at_the_edge and NO_GRADIENT <= gradient < EDGE_GRADIENT:
             found["edge"] = (
-                f"the actor's actions are at the edge of the Box (entropy {means['actor_entropy']:.2g}), where hardly "
-                f"a gradient is left ({gradient:.2g}). {self._edge_advice}Raise ent_coef at first ('lin_3e-1_3e-3'), or lower "
+                f"the actor's actions are at the edge of the Box (entropy {means['actor_entropy']:.2g}), where the gradient "
+                f"is almost zero ({gradient:.2g}). {self._edge_advice}Raise ent_coef at first ('lin_3e-1_3e-3'), or lower "
                 "actor_learning_rate."
             )
         if gradient < NO_GRADIENT:
             found["gradient"] = (
-                f"the actor's gradient is {gradient:.2g}: all imagined returns are the same. Look at "
+                f"the actor's gradient is {gradient:.2g}: all imagined returns are equal. Check "
                 "train/imagined_reward_std and train/imagined_discount_mean."
             )
         return found

@@ -1,4 +1,4 @@
-"""How updates and acting steps are carried out on the device: at once, from CUDA graphs, one beside the other."""
+"""How updates and acting steps run on the device: directly, from CUDA graphs, or one beside the other."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -28,6 +28,8 @@ class EngineOptions(NamedTuple):
 
     def check(self, device: th.device) -> None:
         """
+        Refuse what the device cannot do.
+
         :param device: of the policy
         :raises ValueError: naming the option that is impossible there
         """
@@ -78,7 +80,7 @@ class Engine:
         self._acting = GraphedActing(self.collector, make_recorder) if records_acting else None
 
     def forget(self) -> None:
-        """The policy's tensors have been replaced, or its weights loaded: record anew, and collect with the new weights."""
+        """Record again and collect with the new weights: tensors of the policy have been replaced, or weights loaded."""
         for graphed in (self._graphed, self._acting):
             if graphed is not None:
                 graphed.forget()
@@ -87,29 +89,13 @@ class Engine:
 
     @property
     def acting(self) -> AbstractContextManager[object]:
-        """Surroundings of everything that belongs to an acting step, the reading of its actions included."""
+        """Context of everything that belongs to an acting step, reading its actions included."""
         return nullcontext() if self._stream is None else th.cuda.stream(self._stream)
 
-    def act(
-        self,
-        observations: dict[str, th.Tensor],
-        state: ActingState,
-        episode_starts: th.Tensor,
-        explore: bool = False,
-        noise_amount: float = 0.0,
-    ) -> ActingState:
-        """
-        See :meth:`WorldModelPolicy.act`.
-
-        :param observations: per key (n, *shape)
-        :param state: after the previous step
-        :param episode_starts: bool, (n,)
-        :param explore: let the exploration's actor choose
-        :param noise_amount: disturbs the chosen action
-        :return: latent state and chosen action vectors; valid until the next call
-        """
-        act = self.collector.act if self._acting is None else self._acting
-        return act(observations, state, episode_starts, explore=explore, noise_amount=noise_amount)
+    @property
+    def act(self) -> Callable[..., ActingState]:
+        """:meth:`WorldModelPolicy.act` of the collecting policy, from a graph if it is recorded: valid until the next call."""
+        return self.collector.act if self._acting is None else self._acting
 
     @th.no_grad()
     def before_updates(self) -> None:
@@ -148,12 +134,7 @@ class Engine:
 
 
 def acting_copy(policy: WorldModelPolicy) -> WorldModelPolicy:
-    """
-    A policy that acts with weights of its own and shares everything else.
-
-    :param policy: the trained one
-    :return: its copy
-    """
+    """A policy with weights of its own that shares everything else with the trained one."""
     twin = copy(policy)
     twin._modules = {name: deepcopy(module) for name, module in policy._modules.items()}
     return twin

@@ -1,21 +1,21 @@
 """
-Work that is recorded once and repeated by the GPU alone: CUDA graphs of the training update and of acting.
+CUDA graphs of the training update and of acting: recorded once, and repeated by the GPU alone.
 
 An update launches thousands of small kernels, which Python does more slowly than the GPU computes them. A graph repeats
-them with the same addresses and the same Python numbers; hence everything that changes is copied into tensors that stay.
+them with the same addresses and the same Python numbers, so everything that changes is copied into tensors that stay.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch as th
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sb3_dreamer.algorithm.policy import ActingState, WorldModelPolicy
 from sb3_dreamer.common.optimization import DreamerAdam
 from sb3_dreamer.common.type_aliases import SequenceBatch
 
-Tree = TypeVar("Tree")
-#: Calls before the recording: libraries choose their kernels in these
+#: Calls before the recording, in which libraries choose their kernels
 WARM_UP = 3
 
 
@@ -34,29 +34,25 @@ Update = Callable[[SequenceBatch, Any, Any], Any]
 
 
 class Recorder(Protocol):
-    """Records what a function does to tensors, so that it can be repeated without calling it; :class:`CudaRecorder`."""
+    """Records what a function does to tensors, so that it can be repeated without calling it."""
 
     def warm_up(self, function: Callable[[], Any]) -> Any:
-        """Call the function in the surroundings in which it will be recorded."""
+        """Call the function in the surroundings in which it will be recorded, and return what it returns."""
 
     def record(self, function: Callable[[], Any]) -> Any:
-        """Record it; what it returns is valid after the next :meth:`replay`."""
+        """Record the function; the tensors that it returns get their values from each :meth:`replay`."""
 
     def replay(self) -> None:
         """Repeat what was recorded."""
 
 
-class CudaRecorder:
-    """A CUDA graph."""
+class CudaRecorder(Recorder):
+    """A CUDA graph; work goes to the current stream."""
 
     def __init__(self) -> None:
         self._graph, self._side = th.cuda.CUDAGraph(), th.cuda.Stream()
 
     def warm_up(self, function: Callable[[], Any]) -> Any:
-        """
-        :param function: that launches work on the current stream
-        :return: what it returns
-        """
         self._side.wait_stream(th.cuda.current_stream())
         with th.cuda.stream(self._side):
             result = function()
@@ -64,51 +60,24 @@ class CudaRecorder:
         return result
 
     def record(self, function: Callable[[], Any]) -> Any:
-        """
-        :param function: that launches work on the current stream; nothing is computed yet
-        :return: what it returns, tensors whose values every :meth:`replay` makes anew
-        """
         with th.cuda.graph(self._graph):
             return function()
 
     def replay(self) -> None:
-        """Launch the graph on the current stream."""
         self._graph.replay()
 
 
 def tensors_of(tree: Any) -> list[th.Tensor]:
-    """
-    :param tree: tensors in (named) tuples and dicts
-    :return: the tensors, in a fixed order
-    """
-    if isinstance(tree, th.Tensor):
-        return [tree]
-    parts = list(tree.values()) if isinstance(tree, dict) else tree if isinstance(tree, tuple) else []
-    return [tensor for part in parts for tensor in tensors_of(part)]
-
-
-def map_tensors(function: Callable[[th.Tensor], th.Tensor], tree: Tree) -> Tree:
-    """
-    :param function: of a tensor
-    :param tree: tensors in (named) tuples and dicts
-    :return: the same tree of the function's results
-    """
-    if isinstance(tree, th.Tensor):
-        return function(tree)  # type: ignore[return-value]
-    if isinstance(tree, dict):
-        return {key: map_tensors(function, part) for key, part in tree.items()}  # type: ignore[return-value]
-    if isinstance(tree, tuple):
-        parts = [map_tensors(function, part) for part in tree]
-        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)  # type: ignore[return-value]
-    return tree
+    """All tensors in nested (named) tuples and dicts, in a fixed order."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, th.Tensor)]
 
 
 class RecordedFunction:
     """
     A function of tensors whose calls are repeated from a recording.
 
-    It is called as it is a few times, then recorded, and recorded anew whenever the constants or the shapes of the inputs
-    differ from those of the recording. What a repeated call returns is overwritten by the next one.
+    The first calls run the function itself; then it is recorded, and recorded again whenever the constants or the shapes of
+    the inputs differ from those of the recording. What a repeated call returns is overwritten by the next one.
 
     :param make_recorder: makes a recorder for each recording
     """
@@ -118,13 +87,15 @@ class RecordedFunction:
         self.forget()
 
     def forget(self) -> None:
-        """Record anew: something that the function uses has been replaced."""
+        """Record again: something that the function uses has been replaced."""
         self._recorder: Recorder | None = None
         self._key: Any = None
         self._calls, self._inputs, self._result = 0, None, None  # type: ignore[var-annotated]
 
     def __call__(self, function: Callable[[Any], Any], inputs: Any, constants: Any) -> Any:
         """
+        Call the function, or repeat it.
+
         :param function: of the inputs alone; everything else that it uses stays in its place
         :param inputs: tree of tensors
         :param constants: Python values that the function uses, compared with ``==``
@@ -133,7 +104,7 @@ class RecordedFunction:
         key = (constants, [(tensor.shape, tensor.dtype) for tensor in tensors_of(inputs)])
         if key != self._key:
             self.forget()
-            self._key, self._inputs = key, map_tensors(th.clone, inputs)
+            self._key, self._inputs = key, tree_map_only(th.Tensor, th.clone, inputs)
             self._recorder = self._make_recorder()
         assert self._recorder is not None
         th._foreach_copy_(tensors_of(self._inputs), tensors_of(inputs), non_blocking=True)
@@ -175,7 +146,7 @@ class GraphedUpdate:
         self._scheduled: dict[str, Any] = {name: next(policy.parameters()).new_zeros(()) for name in scheduled}
 
     def forget(self) -> None:
-        """Record anew: tensors of the policy or its optimizers have been replaced."""
+        """Record again: tensors of the policy or its optimizers have been replaced."""
         self._recorded.forget()
 
     def advance(self) -> None:
@@ -216,7 +187,7 @@ class GraphedActing:
         self._templates: tuple[th.Tensor, Any] | None = None  # whose shapes the noise has
 
     def forget(self) -> None:
-        """Record anew: tensors of the policy have been replaced."""
+        """Record again: tensors of the policy have been replaced."""
         self._act.forget()
 
     def __call__(
@@ -227,16 +198,7 @@ class GraphedActing:
         explore: bool = False,
         noise_amount: float = 0.0,
     ) -> ActingState:
-        """
-        Arguments of :meth:`WorldModelPolicy.act`.
-
-        :param observations: per key (n, *shape)
-        :param state: after the previous step
-        :param episode_starts: bool, (n,)
-        :param explore: let the exploration's actor choose
-        :param noise_amount: disturbs the chosen action; while it changes at every step nothing can be recorded
-        :return: latent state and chosen action vectors; valid until the next call
-        """
+        """Act; see :meth:`WorldModelPolicy.act`. The result is valid until the next call."""
 
         def act(inputs: Any) -> ActingState:
             seen, before, starts, latent_noise, action_noise = inputs

@@ -14,7 +14,7 @@ from sb3_dreamer.behavior.exploration import Exploration
 from sb3_dreamer.common.functional import noisy_actions
 from sb3_dreamer.common.observations import ObservationFormat, split_space
 from sb3_dreamer.common.optimization import ParameterOptimizer
-from sb3_dreamer.common.options import check_number
+from sb3_dreamer.common.options import check_number, whole_number
 from sb3_dreamer.common.preprocessing import ImageSize, NumpyObs, action_blocks, decode_actions
 from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.world_model.world_model import WorldModel
@@ -108,10 +108,7 @@ class WorldModelPolicy(BasePolicy):
         return {name: value for name, value in vars(self).items() if isinstance(value, ParameterOptimizer)}
 
     def initial_state(self, n_envs: int) -> ActingState:
-        """
-        :param n_envs: n
-        :return: what an agent remembers before its first step
-        """
+        """What n agents remember before their first step."""
         latent = self.world_model.rssm.initial_state(n_envs)
         return ActingState(latent, latent.stochastic.new_zeros(n_envs, self.world_model.rssm.action_size))
 
@@ -171,13 +168,12 @@ class WorldModelPolicy(BasePolicy):
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """
-        Action for an observation, with memory: pass the returned state to the next call, as with RecurrentPPO.
-
-        Without a state every call begins an episode, i.e. the agent has no memory.
+        Predict actions, with memory: pass the returned state to the next call, as with RecurrentPPO. Without a state every
+        call begins an episode.
 
         :param observation: in the environment's own form, with or without a batch axis
-        :param state: returned by the last call, or None at the start: deterministic state (n, D), stochastic state (n, Z),
-            previous action (n, A)
+        :param state: of the last call, or None at the start: deterministic state (n, D), stochastic state (n, Z), previous
+            action (n, A)
         :param episode_start: bool (n,), True where a new episode begins, so that the state is not used
         :param deterministic: take the mode of the latent state and of the action; needs no random number (unless
             ``evaluation_latent`` or ``evaluation_noise`` ask for one)
@@ -193,18 +189,12 @@ class WorldModelPolicy(BasePolicy):
         stored = self.stored_tensors(arrays)
         n_envs = len(next(iter(stored.values())))
         acting = self._acting_state(state, n_envs)
-        starts = np.zeros(n_envs, dtype=bool) if episode_start is None else np.array(episode_start).astype(bool).reshape(-1)
-        if len(starts) != n_envs:
-            raise ValueError(f"episode_start has {len(starts)} entries, but there are {n_envs} observations.")
-        sample_latent = not deterministic or self.evaluation_latent == "sample"
-        acting = self.act(
-            stored,
-            acting,
-            th.as_tensor(starts, device=self.device),
-            sample_latent,
-            not deterministic,
-            noise_amount=self.evaluation_noise,
-        )
+        given = np.zeros(n_envs, dtype=bool) if episode_start is None else np.array(episode_start).astype(bool).reshape(-1)
+        if len(given) != n_envs:
+            raise ValueError(f"episode_start has {len(given)} entries, but there are {n_envs} observations.")
+        starts, sample_action = th.as_tensor(given, device=self.device), not deterministic
+        sample_latent = sample_action or self.evaluation_latent == "sample"
+        acting = self.act(stored, acting, starts, sample_latent, sample_action, noise_amount=self.evaluation_noise)
         actions = decode_actions(acting.actions, self.action_space)
         next_state = tuple(x.cpu().numpy() for x in (*acting.latent, acting.actions))
         return actions if vectorized else actions.squeeze(axis=0), next_state
@@ -222,49 +212,37 @@ class WorldModelPolicy(BasePolicy):
         return ActingState(LatentState(deterministic, stochastic), actions)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        """
-        Memoryless action vectors, for SB3 code that calls this directly.
-
-        :param observation: tensors with a batch axis, channel first
-        :param deterministic: take the modes
-        :return: (n, A), one-hot vectors side by side or values in [-1, 1]
-        """
-        numpy_obs = (
-            {k: v.cpu().numpy() for k, v in observation.items()}
-            if isinstance(observation, dict)
-            else observation.cpu().numpy()
-        )
-        stored = self.stored_tensors(numpy_obs)
+        """Memoryless action vectors (n, A), for SB3 code that calls this directly with tensors, channel first."""
+        arrays: NumpyObs = observation.cpu().numpy() if isinstance(observation, th.Tensor) else {}
+        if isinstance(observation, dict):
+            arrays = {key: value.cpu().numpy() for key, value in observation.items()}
+        stored = self.stored_tensors(arrays)
         n_envs = len(next(iter(stored.values())))
         starts = th.ones(n_envs, dtype=th.bool, device=self.device)
         return self.act(stored, self.initial_state(n_envs), starts, not deterministic, not deterministic).actions
 
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        """:meth:`_predict`, by the name that other policies of SB3 have for it."""
+        """See :meth:`_predict`."""
         return self._predict(observation, deterministic)
 
 
 def has_float_image(space: spaces.Space) -> bool:
-    """
-    :param space: of observations
-    :return: whether a Box of rank 3 holds floats
-    """
+    """Whether an observation space contains a Box of floats of rank 3."""
     boxes = [part for part in split_space(space).values() if isinstance(part, spaces.Box)]
     return any(len(box.shape) == 3 and np.issubdtype(box.dtype, np.floating) for box in boxes)
 
 
 def checked_image_size(image_size: Any) -> ImageSize:
     """
+    Check an image size.
+
     :param image_size: as given
-    :return: (height, width), or None
+    :return: (height, width), or None for the native size
     :raises ValueError: if it is anything else
     """
     if image_size is None:
         return None
     if not isinstance(image_size, tuple | list) or len(image_size) != 2:
         raise ValueError(f"image_size must be (height, width), or None for the native size, but is {image_size!r}.")
-    for side in image_size:
-        check_number("image_size", side, 1)
-        if side != int(side):
-            raise ValueError(f"image_size must be whole numbers of pixels, but is {image_size!r}.")
-    return int(image_size[0]), int(image_size[1])
+    height, width = (whole_number("image_size", side, 1) for side in image_size)
+    return height, width

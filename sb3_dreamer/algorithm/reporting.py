@@ -1,4 +1,4 @@
-"""What a user is told about a run: the summary before it, the time that is left during it."""
+"""What a run reports: a summary before it, warnings, and the remaining time during it."""
 
 import math
 import os
@@ -33,8 +33,10 @@ def available_memory() -> float | None:
 
 def parameter_counts(policy: WorldModelPolicy) -> dict[str, int]:
     """
-    :param policy: the policy
-    :return: trained parameters of every part
+    Count the trained parameters.
+
+    :param policy: any
+    :return: number of parameters by part
     """
     world_model, behavior = policy.world_model, policy.behavior
     parts: dict[str, th.nn.Module | None] = {
@@ -55,7 +57,7 @@ def parameter_counts(policy: WorldModelPolicy) -> dict[str, int]:
 
 def training_summary(algorithm: Learner, total_timesteps: int) -> str:
     """
-    The facts of a run that users ask for before they let it run for days.
+    Summarize a run before it starts: size, memory, updates.
 
     :param algorithm: set up, with an environment
     :param total_timesteps: at which the run ends
@@ -83,10 +85,7 @@ def training_summary(algorithm: Learner, total_timesteps: int) -> str:
 
 
 def train_ratio_text(algorithm: Learner) -> str:
-    """
-    :param algorithm: set up
-    :return: how often it updates, in words
-    """
+    """How often an algorithm updates, in words."""
     frequency, unit = algorithm.train_freq.frequency, algorithm.train_freq.unit.value  # type: ignore[union-attr]
     if unit == "episode" and algorithm.gradient_steps < 0:
         return "1 per environment step"
@@ -99,9 +98,9 @@ def train_ratio_text(algorithm: Learner) -> str:
 
 def warn_if_memory_is_short(buffer: SequenceReplayBuffer) -> None:
     """
-    SB3's warning about a buffer that cannot fit, given before a run instead of after half of it.
+    Warn before a run if the full buffer will not fit, with SB3's text.
 
-    :param buffer: full, part full or empty
+    :param buffer: full, partly full or empty
     """
     capacity = buffer.buffer_size * buffer.n_envs
     needed = buffer.memory_bytes() * (1.0 - buffer.num_records / capacity)
@@ -116,36 +115,30 @@ def warn_if_memory_is_short(buffer: SequenceReplayBuffer) -> None:
 
 
 class TrainingClock:
-    """Speed and remaining time, counted from the first update on: the random steps before it are much faster."""
+    """Speed and remaining time, measured from the first update on: the random steps before it are much faster."""
 
     def __init__(self) -> None:
         self._started: float | None = None
         self._steps = self._updates = 0
 
     def first_update(self, num_timesteps: int, n_updates: int) -> None:
-        """
-        Start to count, if not yet counting.
-
-        :param num_timesteps: so far
-        :param n_updates: so far
-        """
+        """Start to count at these numbers of steps and updates, unless already counting."""
         if self._started is None:
             self._started, self._steps, self._updates = time.perf_counter(), num_timesteps, n_updates
 
     def updates_per_second(self, n_updates: int) -> float | None:
-        """
-        :param n_updates: so far
-        :return: wall-clock rate, environment included; None before the first update
-        """
+        """Wall-clock rate, environment included, given the number of updates so far; None before the first update."""
         if self._started is None or n_updates == self._updates:
             return None
         return (n_updates - self._updates) / max(time.perf_counter() - self._started, sys.float_info.epsilon)
 
     def remaining(self, num_timesteps: int, total_timesteps: int) -> float | None:
         """
+        Estimate the remaining time.
+
         :param num_timesteps: so far
         :param total_timesteps: at which the run ends
-        :return: seconds that are left, None as long as there is nothing to go by
+        :return: seconds; None before there is anything to extrapolate from
         """
         if self._started is None or num_timesteps <= self._steps:
             return None
@@ -154,7 +147,7 @@ class TrainingClock:
 
 
 class DreamerProgressBar(ProgressBarCallback):
-    """SB3's progress bar, with what the agent is doing and an ETA that is not fooled by the fast random steps."""
+    """SB3's progress bar, with the phase of training and an ETA that ignores the fast random steps."""
 
     def _on_step(self) -> bool:
         algorithm: Any = self.model
@@ -165,10 +158,7 @@ class DreamerProgressBar(ProgressBarCallback):
 
 
 def format_seconds(seconds: float) -> str:
-    """
-    :param seconds: a duration
-    :return: as h:mm:ss
-    """
+    """A duration as h:mm:ss."""
     if not math.isfinite(seconds):  # learn(float("inf")), which a callback ends
         return "unknown"
     minutes, rest = divmod(round(seconds), 60)

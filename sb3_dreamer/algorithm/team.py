@@ -1,8 +1,8 @@
 """
-One learner made of several processes: W ranks with n environments each do what one process with W·n environments would do.
+Several processes that learn together: W ranks with n environments each do what one process with W·n environments would do.
 
-In lockstep: every rank makes the same number of steps between two updates, and at the end of each such rollout all of them
-share what only one of them knows: whether a callback wants to stop, whether there is enough to sample, episodes, statistics.
+They work in lockstep: every rank makes the same number of steps between two updates, and after each such rollout all ranks
+exchange what only one of them knows: whether a callback wants to stop, whether there is data to sample, episodes, statistics.
 """
 
 from collections.abc import Iterator
@@ -25,8 +25,8 @@ from sb3_dreamer.ranks import distributed
 @contextmanager
 def team_of(algorithm: Learner, **arguments: Any) -> Iterator[None]:
     """
-    The surroundings of training: with torchrun all ranks find one another, compare what they are about to do, and take over
-    rank 0's parameters and optimizers. Without it nothing happens.
+    The context of training. Under torchrun all ranks find one another, compare what they are about to do, and take over rank
+    0's parameters and optimizers; a single process does nothing.
 
     :param algorithm: set up, with an environment
     :param arguments: of ``learn`` that must be the same everywhere
@@ -104,12 +104,14 @@ class Team:
 
     def callback(self, given: MaybeCallback) -> "TeamCallback":
         """
+        What runs on this rank: on rank 0 everything, on the others what has ``every_rank = True``.
+
         :param given: to ``learn``
-        :return: what runs on this rank: on rank 0 everything, on the others what has ``every_rank = True``
-        :raises ValueError: if something of the latter is called by another callback, which runs on rank 0 alone
+        :return: the callbacks of this rank
+        :raises ValueError: if a callback of all ranks is called by another one, which runs on rank 0 alone
         """
         refuse_inner(given)
-        return TeamCallback(given if self.ranks.rank == 0 else on_every_rank(given), self)
+        return TeamCallback(given if self.ranks.rank == 0 else _on_every_rank(given), self)
 
     @property
     def steps_of_others(self) -> int:
@@ -118,7 +120,7 @@ class Team:
 
     def after_rollout(self, rollout: RolloutReturn) -> RolloutReturn:
         """
-        What all ranks agree on before they go on.
+        Exchange what all ranks must know before they continue.
 
         :param rollout: of this rank
         :return: of all of them
@@ -141,9 +143,7 @@ class Team:
         return RolloutReturn(rollout.episode_timesteps * self.ranks.size, rollout.n_episodes, stops == 0)
 
     def note_update(self, metrics: dict[str, th.Tensor]) -> None:
-        """
-        :param metrics: of an update of this rank
-        """
+        """Keep the metrics of an update of this rank, and tell the others that there is progress."""
         self.metrics.add(metrics)
         self.ranks.heartbeat.progress += 1
 
@@ -164,10 +164,7 @@ class Team:
         self.episodes = []
 
     def note_episodes(self, infos: list[dict[str, Any]], dones: np.ndarray) -> None:
-        """
-        :param infos: of a step, one dict for each environment
-        :param dones: whether an episode ended
-        """
+        """Keep what ``Monitor`` says of episodes that ended in a step, one info for each environment."""
         self.episodes += [
             (info.get("episode"), info.get("is_success")) for info, done in zip(infos, dones, strict=True) if done
         ]
@@ -175,7 +172,7 @@ class Team:
     # -------------------------------------------------------------------------------------------------------- statistics
 
     def _statistics(self) -> list[tuple[Moments, Any]]:
-        """Copies of the moments that this rank has been measuring, and where they are."""
+        """Copies of the moments that this rank measures, and the objects that hold them."""
         found: list[tuple[Moments, Any]] = []
         normalizer = self.algorithm.engine.collector.world_model.normalizer
         if normalizer is not None:
@@ -185,17 +182,17 @@ class Team:
         if vec_normalize is not None:
             observed = getattr(vec_normalize, "obs_rms", None)  # only with norm_obs
             several = list(observed.values()) if isinstance(observed, dict) else [] if observed is None else [observed]
-            found += [(moments_of(statistics), statistics) for statistics in [*several, vec_normalize.ret_rms]]
+            found += [(_moments_of(statistics), statistics) for statistics in [*several, vec_normalize.ret_rms]]
         return found
 
     def _changes(self) -> list[th.Tensor]:
-        """What came in since the last time, flat."""
+        """What was measured since the last time, flat."""
         now = [moments for moments, _ in self._statistics()]
         news = [after.since(before) for after, before in zip(now, self._before, strict=True)]
         return [part.reshape(-1) for moments in news for part in moments]
 
     def _merge(self, changes: th.Tensor) -> None:
-        """All ranks' changes, in one order everywhere; (W, ...)."""
+        """Add the changes of all ranks, (W, ...), in the same order everywhere."""
         sizes = [part.numel() for moments in self._before for part in moments]
         by_rank = [iter(row.split(sizes)) for row in changes]
         for index, before in enumerate(self._before):
@@ -206,7 +203,7 @@ class Team:
         self._write_statistics()
 
     def _write_statistics(self) -> None:
-        """Every rank goes on with what all of them have measured."""
+        """Continue with what all ranks have measured."""
         for merged, (_, place) in zip(self._before, self._statistics(), strict=True):
             if isinstance(place, RunningMeanStd):
                 place.count, place.mean = float(merged.number), merged.mean.numpy().copy()
@@ -216,26 +213,20 @@ class Team:
                     place.moments = merged
 
 
-def moments_of(statistics: RunningMeanStd) -> Moments:
-    """
-    :param statistics: of a ``VecNormalize``
-    :return: the same as moments
-    """
+def _moments_of(statistics: RunningMeanStd) -> Moments:
+    """Statistics of a ``VecNormalize`` as moments."""
     count = th.tensor(float(statistics.count), dtype=th.float64)
     mean = th.as_tensor(np.asarray(statistics.mean, dtype=np.float64)).clone()
     return Moments(count, mean, th.as_tensor(np.asarray(statistics.var, dtype=np.float64)) * count)
 
 
-def on_every_rank(given: MaybeCallback) -> list[BaseCallback]:
-    """
-    :param given: to ``learn``
-    :return: those of it that run on every rank
-    """
+def _on_every_rank(given: MaybeCallback) -> list[BaseCallback]:
+    """Those of the callbacks given to ``learn`` that run on every rank."""
     inner = given.callbacks if isinstance(given, CallbackList) else given if isinstance(given, list) else [given]
     found: list[BaseCallback] = []
     for one in inner:
         if isinstance(one, CallbackList):
-            found += on_every_rank(one)
+            found += _on_every_rank(one)
         elif getattr(one, "every_rank", False):
             found.append(one)  # type: ignore[arg-type]
     return found
@@ -243,8 +234,10 @@ def on_every_rank(given: MaybeCallback) -> list[BaseCallback]:
 
 def refuse_inner(given: Any) -> None:
     """
+    Refuse callbacks that run on all ranks but are called by one that does not.
+
     :param given: to ``learn``
-    :raises ValueError: if a callback that has parts on all ranks is called by one that has not
+    :raises ValueError: naming both
     """
     several = given if isinstance(given, list) else given.callbacks if isinstance(given, CallbackList) else [given]
     for one in several:
@@ -253,16 +246,16 @@ def refuse_inner(given: Any) -> None:
         for inner in vars(one).values() if isinstance(one, EventCallback) else ():
             if not isinstance(inner, BaseCallback) or inner is one.parent:
                 continue
-            for found in on_every_rank(inner):
+            for found in _on_every_rank(inner):
                 name = type(found).__name__
-                raise ValueError(f"All ranks take part in {name}: give it to learn() itself, not to {type(one).__name__}.")
+                raise ValueError(f"All ranks take part in {name}: pass it to learn() itself, not to {type(one).__name__}.")
             refuse_inner(inner)
 
 
 class TeamCallback(BaseCallback):
     """
-    Between SB3 and the callbacks of this rank: steps of all ranks are counted, and a wish to stop waits for the end of the
-    rollout, where all ranks hear of it.
+    Wraps the callbacks of this rank: counts the steps of all ranks, and delays a stop until the end of the rollout, when all
+    ranks learn of it.
 
     :param given: callbacks of this rank
     :param team: this rank's part
@@ -278,9 +271,7 @@ class TeamCallback(BaseCallback):
         self.inner.init_callback(self.model)
 
     def update_child_locals(self, locals_: dict[str, Any]) -> None:
-        """
-        :param locals_: of ``collect_rollouts``
-        """
+        """Pass on the local variables of ``collect_rollouts``."""
         self.inner.update_locals(locals_)
 
     def _on_training_start(self) -> None:
@@ -292,7 +283,7 @@ class TeamCallback(BaseCallback):
             self.inner.on_rollout_start()
 
     def on_step(self) -> bool:
-        """Count the other ranks' steps, then as ever."""
+        """Count the other ranks' steps, then proceed as SB3 does."""
         self.model.num_timesteps += self.team.steps_of_others
         self.heartbeat.progress += 1
         return super().on_step()

@@ -1,4 +1,4 @@
-"""Models to give away and to take from strangers: weights as safetensors, everything else as plain JSON, nothing that runs."""
+"""Models for exchange with strangers: weights as safetensors, everything else as plain JSON, no code."""
 
 import inspect
 import json
@@ -28,11 +28,11 @@ POLICIES = {cls.__name__: cls for cls in (CnnPolicy, MlpPolicy, MultiInputPolicy
 
 def export_model(model: DreamerV2, path: str | Path) -> None:
     """
-    Write the weights, the sizes of the networks and the options of training; neither optimizers nor buffer.
+    Write the weights, the sizes of the networks and the options of training, without optimizers and buffer.
 
     :param model: any
     :param path: of the file, ``.safetensors``
-    :raises ValueError: naming an option that is code, such as an encoder class of one's own
+    :raises ValueError: naming an option that is code, such as a custom encoder class
     """
     policy_class = type(model.policy)
     if POLICIES.get(policy_class.__name__) is not policy_class:
@@ -59,10 +59,10 @@ def export_model(model: DreamerV2, path: str | Path) -> None:
 
 def import_model(path: str | Path, env: GymEnv | None = None, device: th.device | str = "auto", **kwargs: Any) -> DreamerV2:
     """
-    Read a file of :func:`export_model`; nothing in it can run, whoever wrote it.
+    Read a file of :func:`export_model`. Nothing in it is executed, whoever wrote it.
 
     :param path: of the file; the suffix may be left out
-    :param env: to go on training in, with new optimizers; None to predict
+    :param env: to continue training in, with new optimizers; None to predict
     :param device: to load to
     :param kwargs: constructor arguments to change
     :return: the model
@@ -79,7 +79,7 @@ def import_model(path: str | Path, env: GymEnv | None = None, device: th.device 
         )
         policy = POLICIES[content["policy"]]
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no model of sb3_dreamer: {error!r}.") from error
+        raise ValueError(f"{path} is not a model of sb3_dreamer: {error!r}.") from error
     model = DreamerV2(
         policy, None, device=device, policy_kwargs=policy_kwargs, _init_setup_model=False, **{**arguments, **kwargs}
     )
@@ -105,7 +105,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, th.Tensor]]:
     except FileNotFoundError:
         raise
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}.") from error
+        raise ValueError(f"{path} is not a complete safetensors file: {error}.") from error
     if content.get("format") != FORMAT:
         raise ValueError(f"{path} has format {content.get('format')!r}, expected {FORMAT!r}: not a model of this sb3_dreamer.")
     return content, tensors
@@ -113,9 +113,11 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, th.Tensor]]:
 
 def to_json(name: str, value: Any) -> Any:
     """
-    :param name: of an option, for the error's text
+    Convert an option to values for JSON: schedules to the text that makes them, classes of ``torch.nn`` to names.
+
+    :param name: of the option, for the error's text
     :param value: of the option
-    :return: for JSON; schedules as the text that makes them, classes of ``torch.nn`` by name
+    :return: for JSON
     :raises ValueError: if the value is code
     """
     if isinstance(value, np.generic):
@@ -135,16 +137,16 @@ def to_json(name: str, value: Any) -> Any:
         return {key: to_json(f"{name}['{key}']", part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [to_json(f"{name}[{index}]", part) for index, part in enumerate(value)]
-    raise ValueError(f"export_model cannot write {name}={value!r}: it is code. Use save(), for those who trust you.")
+    raise ValueError(f"export_model cannot write {name}={value!r}: it is code. Use save() for recipients who trust you.")
 
 
 def from_json(value: Any) -> Any:
     """
-    The inverse of :func:`to_json`.
+    Invert :func:`to_json`.
 
     :param value: from JSON
     :return: with classes in place of their names
-    :raises KeyError: if a name is no module class of ``torch.nn``
+    :raises KeyError: if a name is not a module class of ``torch.nn``
     """
     if isinstance(value, dict):
         if set(value) == {"torch.nn"}:
@@ -157,10 +159,7 @@ def from_json(value: Any) -> Any:
 
 
 def space_to_json(space: spaces.Space) -> dict[str, Any]:
-    """
-    :param space: any that the agent takes
-    :return: for JSON
-    """
+    """Convert a space that the agent supports to values for JSON."""
     if isinstance(space, spaces.Dict):
         return {"Dict": [[key, space_to_json(part)] for key, part in space.spaces.items()]}
     if isinstance(space, spaces.Box):
@@ -175,13 +174,7 @@ def space_to_json(space: spaces.Space) -> dict[str, Any]:
 
 
 def space_from_json(value: dict[str, Any]) -> spaces.Space:
-    """
-    The inverse of :func:`space_to_json`.
-
-    :param value: from JSON
-    :return: the space
-    :raises KeyError: if it is none
-    """
+    """Invert :func:`space_to_json`; a ``KeyError`` if the value is not a space."""
     ((kind, content),) = value.items()
     if kind == "Dict":
         return spaces.Dict([(key, space_from_json(part)) for key, part in content])

@@ -23,17 +23,11 @@ class Objective(NamedTuple):
     max_grad_norm: float | None  # each optimizer's gradients are clipped to this global norm
 
     def value(self, name: str) -> float:
-        """
-        :param name: of an option that changes in the course of training
-        :return: its present value
-        """
+        """The present value of an option that changes in the course of training."""
         return getattr(self.behavior, name)
 
     def with_values(self, values: dict[str, Any]) -> "Objective":
-        """
-        :param values: of such options, numbers or tensors
-        :return: the same objective with these
-        """
+        """The same objective with other values of such options, numbers or tensors."""
         return self._replace(behavior=replace(self.behavior, **values))
 
 
@@ -148,23 +142,17 @@ def start_states(states: LatentState, stride: int = 1) -> LatentState:
 
 
 def task_rewards(behavior: ActorCritic, objective: BehaviorObjective) -> Rewards:
-    """
-    The task's rewards, as the world model predicts them.
-
-    :param behavior: with the reward normalizer, whose state moves when the result is called
-    :param objective: options of the normalization
-    :return: for :func:`imagine`
-    """
+    """The task's rewards for :func:`imagine`, which moves the state of their normalizer."""
     return lambda path: (path.rewards, behavior.normalize_rewards(path, objective).rewards)
 
 
 def exploration_rewards(exploration: Exploration, start_rewards: th.Tensor) -> Rewards:
     """
-    The exploration strategy's rewards, intrinsic and mixed with the task's.
+    The exploration strategy's rewards for :func:`imagine`, which moves the states of their normalizers.
 
-    :param exploration: the strategy, whose normalizers' states move when the result is called
+    :param exploration: the strategy
     :param start_rewards: intrinsic rewards on arrival at the start states, (N,)
-    :return: for :func:`imagine`
+    :return: the intrinsic rewards, and their mixture with the task's
     """
 
     def rewards(path: ImaginedTrajectory) -> tuple[th.Tensor, th.Tensor]:
@@ -175,13 +163,7 @@ def exploration_rewards(exploration: Exploration, start_rewards: th.Tensor) -> R
 
 
 def experience_of(batch: SequenceBatch, loss: WorldModelLoss) -> Experience:
-    """
-    What the world model made of replayed sequences, as constants.
-
-    :param batch: replayed sequences, (T, B, ...)
-    :param loss: of the world model on them
-    :return: (T, B, ...)
-    """
+    """What the world model made of replayed sequences, as constants."""
     states, embeddings = loss.states.detach(), loss.embeddings.detach()
     return Experience(states, embeddings, batch.actions, batch.episode_starts, loss.kl_value)
 
@@ -279,13 +261,7 @@ def learn_exploration(
 
 @th.no_grad()
 def model_metrics(policy: DreamerPolicy, loss: WorldModelLoss) -> dict[str, th.Tensor]:
-    """
-    What is logged of the world model.
-
-    :param policy: for the latent's kind and the observations' names
-    :param loss: the world model's loss
-    :return: scalars by logged name
-    """
+    """What is logged of the world model, scalars by name."""
     latent = policy.world_model.rssm.latent
     metrics = {"model_loss": loss.total.detach()}
     metrics.update({policy.loss_names[key]: value.detach() for key, value in loss.observations.items()})
@@ -302,14 +278,7 @@ def model_metrics(policy: DreamerPolicy, loss: WorldModelLoss) -> dict[str, th.T
 
 @th.no_grad()
 def behavior_metrics(imagination: Imagination, actor_loss: ActorLoss, critic_loss: CriticLoss) -> dict[str, th.Tensor]:
-    """
-    What is logged of actor and critic.
-
-    :param imagination: trajectories and targets
-    :param actor_loss: the actor's loss
-    :param critic_loss: the critic's loss
-    :return: scalars by logged name
-    """
+    """What is logged of actor and critic, scalars by name."""
     trajectory, estimate = imagination.trajectory, imagination.estimate
     return {
         "actor_loss": actor_loss.total.detach(),

@@ -9,40 +9,21 @@ import re
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dreamer.common.files import atomic_file, sync_folder
 from sb3_dreamer.ranks.distributed import gather, rank
 from sb3_dreamer.ranks.rank_files import file_of_rank, is_of_rank
-from sb3_dreamer.replay.buffer import SequenceReplayBuffer
 
 #: Names that rl_zoo3's ``--trained-agent`` looks for, too
 MODEL, BUFFER, NORMALIZE = "model.zip", "replay_buffer.pkl", "vecnormalize.pkl"
 RANDOM, CONTENTS = "random.json", "contents.json"
 NAME = re.compile(r"step_(\d{12})")
-
-
-class Checkpointed(Protocol):
-    """What a checkpoint needs of an algorithm."""
-
-    num_timesteps: int
-    device: th.device
-    action_space: spaces.Space
-    replay_buffer: SequenceReplayBuffer
-
-    def save(self, path: Any) -> None:
-        """Write the model."""
-
-    def save_replay_buffer(self, path: Any) -> None:
-        """Write the replay buffer of this rank."""
-
-    def get_vec_normalize_env(self) -> VecNormalize | None:
-        """The environment's ``VecNormalize``, if there is one."""
 
 
 class Checkpoint:
@@ -90,7 +71,7 @@ class Checkpoint:
         """This rank's statistics of ``VecNormalize``, or those of rank 0 if it has none."""
         return self._own_statistics if self._own_statistics.exists() else self.path / NORMALIZE
 
-    def write(self, algorithm: Checkpointed) -> None:
+    def write(self, algorithm: OffPolicyAlgorithm) -> None:
         """
         Write this rank's files: rank 0 the model, and every rank its buffer, statistics and random states.
 
@@ -122,7 +103,7 @@ class Checkpoint:
             for name in {"obs_rms", "ret_rms", "returns", "clip_obs", "clip_reward", "gamma", "epsilon"} & set(vars(saved)):
                 setattr(normalize, name, getattr(saved, name))
 
-    def restore_random_states(self, algorithm: Checkpointed) -> None:
+    def restore_random_states(self, algorithm: OffPolicyAlgorithm) -> None:
         """
         Continue all sequences of random numbers. A rank that the checkpoint does not know keeps those of its seed.
 
@@ -138,11 +119,11 @@ class Checkpoint:
         np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
         version, internal, gauss = states["python"]
         random.setstate((version, tuple(internal), gauss))
-        algorithm.replay_buffer.random_state = states["buffer"]
+        algorithm.replay_buffer.random_state = states["buffer"]  # type: ignore[union-attr]
         algorithm.action_space.np_random.bit_generator.state = states["action_space"]
 
 
-def random_states(algorithm: Checkpointed) -> dict[str, Any]:
+def random_states(algorithm: OffPolicyAlgorithm) -> dict[str, Any]:
     """
     The states of everything that random numbers are drawn from, except the environment's.
 
@@ -154,7 +135,7 @@ def random_states(algorithm: Checkpointed) -> dict[str, Any]:
         "torch": th.get_rng_state().tolist(),
         "numpy": [name, np.asarray(keys).tolist(), *rest],
         "python": random.getstate(),
-        "buffer": algorithm.replay_buffer.random_state,
+        "buffer": algorithm.replay_buffer.random_state,  # type: ignore[union-attr]
         "action_space": algorithm.action_space.np_random.bit_generator.state,
     }
     if algorithm.device.type == "cuda":
@@ -172,7 +153,7 @@ def checkpoints(folder: str | Path) -> list[Path]:
     return sorted(path for path in Path(folder).glob("step_*") if NAME.fullmatch(path.name) and (path / CONTENTS).exists())
 
 
-def save_checkpoint(algorithm: Checkpointed, folder: str | Path, keep: int | None = None) -> Path:
+def save_checkpoint(algorithm: OffPolicyAlgorithm, folder: str | Path, keep: int | None = None) -> Path:
     """
     Write one checkpoint; a kill leaves either all of it or nothing. All ranks write together, into a folder that they share.
 
@@ -202,7 +183,7 @@ def save_checkpoint(algorithm: Checkpointed, folder: str | Path, keep: int | Non
     return target
 
 
-def _write_hidden(algorithm: Checkpointed, hidden: Path) -> dict[str, str]:
+def _write_hidden(algorithm: OffPolicyAlgorithm, hidden: Path) -> dict[str, str]:
     """Write the files of all ranks to a hidden folder; returns their digests."""
     if rank() == 0:
         shutil.rmtree(hidden, ignore_errors=True)
