@@ -44,3 +44,13 @@ class SparseGrid(gym.Env[np.ndarray, np.int64]):
 
     def _observe(self) -> np.ndarray:
         return np.array(self.position, np.float32) / (self.size - 1) * 2.0 - 1.0
+
+    def rule(self, observation: np.ndarray, memory: Any) -> tuple[int, Any]:
+        """
+        Scripted play: down first, then to the right.
+
+        :param observation: of one environment
+        :param memory: returned as it is
+        :return: action and ``memory``
+        """
+        return (1 if observation[0] < 1.0 else 3), memory
