@@ -22,8 +22,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from benchmarks.records import known, load, record
+from benchmarks.tasks.images import PixelCatch
 from sb3_dreamer import DreamerV2
-from tests.tasks import PixelCatch
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("results") / "ablations.json"

@@ -21,9 +21,9 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from benchmarks.records import known, record
+from benchmarks.tasks.reacher import PixelReacher, ScriptedReacher
 from sb3_dreamer import DreamerV2, preset
 from sb3_dreamer.envs import ScaleObservation
-from tests.envs import PixelReacher, ScriptedReacher
 
 RESULTS = Path(__file__).with_name("results") / "continuous.json"
 

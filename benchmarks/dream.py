@@ -24,12 +24,12 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 
 from benchmarks.records import FOLDER, Result, record
 from benchmarks.records import load as load_results
+from benchmarks.tasks.images import PixelCatch
 from sb3_dreamer import DreamerV2, preset
 from sb3_dreamer.dream import DreamVecEnv, open_loop, open_recording
 from sb3_dreamer.dream.drawing import save_film
 from sb3_dreamer.dream.plots import draw_horizon, new_figure, prediction_frames
 from sb3_dreamer.dream.recording import record as play
-from tests.tasks import PixelCatch
 
 RESULTS, IMAGES = FOLDER / "dream.json", Path(__file__).parents[1] / "docs" / "images"
 IDENTITY = ("benchmark", "task", "seed", "batch")

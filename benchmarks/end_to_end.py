@@ -24,9 +24,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from benchmarks.learning.run import read_curve
 from benchmarks.records import record
+from benchmarks.tasks.images import HoldCue, PixelCatch
 from sb3_dreamer import DreamerV2
 from sb3_dreamer.presets import default_config
-from tests.tasks import HoldCue, PixelCatch
 
 RESULTS = Path(__file__).with_name("results") / "end_to_end.json"
 

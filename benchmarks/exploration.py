@@ -1,9 +1,9 @@
 """
 Does exploration explore? Plan2Explore without any reward against random actions: ``python -m benchmarks.exploration``.
 
-Both play :class:`tests.tasks.SparseGrid` for the same number of steps. Counted are the distinct cells visited, those of the
-agent's random warm-up included. Results go to ``benchmarks/results/exploration.json`` (one entry per method and seed), the
-figure of all of them to ``docs/images/exploration.png``.
+Both play :class:`benchmarks.tasks.grid.SparseGrid` for the same number of steps. Counted are the distinct cells visited,
+those of the agent's random warm-up included. Results go to ``benchmarks/results/exploration.json`` (one entry per method and
+seed), the figure of all of them to ``docs/images/exploration.png``.
 """
 
 import argparse
@@ -17,8 +17,8 @@ import torch as th
 from matplotlib.figure import Figure
 
 from benchmarks.records import record
+from benchmarks.tasks.grid import SparseGrid
 from sb3_dreamer import DreamerV2
-from tests.tasks import SparseGrid
 
 RESULTS = Path(__file__).with_name("results") / "exploration.json"
 FIGURE = Path(__file__).parents[1] / "docs" / "images" / "exploration.png"

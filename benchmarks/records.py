@@ -3,6 +3,7 @@
 import json
 import platform
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import sb3_dreamer
 
 FOLDER = Path(__file__).with_name("results")
 Result = dict[str, Any]
+_writing = threading.Lock()
 
 
 def provenance() -> dict[str, str]:
@@ -52,10 +54,12 @@ def record(result: Result, path: Path, identity: Sequence[str], order: Callable[
     def who(entry: Result) -> list[Any]:
         return [entry.get(key) for key in identity]
 
-    others = [old for old in load(path) if who(old) != who(result)]
-    results = sorted([*others, {**result, **provenance()}], key=order or who)
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("[\n" + ",\n".join(json.dumps(entry) for entry in results) + "\n]\n")
+    entry = {**result, **provenance()}
+    with _writing:  # threads may record into one file
+        others = [old for old in load(path) if who(old) != who(result)]
+        results = sorted([*others, entry], key=order or who)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("[\n" + ",\n".join(json.dumps(entry) for entry in results) + "\n]\n")
     return results
 
 

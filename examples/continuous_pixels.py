@@ -31,7 +31,7 @@ class Reacher(gym.Env[np.ndarray, np.ndarray]):
     def __init__(self) -> None:
         self.observation_space: Any = spaces.Box(0, 255, (64, 64, 1), np.uint8)
         self.action_space: Any = spaces.Box(-1.0, 1.0, (2,), np.float32)
-        self.hand = self.target = np.zeros(2)  # centres (x, y), pixels
+        self.hand = self.target = np.zeros(2)  # centers (x, y), pixels
         self.steps = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -50,8 +50,8 @@ class Reacher(gym.Env[np.ndarray, np.ndarray]):
 
     def _image(self) -> np.ndarray:
         image = np.zeros((64, 64, 1), np.uint8)
-        for centre, width, value in ((self.target, 20, 128), (self.hand, 12, 255)):
-            left, top = np.rint(centre - width / 2).astype(int)
+        for center, width, value in ((self.target, 20, 128), (self.hand, 12, 255)):
+            left, top = np.rint(center - width / 2).astype(int)
             image[top : top + width, left : left + width] = value
         return image
 

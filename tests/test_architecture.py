@@ -6,7 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1] / "sb3_dreamer"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "sb3_dreamer"
 #: Rooms from the foundation up. A file imports only files before it in its room, and only rooms that the second entry names
 ROOMS: dict[str, tuple[str, str]] = {
     "ranks": ("heartbeat distributed rank_files", ""),
@@ -164,6 +165,18 @@ def test_violations_are_named() -> None:
     for (name, text), expected in cases.items():
         found = problems(PACKAGE / name, text)
         assert len(found) == 1 and expected in found[0], f"{name}: {found}"
+
+
+def test_benchmarks_and_examples_do_not_import_tests() -> None:
+    """Tests import benchmarks, never the other way round; environments that both need are in ``benchmarks/tasks``."""
+    files = [path for folder in ("benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")]
+    found = [
+        f"{path.name}:{line}"
+        for path in files
+        for line, module, _ in imports(ast.parse(path.read_text()))
+        if module.split(".")[0] == "tests"
+    ]
+    assert len(files) > 40 and not found
 
 
 def test_import_is_light() -> None:

@@ -35,8 +35,8 @@ def given(page: Path, folder: Path) -> dict[str, Any]:
     """Names that a page's blocks take for granted."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
     if page.name in GIVEN:
+        from benchmarks.tasks.images import PixelCatch
         from sb3_dreamer import DreamerV2
-        from tests.tasks import PixelCatch
 
         model = DreamerV2("CnnPolicy", PixelCatch()).learn(60)
         model.save(folder / "model.zip")

@@ -21,6 +21,7 @@ from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import tile_images
 
+from benchmarks.tasks.images import PixelCatch
 from sb3_dreamer import DreamerV2
 from sb3_dreamer.callbacks import ResumableCheckpointCallback
 from sb3_dreamer.common.functional import INVERSE_REWARD_TRANSFORMS, REWARD_TRANSFORMS
@@ -47,7 +48,6 @@ from tests.small import (
     small_model,
     weights,
 )
-from tests.tasks import PixelCatch
 
 
 @pytest.fixture(scope="module")
@@ -609,7 +609,7 @@ def test_report_films_pictures(tmp_path: Path, cartpole_run: Path) -> None:
     from sb3_dreamer.zoo.report import film_dream
 
     model = small_model(PixelCatch(rows=14), seed=0, policy_kwargs=dict(image_size=(16, 16)), **LEARN).learn(40)
-    gym.register("tests/TallCatch-v0", entry_point="tests.tasks:PixelCatch", kwargs={"rows": 14})
+    gym.register("tests/TallCatch-v0", entry_point="benchmarks.tasks.images:PixelCatch", kwargs={"rows": 14})
     folder = zoo_run(tmp_path / "TallCatch-v0_1", "tests/TallCatch-v0", model)
     said = film_dream(folder / "tests-TallCatch-v0.zip", folder, 0, "cpu")
     assert said is not None and "5 frames seen, 9 dreamt" in said and (folder / "dream.gif").exists()

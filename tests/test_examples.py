@@ -17,10 +17,10 @@ import optuna
 import pytest
 
 from benchmarks import exploration
+from benchmarks.tasks.grid import SparseGrid
+from benchmarks.tasks.reacher import PixelReacher
 from sb3_dreamer import DreamerV2
-from tests.envs import PixelReacher
 from tests.short_mode import short_mode
-from tests.tasks import SparseGrid
 from tests.test_zoo import TINY
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"

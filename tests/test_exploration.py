@@ -11,6 +11,7 @@ from stable_baselines3.common.env_checker import check_env
 from torch import nn
 
 from benchmarks import exploration as exploration_benchmark
+from benchmarks.tasks.grid import SparseGrid
 from sb3_dreamer import DreamerV2
 from sb3_dreamer.behavior.actor_critic import ActorCritic, BehaviorObjective
 from sb3_dreamer.behavior.exploration import (
@@ -36,7 +37,6 @@ from sb3_dreamer.dreamer_v2.update import (
     learn_exploration,
     start_states,
 )
-from tests.tasks import SparseGrid
 from tests.test_world_model import ACTIONS, BATCH, TIME, make_model, model_loss, posterior_noise, random_batch
 
 D, Z, E, A = 3, 4, 5, 2

@@ -7,8 +7,8 @@ from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from tests.envs import PixelReacher, ScriptedReacher
-from tests.tasks import HoldCue, MemoryCue, PerfectCatch, PerfectMemory, PixelCatch
+from benchmarks.tasks.images import HoldCue, MemoryCue, PerfectCatch, PerfectMemory, PixelCatch
+from benchmarks.tasks.reacher import PixelReacher, ScriptedReacher
 
 
 class RandomPolicy:
@@ -35,7 +35,7 @@ class MovePolicy:
 class ToTheMiddle(ScriptedReacher):
     @classmethod
     def _action(cls, image):
-        return np.clip((32 - cls.centre(image, PixelReacher.hand_value)) / PixelReacher.step_size, -1, 1)
+        return np.clip((32 - cls.center(image, PixelReacher.hand_value)) / PixelReacher.step_size, -1, 1)
 
 
 def mean_return(policy, env: gym.Env, episodes: int) -> float:
@@ -123,7 +123,7 @@ def test_reacher_returns_are_those_of_its_docstring():
 
 
 def test_reacher_shows_hand_and_target_wherever_they_are():
-    """The rectangles are those of the centres, also where the hand lies over the target."""
+    """The rectangles are those of the centers, also where the hand lies over the target."""
     env = PixelReacher()
     covered = 0
     for seed in range(300):
@@ -132,8 +132,8 @@ def test_reacher_shows_hand_and_target_wherever_they_are():
         image = env._image()[..., 0]
         assert (image == 255).sum() == 12 * 12 and (image > 0).sum() >= 20 * 20
         covered += (image == 128).sum() < 20 * 20
-        np.testing.assert_allclose(ScriptedReacher.centre(image, 255), env.hand, atol=0.51)
-        np.testing.assert_allclose(ScriptedReacher.centre(image, 128), env.target, atol=0.51)
+        np.testing.assert_allclose(ScriptedReacher.center(image, 255), env.hand, atol=0.51)
+        np.testing.assert_allclose(ScriptedReacher.center(image, 128), env.target, atol=0.51)
     assert covered > 100
 
 

@@ -9,8 +9,8 @@ import rl_zoo3.import_envs  # noqa: F401  versions without velocities
 from gymnasium import spaces
 
 import sb3_dreamer.envs  # noqa: F401  MinAtar
-from tests.envs import PixelReacher
-from tests.tasks import PixelCatch
+from benchmarks.tasks.images import PixelCatch
+from benchmarks.tasks.reacher import PixelReacher
 
 #: Side of a cell of MinAtar, whose fields have 10 x 10 cells: 40 pixels are enough for SB3's CNN too
 CELL = 4

@@ -1,13 +1,8 @@
 """One run of the benchmark through rl_zoo3's own command, in a process of its own, and what it measured."""
 
-import os
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +16,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 import benchmarks.learning.environments
+from benchmarks.children import attempt_all, run_python
 from benchmarks.learning.suite import OURS, RANDOM, Task
 from benchmarks.records import FOLDER, Result, known, record
 from sb3_dreamer import DreamerV2
@@ -28,7 +24,6 @@ from sb3_dreamer.dream.zoo_run import find_run
 
 RESULTS = FOLDER / "learning.json"
 IDENTITY = ("task", "agent", "seed", "variant")
-_writing = threading.Lock()
 
 
 class Run(NamedTuple):
@@ -80,24 +75,12 @@ def train(run: Run) -> Result:
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        command, wall = run.command(folder), time.perf_counter()
-        with open(folder / "output.txt", "w+") as output:
-            child = subprocess.Popen(
-                [sys.executable, *command],
-                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-            _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        wall = time.perf_counter() - wall
-        if child.returncode:
-            raise RuntimeError(f"{run.identity} ended with {child.returncode}:\n{(folder / 'output.txt').read_text()[-2000:]}")
+        command = run.command(folder)
+        cost = run_python(command)
         curve = read_curve(folder, run.frames_per_step)
         more = {} if run.agent != OURS else other_evaluations(run, folder)
         shown = [word.replace(str(folder), "logs") for word in command]
-    cpu = usage.ru_utime + usage.ru_stime
-    return measured(run, curve, wall, cpu) | more | {"command": " ".join(["python", *shown])}
+    return measured(run, curve, cost.wall, cost.cpu) | more | {"command": " ".join(["python", *shown])}
 
 
 def read_curve(folder: Path, frames_per_step: int = 1) -> list[list[float]]:
@@ -184,8 +167,7 @@ def perform(run: Run, path: Path = RESULTS) -> Result:
     :return: the result
     """
     result = play_randomly(run) if run.agent == RANDOM else train(run)
-    with _writing:
-        record(result, path, IDENTITY)
+    record(result, path, IDENTITY)
     mark = "" if run.task.threshold is None else f" (wanted {run.task.threshold:g})"
     print(
         f"{time.strftime('%H:%M:%S')} {run.task.name} {run.agent}{run.variant and ' ' + run.variant} seed {run.seed}: "
@@ -206,18 +188,8 @@ def perform_all(runs: Iterable[Run], jobs: int, path: Path = RESULTS, again: boo
     :param again: repeat runs that are in the file
     :return: what failed
     """
-    failures: list[str] = []
-
-    def attempt(run: Run) -> None:
-        try:
-            perform(run, path)
-        except RuntimeError as error:  # the others go on
-            failures.append(str(error))
-            print(error, flush=True)
-
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(attempt, [run for run in runs if again or not known(path, **run.identity)]))
-    return failures
+    missing = [run for run in runs if again or not known(path, **run.identity)]
+    return attempt_all(lambda run: perform(run, path), missing, jobs)
 
 
 def planned(tasks: Iterable[Task], agents: list[str] | None = None, seeds: list[int] | None = None) -> list[Run]:

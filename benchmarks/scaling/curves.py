@@ -23,10 +23,10 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 
 from benchmarks.records import FOLDER, known, load, record
+from benchmarks.tasks.images import PixelCatch
 from sb3_dreamer import DreamerV2
 from sb3_dreamer.envs import ScaleObservation
 from sb3_dreamer.ranks import distributed
-from tests.tasks import PixelCatch
 
 FILE = FOLDER / "scaling_curves.json"
 SEEDS = {"CartPole-v1": 8, "PixelCatch": 3}

@@ -11,9 +11,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from benchmarks.speed.configurations import Configuration, fill, make_model
 from benchmarks.speed.stopwatch import Stopwatch, timed
+from benchmarks.tasks.images import PixelCatch
 from sb3_dreamer.algorithm.graphs import WARM_UP
 from sb3_dreamer.envs import AtariVecEnv, make_dreamer_atari_env
-from tests.tasks import PixelCatch
 
 BATCHES = (1, 8, 64)
 #: Environment steps per update: the paper's for Atari, else that of the small sections of ``dreamer.yml``

@@ -1,8 +1,8 @@
 """
-Small picture tasks that a working agent learns within minutes on a CPU, each with a policy that solves it.
+Small image tasks that a working agent learns within minutes on a CPU, each with a policy that solves it.
 
-The policies have SB3's ``predict`` and see nothing but the pictures, so that a task that they solve with
-``evaluate_policy`` can be solved from what it shows.
+The policies have SB3's ``predict`` and see only the images, so a task that they solve with ``evaluate_policy`` can be
+solved from its observations.
 """
 
 from typing import Any
@@ -109,7 +109,7 @@ class MemoryCue(gym.Env[np.ndarray, np.int64]):
 
 class HoldCue(gym.Env[np.ndarray, int]):
     """
-    A cue on the left or right in the first picture only; its side must be chosen in that and all following steps.
+    A cue on the left or right in the first image only; its side must be chosen in that and all following steps.
 
     Every step gives ``1 / steps`` for the cued side, else minus that. Mean return: 1 at best, 0 without memory or by
     chance. Easier than :class:`MemoryCue`, as every step tells something about remembering one step longer.
@@ -146,47 +146,8 @@ class HoldCue(gym.Env[np.ndarray, int]):
         return image
 
 
-class SparseGrid(gym.Env[np.ndarray, np.int64]):
-    """
-    An empty square, crossed cell by cell from one corner; all that is paid is 1 in the opposite one.
-
-    Actions move up, down, left, right, and do nothing at the border. Row and column are observed, in [-1, 1]. Every episode
-    begins in cell (0, 0); it is terminated in the farthest cell and truncated after ``length`` steps. Random actions hardly
-    leave the first corner.
-
-    :param size: cells per side
-    :param length: steps of an episode at most; the goal is ``2 * (size - 1)`` steps away
-    """
-
-    moves = ((-1, 0), (1, 0), (0, -1), (0, 1))
-
-    def __init__(self, size: int = 25, length: int = 60) -> None:
-        if size < 2 or length < 1:
-            raise ValueError(f"No grid of {size} cells per side and {length} steps.")
-        self.size, self.length, self.goal = size, length, (size - 1, size - 1)
-        self.observation_space: Any = spaces.Box(-1.0, 1.0, (2,), np.float32)
-        self.action_space: Any = spaces.Discrete(4)
-        self.position, self.steps = (0, 0), 0
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.position, self.steps = (0, 0), 0
-        return self._observe(), {}
-
-    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        row, column = (old + move for old, move in zip(self.position, self.moves[int(action)], strict=True))
-        if 0 <= min(row, column) and max(row, column) < self.size:
-            self.position = (row, column)
-        self.steps += 1
-        arrived = self.position == self.goal
-        return self._observe(), float(arrived), arrived, not arrived and self.steps >= self.length, {}
-
-    def _observe(self) -> np.ndarray:
-        return np.array(self.position, np.float32) / (self.size - 1) * 2.0 - 1.0
-
-
 class PerfectCatch:
-    """Moves the paddle under the ball, as seen in the picture."""
+    """Moves the paddle under the ball, as seen in the image."""
 
     def predict(self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False):
         return np.array([self._action(image[..., 0]) for image in observation]), state

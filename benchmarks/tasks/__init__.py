@@ -1,0 +1,1 @@
+"""Environments that benchmarks, tests and examples share, each with a scripted policy that solves it."""
