@@ -211,13 +211,7 @@ class DreamerAtariWrapper(gym.Wrapper[np.ndarray, Any, Any, Any], gym.utils.EzPi
         )
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """
-        Start a game and let up to ``noop_max`` frames pass.
-
-        :param seed: seeds the emulator (stickiness) and the number of no-ops; ``None`` continues both generators
-        :param options: passed on to the game
-        :return: first observation and the emulator's counters
-        """
+        """Start a game and let up to ``noop_max`` frames pass; a seed is for stickiness and the number of no-ops."""
         _, info = self.env.reset(seed=seed, options=options)
         noops = int(self.np_random.integers(1, self.noop_max + 1)) if self.noop_max > 0 else 0
         for _ in range(noops):

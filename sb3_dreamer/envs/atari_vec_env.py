@@ -77,10 +77,9 @@ class AtariVecEnv(VecEnv):
             use_fire_reset=False,
         )
         self.env_id, self.render_mode = env_id, None
-        self._actions = np.zeros(n_envs, dtype=np.int32)
+        action_space: Any = self.games.single_action_space
+        self._n_actions = int(action_space.n)
         observation_space = spaces.Box(0, 255, (image_size, image_size, 1), np.uint8)
-        single: Any = self.games.single_action_space
-        self._n_actions = int(single.n)
         super().__init__(int(n_envs), observation_space, spaces.Discrete(self._n_actions))
         if seed is not None:
             self.seed(seed)
@@ -96,12 +95,7 @@ class AtariVecEnv(VecEnv):
         return _channel_last(observations)
 
     def step_async(self, actions: np.ndarray) -> None:
-        """
-        Start a step in the threads.
-
-        :param actions: indices into the action set, (n_envs,)
-        :raises ValueError: for a wrong number of actions, or one that does not exist
-        """
+        """Start a step in the threads; raises a ``ValueError`` unless there is one existing action per game."""
         chosen = np.asarray(actions)
         whole = chosen.dtype.kind in "iu"
         if not whole or chosen.shape != (self.num_envs,) or chosen.min() < 0 or chosen.max() >= self._n_actions:
@@ -136,23 +130,18 @@ class AtariVecEnv(VecEnv):
         return {name: int(infos[name][index]) for name in ("lives", "frame_number", "episode_frame_number")}
 
     def close(self) -> None:
-        """Stop the threads."""
         self.games.close()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """Attribute of this object, which all games share, once per game."""
         return [getattr(self, attr_name)] * len(list(self._get_indices(indices)))
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Not available: there are no Python environments inside."""
         raise NotImplementedError(f"The games of AtariVecEnv have no attribute {attr_name!r}: pass it to the constructor.")
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
-        """Not available: there are no Python environments inside."""
         raise NotImplementedError(f"The games of AtariVecEnv have no method {method_name!r}: use make_dreamer_atari_env.")
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """False for every game."""
         return [False] * len(list(self._get_indices(indices)))
 
 

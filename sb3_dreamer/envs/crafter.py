@@ -49,5 +49,4 @@ class CrafterEnv(gym.Env[np.ndarray, int]):
         return observation, float(reward), bool(dead), bool(done and not dead), info
 
     def render(self) -> np.ndarray | None:
-        """A larger image, or None without a render mode."""
         return self._game.render((self.RENDER_SIZE, self.RENDER_SIZE)) if self.render_mode == "rgb_array" else None

@@ -68,11 +68,9 @@ class ProcgenEnv(gym.Env[np.ndarray, int]):
         return float(reward[0]), observation["rgb"][0].copy(), bool(first[0])
 
     def render(self) -> np.ndarray | None:
-        """A larger image, or None without a render mode."""
         return self._game.get_info()[0]["rgb"] if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
-        """Close the game."""
         if self._game is not None:
             self._game.close()
             self._game = None

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, NamedTuple
 
 #: Seconds between two signs of life
@@ -61,9 +61,8 @@ class Heartbeat:
         self.progress, self._free, self._beats = 0, 1, 0
         #: Whether this rank is already stopping because another one is lost
         self.is_losing = False
-        self._last: dict[int, Sign] = {}
-        self._heard: dict[int, float] = {}
-        self._moved: dict[int, float] = {}
+        #: Last sign of every other rank, and when it last sent one and last made progress
+        self._others: dict[int, tuple[Sign, float, float]] = {}
         self._ended = threading.Event()
         self._give_sign()
         self._thread = threading.Thread(target=self._run, name="sb3_dreamer heartbeat", daemon=True)
@@ -83,23 +82,21 @@ class Heartbeat:
         self._ended.set()
         self._thread.join()
 
-    @contextmanager
-    def working(self) -> Iterator[None]:
+    def working(self) -> AbstractContextManager[None]:
         """Context in which this rank is expected to make progress."""
-        self._free -= 1
-        try:
-            yield
-        finally:
-            self._free += 1
+        return self._freer_by(-1)
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Context in which this rank may pause, inside :meth:`working`."""
+        return self._freer_by(1)
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Context in which this rank may pause, inside :meth:`working`."""
-        self._free += 1
+    def _freer_by(self, change: int) -> Iterator[None]:
+        self._free += change
         try:
             yield
         finally:
-            self._free -= 1
+            self._free -= change
 
     def check(self) -> None:
         """
@@ -115,15 +112,13 @@ class Heartbeat:
             sign = None if other == self.rank else self._sign_of(other)
             if sign is None:
                 continue
-            last = self._last.get(other)
-            if last is None or last.beats != sign.beats:
-                self._heard[other] = now
-            if last is None or last.progress != sign.progress or sign.is_free:
-                self._moved[other] = now
-            self._last[other] = sign
-            if now - self._heard[other] > self.timeout:
+            last, heard, moved = self._others.get(other, (sign, now, now))
+            heard = now if last.beats != sign.beats else heard
+            moved = now if last.progress != sign.progress or sign.is_free else moved
+            self._others[other] = sign, heard, moved
+            if now - heard > self.timeout:
                 raise self._error(f"rank {other} has sent no sign of life for {self.timeout:g} s")
-            if now - self._moved[other] > self.timeout:
+            if now - moved > self.timeout:
                 raise self._error(f"rank {other} has made no step for {self.timeout:g} s: an environment may hang")
 
     def lost(self, error: BaseException) -> RankError:
