@@ -196,6 +196,7 @@ class OneHotBlocks(OneHotCategorical):
         return self._winners(self.probs.detach())
 
     def sample(self, noise: th.Tensor | None = None) -> th.Tensor:
+        """As in :class:`OneHotCategorical`, in every block: the class with the largest ``probs / noise`` wins."""
         probs = self.probs
         noise = self.draw_noise() if noise is None else noise
         return straight_through(self._winners(probs.detach() / noise), probs)

@@ -53,7 +53,7 @@ def resize_images(images: np.ndarray, image_size: ImageSize) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _area_tensors(size_in: int, size_out: int, device: th.device) -> tuple[th.Tensor, th.Tensor]:
-    """:func:`_area_taps` as tensors; cached, do not change them."""
+    """Results of :func:`_area_taps` as tensors; cached, do not change them."""
     indices, weights = _area_taps(size_in, size_out)
     return th.as_tensor(indices, device=device), th.as_tensor(weights, device=device)
 

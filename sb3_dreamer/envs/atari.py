@@ -171,10 +171,10 @@ class DreamerAtariWrapper(gym.Wrapper[np.ndarray, Any, Any, Any], gym.utils.EzPi
         if not np.isclose(sticky, repeat_action_probability):  # the ALE stores a float32
             ale.setFloat("repeat_action_probability", float(repeat_action_probability))
             changes.append(f"repeat_action_probability {sticky:g} -> {repeat_action_probability:g}")
-        wanted = int(max_frames) if max_frames is not None else (limit if limit > 0 else MAX_FRAMES)
-        if limit != wanted:
-            ale.setInt("max_num_frames_per_episode", wanted)
-            changes.append(f"max_num_frames_per_episode {limit or None} -> {wanted}")
+        new_limit = int(max_frames) if max_frames is not None else (limit if limit > 0 else MAX_FRAMES)
+        if limit != new_limit:
+            ale.setInt("max_num_frames_per_episode", new_limit)
+            changes.append(f"max_num_frames_per_episode {limit or None} -> {new_limit}")
         if changes:  # loading takes 0.1 s
             self._game.load_game()
         self._changes += changes
