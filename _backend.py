@@ -1,9 +1,9 @@
 """
 Build backend (PEP 517 and 660): setuptools, plus the files that setuptools cannot place.
 
-rl_zoo3 has no plug-in interface. For ``python -m rl_zoo3.train --algo dreamer`` to work, a start-up file and a tiny hook
-module must lie at the root of ``site-packages``. No setting of setuptools puts files there (``data_files`` go to the
-prefix), and an editable install holds only its own ``.pth``. So every wheel, editable or not, is completed here after
+rl_zoo3 has no plug-in interface. For ``python -m rl_zoo3.train --algo dreamer`` to work, a start-up file and a small hook
+module must be at the root of ``site-packages``. No setting of setuptools puts files there (``data_files`` go to the prefix),
+and an editable install contains only its own ``.pth``. Therefore this backend adds them to every wheel, editable or not, after
 setuptools has written it. Metadata and dependencies are in ``setup.cfg``.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from setuptools import build_meta
-from setuptools.build_meta import (  # noqa: F401  (hooks of the backend, used as they are)
+from setuptools.build_meta import (  # noqa: F401  (hooks of the backend, used unchanged)
     build_sdist,
     get_requires_for_build_editable,
     get_requires_for_build_sdist,
@@ -31,7 +31,7 @@ CONFIG = "hyperparams/dreamer.yml"
 
 def startup_files() -> dict[str, bytes]:
     """
-    Files at the root of the wheel. Python 3.15 reads ``.start`` (PEP 829) in place of the import line of the ``.pth``.
+    Files at the root of the wheel. Python 3.15 reads ``.start`` (PEP 829) instead of the import line of the ``.pth``.
 
     :return: name inside the wheel -> content
     """
@@ -44,9 +44,11 @@ def startup_files() -> dict[str, bytes]:
 
 def record_line(name: str, content: bytes) -> str:
     """
+    Line of a file in RECORD.
+
     :param name: name inside the wheel
     :param content: bytes of the file
-    :return: its line in RECORD
+    :return: the line
     """
     digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
     return f"{name},sha256={digest},{len(content)}\n"
@@ -77,9 +79,11 @@ def add_files(wheel: Path, files: dict[str, bytes]) -> None:
 
 def build_wheel(wheel_directory: str, config_settings: Any = None, metadata_directory: str | None = None) -> str:
     """
+    Build a wheel with hook, start-up files and hyperparameters.
+
     :param wheel_directory: where the wheel is written
-    :param config_settings: passed on to setuptools
-    :param metadata_directory: passed on to setuptools
+    :param config_settings: passed to setuptools
+    :param metadata_directory: passed to setuptools
     :return: file name of the wheel
     """
     name = build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
@@ -89,12 +93,14 @@ def build_wheel(wheel_directory: str, config_settings: Any = None, metadata_dire
 
 def build_editable(wheel_directory: str, config_settings: Any = None, metadata_directory: str | None = None) -> str:
     """
-    The hook travels as a real file here too: if the checkout is deleted later, Python still starts cleanly. The
-    hyperparameters stay in the checkout, where they can be edited.
+    Build an editable wheel with hook and start-up files.
+
+    The hook is copied here too, so that Python still starts cleanly if the checkout is deleted later. The hyperparameters stay
+    in the checkout, where they can be edited.
 
     :param wheel_directory: where the wheel is written
-    :param config_settings: passed on to setuptools
-    :param metadata_directory: passed on to setuptools
+    :param config_settings: passed to setuptools
+    :param metadata_directory: passed to setuptools
     :return: file name of the wheel
     """
     name = build_meta.build_editable(wheel_directory, config_settings, metadata_directory)

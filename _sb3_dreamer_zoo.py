@@ -1,10 +1,10 @@
 """
-Start-up hook: adds ``dreamer`` to rl_zoo3 at the moment rl_zoo3 is imported.
+Start-up hook: adds ``dreamer`` to rl_zoo3 when rl_zoo3 is imported.
 
-``site`` runs ``install()`` whenever Python starts (``sb3_dreamer_zoo.pth``), so this module must cost nothing and cannot
-be part of the package ``sb3_dreamer``, which imports torch. One finder on ``sys.meta_path`` waits for three modules of
-rl_zoo3; after each of them has run, ``sb3_dreamer.zoo.extend(module)`` is called. Everything else is left alone.
-Set the environment variable ``SB3_DREAMER_NO_ZOO=1`` to switch it off.
+``site`` runs ``install()`` whenever Python starts (``sb3_dreamer_zoo.pth``), so this module must be fast to import and cannot
+be part of the package ``sb3_dreamer``, which imports torch. A finder on ``sys.meta_path`` waits for three modules of rl_zoo3;
+after each of them has been executed, ``sb3_dreamer.zoo.extend(module)`` is called. All other imports are unaffected.
+Set the environment variable ``SB3_DREAMER_NO_ZOO=1`` to disable the hook.
 """
 
 import sys
@@ -13,14 +13,12 @@ TARGETS = ("rl_zoo3.utils", "rl_zoo3.hyperparams_opt", "rl_zoo3.exp_manager")
 
 
 def _extend(module):
-    """
-    :param module: a module of rl_zoo3 that has just been executed
-    """
+    """Extend a module of rl_zoo3 that has just been executed."""
     try:
         from sb3_dreamer import zoo
 
         zoo.extend(module)
-    except Exception as error:  # our failure must never become an import error of rl_zoo3
+    except Exception as error:  # must never become an import error of rl_zoo3
         import warnings
 
         warnings.warn(f"sb3_dreamer could not register itself with {module.__name__}: {error!r}", RuntimeWarning)
@@ -28,7 +26,7 @@ def _extend(module):
 
 
 def _remove():
-    """Take every finder of ours from ``sys.meta_path``, also one that a second copy of this file has installed."""
+    """Remove every finder of this hook from ``sys.meta_path``, including those of a second copy of this file."""
     sys.meta_path[:] = [finder for finder in sys.meta_path if not _is_ours(finder)]
 
 
@@ -37,17 +35,19 @@ def _is_ours(finder):
 
 
 class SB3DreamerZooFinder:
-    """Lets the other finders find rl_zoo3's modules, and is told when one of the three has been executed."""
+    """Delegates to the other finders, and calls ``_extend`` after one of the three modules has been executed."""
 
     def __init__(self, waiting):
         self.waiting = waiting
 
     def find_spec(self, fullname, path=None, target=None):
         """
-        :param fullname: name of the module that is looked for
+        Find one of the three modules through the other finders.
+
+        :param fullname: name of the module
         :param path: search path of its package
         :param target: module to be reloaded, if any
-        :return: the spec found by the other finders if we wait for this module, else None
+        :return: the spec, or None for any other module
         """
         if fullname not in self.waiting or _switched_off():
             return None
@@ -64,7 +64,7 @@ class SB3DreamerZooFinder:
             return
         execute = loader.exec_module
 
-        # An attribute of this one loader: its type, get_code() and resources stay what they were.
+        # Set on this one loader: its type, get_code() and resources do not change
         def exec_module(module):
             del loader.exec_module
             execute(module)
@@ -80,13 +80,13 @@ class SB3DreamerZooFinder:
 
 
 def _switched_off():
-    import os  # always loaded already: site needs it
+    import os  # already loaded: site needs it
 
     return os.environ.get("SB3_DREAMER_NO_ZOO", "0") not in ("", "0")
 
 
 def install():
-    """Wait for rl_zoo3, or extend at once what has been imported already. Calling it again changes nothing."""
+    """Wait for rl_zoo3, and extend modules that are already imported. Calling it again changes nothing."""
     if any(_is_ours(finder) for finder in sys.meta_path):
         return
     waiting = set(TARGETS)

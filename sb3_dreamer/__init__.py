@@ -1,12 +1,9 @@
 """DreamerV2 for Stable-Baselines3."""
 
-from pathlib import Path
-
 from sb3_dreamer.behavior.exploration import Exploration, Plan2Explore
+from sb3_dreamer.common.version import VERSION as __version__
 from sb3_dreamer.dreamer_v2 import DreamerV2
 from sb3_dreamer.presets import preset
 from sb3_dreamer.replay import SequenceReplayBuffer
-
-__version__ = Path(__file__).with_name("version.txt").read_text().strip()
 
 __all__ = ["DreamerV2", "Exploration", "Plan2Explore", "SequenceReplayBuffer", "__version__", "preset"]

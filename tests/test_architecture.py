@@ -28,7 +28,7 @@ ROOMS: dict[str, tuple[str, str]] = {
         "networks policies update dreamer_v2 exchange",
         "ranks common world_model behavior replay saving algorithm",
     ),
-    "envs": ("atari atari_vec_env scaling wrappers optional crafter dmc minatar procgen registration", "common"),
+    "envs": ("atari atari_vec_env wrappers optional crafter dmc minatar procgen registration", "common"),
     "dream": (
         "decoding recording imagination drawing window vec_env env rollout plots inspection zoo_run model_card __init__ "
         "__main__",

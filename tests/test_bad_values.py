@@ -25,7 +25,7 @@ BAD_VALUES: dict[str, tuple[str, Any, str]] = {
     "nan": ("vector", [[0.0, np.nan, 0.0]] * 2, r"of environment 0 is nan at index 1, expected a finite float32"),
     "inf": ("number", [0.0, -np.inf], r"of environment 1 is -inf, expected a finite float32"),
     "floats for bytes": ("bytes", np.zeros((2, 6)), r"has dtype float64, expected uint8, as its space says"),
-    "floats for pixels": ("image", np.zeros((2, 1, 12, 10)), r"has dtype float64, expected uint8, as images have"),
+    "floats for pixels": ("image", np.zeros((2, 1, 12, 10)), r"has dtype float64, expected uint8, the dtype of images"),
     "text": ("multi-discrete", [["a", "b"]] * 2, r"has shape \(2, 2\) and dtype <U1, expected numbers of shape \(2, 2\)"),
     "a row too many": ("number", np.zeros(3), r"has shape \(3,\), expected .* for each of 2 environments"),
     "another shape": ("vector", np.zeros((2, 4)), r"has shape \(2, 4\) .* expected numbers of shape \(2, 3\)"),

@@ -350,9 +350,9 @@ def test_a_lost_rank_ends_all_with_one_clear_error(how: str) -> None:
     assert first.exit_code == 1 and first.error.startswith("RankError: Rank 0 of 2 stops: ")
     expected = {
         "raises": "rank 1 ended with ZeroDivisionError: by an environment",
-        "killed": "rank 1 has ended without a word (killed?)",
+        "killed": "rank 1 has ended without a message (killed?)",
         "hangs": "rank 1 has made no step for 3 s: an environment may hang",
-        "told to end": "told to end (SIGTERM)",
+        "told to end": "received SIGTERM",
     }
     assert expected[how] in first.error and "The last checkpoint" in first.error
     if how == "killed":
@@ -366,7 +366,7 @@ def test_of_many_the_silent_one_is_named() -> None:
     try:
         beating[0].check()
         beating[2].stop()
-        with pytest.raises(RankError, match=r"^Rank 0 of 3 stops: nothing has been heard of rank 2 for 0\.3 s"):
+        with pytest.raises(RankError, match=r"^Rank 0 of 3 stops: rank 2 has sent no sign of life for 0\.3 s"):
             for _ in range(100):
                 time.sleep(0.05)
                 beating[0].check()
@@ -428,7 +428,7 @@ def rank_1(monkeypatch: pytest.MonkeyPatch, **changes: str | None) -> None:
 
 def test_batches_must_be_divisible(monkeypatch: pytest.MonkeyPatch) -> None:
     rank_1(monkeypatch)
-    with pytest.raises(ValueError, match=r"Rank 1: batch_size=6 cannot be divided among 4 ranks: give a multiple, e\.g\. 8"):
+    with pytest.raises(ValueError, match=r"Rank 1: batch_size=6 cannot be divided among 4 ranks: use a multiple, e\.g\. 8"):
         random_model(batch_size=6)
 
 
@@ -466,7 +466,7 @@ def test_every_rank_needs_an_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         (dict(RANK="7"), "Rank 7 of 4 has no rendezvous: RANK=7"),
         (dict(SB3_DREAMER_TIMEOUT="soon"), "SB3_DREAMER_TIMEOUT must be a positive number of seconds, but is 'soon'"),
         (dict(WORLD_SIZE="many"), "WORLD_SIZE must be a whole number, but is 'many'"),
-        (dict(SB3_DREAMER_TIMEOUT="1"), "Rank 1 of 4 waited up to 1 s at 127.0.0.1:1 in vain"),
+        (dict(SB3_DREAMER_TIMEOUT="1"), "Rank 1 of 4 waited up to 1 s at 127.0.0.1:1, but not all ranks arrived"),
     ],
     ids=["address", "rank", "timeout", "size", "nobody"],
 )
@@ -489,7 +489,7 @@ def test_every_rank_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert distributed.device_of_rank("auto") == th.device("cuda:1") and chosen == [1]
     assert distributed.device_of_rank("cpu") == "cpu" and distributed.device_of_rank("cuda:0") == "cuda:0"
     monkeypatch.setattr(th.cuda, "device_count", lambda: 1)
-    with pytest.raises(RankError, match="Rank 1 would need GPU 1 of its machine, which has 1"):
+    with pytest.raises(RankError, match="Rank 1 needs GPU 1 of its machine, which has 1"):
         distributed.device_of_rank("cuda")
 
 

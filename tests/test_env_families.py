@@ -201,7 +201,7 @@ def test_dmc_sensors_and_pixels() -> None:
         assert not terminated and not truncated
     *_, terminated, truncated, _ = env.step(env.action_space.sample())
     assert (terminated, truncated) == (False, True), "after 1,000 steps, by time"
-    with pytest.raises(TypeError, match=r"DMCPixels draws tasks of dm_control.*but was given <RandomEnv"):
+    with pytest.raises(TypeError, match=r"DMCPixels renders tasks of dm_control.*but was given <RandomEnv"):
         DMCPixels(RandomEnv())
 
 

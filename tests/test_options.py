@@ -282,7 +282,7 @@ class Liar(BaseFeaturesExtractor):
         (dict(policy_kwargs=dict(exploration_class="curious")), "'?curious'?.*plan2explore"),
         (dict(policy_kwargs=dict(exploration_kwargs=dict(ensemble_size=3))), "takes no exploration_kwargs"),
         (dict(policy_kwargs=dict(evaluation_latent="mean")), "evaluation_latent must be one of"),
-        (dict(policy_kwargs=dict(decoder_keys=["hand"])), "decoder_keys names 'hand', which is not observed"),
+        (dict(policy_kwargs=dict(decoder_keys=["hand"])), "decoder_keys names 'hand', which is no observation key"),
         (dict(policy_kwargs=dict(encoder_keys=[])), "encoder_keys is empty"),
         *((dict(policy_kwargs={name: 0}), f"{name} must be a number of at least 1, but is 0") for name in SIZES),
         *((dict(policy_kwargs={name: "3"}), f"{name} must be a number of at least 1, but is '3'") for name in SIZES),

@@ -84,7 +84,7 @@ def test_a_killed_rank_and_the_restart(victim: int, tmp_path: Path) -> None:
     output = process.communicate(timeout=400)[0]
     assert process.returncode == 0, output
     survivor = 1 - victim
-    assert f"RankError: Rank {survivor} of 2 stops: rank {victim} has ended without a word (killed?)" in output, output
+    assert f"RankError: Rank {survivor} of 2 stops: rank {victim} has ended without a message (killed?)" in output, output
     assert f"Going on from step {reached}" in output and 1200 <= reached < 2000, output
     assert DreamerV2.load(tmp_path / "run" / "final").num_timesteps == 2000
     print(f"killed at step {reached}, finished {time.monotonic() - killed:.0f} s later")

@@ -74,7 +74,7 @@ def test_what_it_cannot_do_is_said(tmp_path: Path, recwarn: pytest.WarningsRecor
         VideoPredictionCallback(save_freq=0)
     with pytest.raises(ValueError, match=r"Unknown formats \['avi'\]"):
         VideoPredictionCallback(formats=["avi"])
-    with pytest.raises(ValueError, match="keys names 'leg', which is not observed"):
+    with pytest.raises(ValueError, match="keys names 'leg', which is no observation key"):
         random_model(BOTH, **LEARN).learn(20, VideoPredictionCallback(folder=tmp_path, keys=["leg"]))
     with pytest.raises(ValueError, match="world models, but PPO has none"):
         PPO("MlpPolicy", RandomEnv(), n_steps=8, batch_size=8, device="cpu").learn(8, VideoPredictionCallback(folder=tmp_path))

@@ -1,16 +1,16 @@
-"""Distributions over [-1, 1]^A, for actors of continuous actions; the interface is that of ``distributions``."""
+"""Distributions over [-1, 1]^A for actors of continuous actions; the event is one action vector (A)."""
 
 import math
 
 import torch as th
 from torch.nn import functional as F
 
-from sb3_dreamer.common.distributions import LOG_SQRT_2PI, DiagonalNormal
+from sb3_dreamer.common.distributions import LOG_SQRT_2PI, DiagonalNormal, Distribution
 
 
 def clip_value(x: th.Tensor, limit: float) -> th.Tensor:
     """
-    Clip in value only: the gradient passes as if nothing had been clipped.
+    Clip in value only: the gradient passes as if nothing were clipped.
 
     :param x: any tensor
     :param limit: largest absolute value
@@ -20,20 +20,20 @@ def clip_value(x: th.Tensor, limit: float) -> th.Tensor:
     return clipped + (x - x.detach()) if x.requires_grad else clipped
 
 
-class TruncatedNormal:
+class TruncatedNormal(Distribution):
     """
     Normal distribution restricted to [-1, 1], independent per dimension; the actor for continuous actions.
 
-    The original samples with TensorFlow Probability, whose registered gradient treats the standardized sample z as a
-    constant: dx/dloc = 1, dx/dscale = z. The exact gradient, where z depends on both through the bounds, is smaller
-    (up to six times in the norm of the actor's gradient). The original's is the default.
+    The original code samples with TensorFlow Probability, whose registered gradient treats the standardized sample z as a
+    constant: dx/dloc = 1, dx/dscale = z. This is the default. In the exact gradient z depends on both through the bounds; it
+    is smaller, up to six times in the norm of the actor's gradient.
 
     :param loc: location, in [-1, 1], (..., A)
     :param scale: positive, (..., A)
     :param exact_gradient: differentiate the inverse CDF instead
     """
 
-    #: Samples stay this far inside the bounds, as in the original
+    #: Samples stay this far inside the bounds, as in the original code
     margin = 1e-6
 
     def __init__(self, loc: th.Tensor, scale: th.Tensor, exact_gradient: bool = False):
@@ -52,7 +52,6 @@ class TruncatedNormal:
 
     @property
     def mean(self) -> th.Tensor:
-        """Expected value, (..., A)."""
         return self.loc + self.scale * (_normal_pdf(self._lower) - _normal_pdf(self._upper)) / self._mass
 
     def draw_noise(self) -> th.Tensor:
@@ -61,7 +60,7 @@ class TruncatedNormal:
 
     def sample(self, noise: th.Tensor | None = None) -> th.Tensor:
         """
-        Reparameterized sample by the inverse CDF; clipped to the bounds in value only.
+        Draw a reparameterized sample by the inverse CDF, clipped to the bounds in value only.
 
         :param noise: uniform numbers, (..., A)
         :return: (..., A)
@@ -73,27 +72,31 @@ class TruncatedNormal:
         return clip_value(x, 1.0 - self.margin)
 
     def log_prob(self, value: th.Tensor) -> th.Tensor:
-        """
-        Log-density of values inside the bounds.
-
-        :param value: (..., A), in [-1, 1]
-        :return: (...), summed over A
-        """
         z = (value - self.loc) / self.scale
         return (-0.5 * z.square() - LOG_SQRT_2PI - self.scale.log() - self._mass.log()).sum(-1)
 
     def entropy(self) -> th.Tensor:
-        """Differential entropy in nats, (...), summed over A."""
         edges = self._lower * _normal_pdf(self._lower) - self._upper * _normal_pdf(self._upper)
         return (LOG_SQRT_2PI + 0.5 + self.scale.log() + self._mass.log() + 0.5 * edges / self._mass).sum(-1)
 
 
-class TanhNormal:
-    """
-    Hyperbolic tangent of a normal variable, independent per dimension; the actor of V1.
+class _FunctionOfNormal(Distribution):
+    """What functions of a normal variable share: that variable and its noise."""
 
-    Its entropy and mean have no closed form. The original estimates the entropy from samples; here both are integrals over
-    the normal variable by a fixed rule, hence without noise and differentiable.
+    def __init__(self, mean: th.Tensor, std: th.Tensor):
+        self.normal = DiagonalNormal(mean, std)
+
+    def draw_noise(self) -> th.Tensor:
+        """Standard normal numbers, (..., A)."""
+        return self.normal.draw_noise()
+
+
+class TanhNormal(_FunctionOfNormal):
+    """
+    Hyperbolic tangent of a normal variable, independent per dimension; the actor of V1. Samples are reparameterized.
+
+    Entropy and mean have no closed form. The original code estimates the entropy from samples; here both are integrals over
+    the normal variable by a fixed rule, without noise and differentiable.
 
     :param mean: of the normal variable, (..., A)
     :param std: of the normal variable, positive, (..., A)
@@ -103,36 +106,22 @@ class TanhNormal:
     #: which this converges faster than Gauss-Hermite: errors of 2e-6 nats per dimension at std 1, 1e-3 at std 5
     points, reach = 32, 5.0
 
-    def __init__(self, mean: th.Tensor, std: th.Tensor):
-        self.normal = DiagonalNormal(mean, std)
-
     @property
     def mode(self) -> th.Tensor:
-        """The tangent of the normal's mode, (..., A), as usual (the density itself may have two modes, at the bounds)."""
+        """Tanh of the normal's mode, (..., A), as usual. The density itself may have two modes, at the bounds."""
         return th.tanh(self.normal.mean)
 
     @property
     def mean(self) -> th.Tensor:
-        """Expected value, (..., A)."""
         points, weights = self._rule()
         return (th.tanh(points) * weights).sum(-1)
 
-    def draw_noise(self) -> th.Tensor:
-        """Standard normal numbers, (..., A)."""
-        return self.normal.draw_noise()
-
     def sample(self, noise: th.Tensor | None = None) -> th.Tensor:
-        """
-        Reparameterized sample.
-
-        :param noise: standard normal numbers, (..., A)
-        :return: (..., A)
-        """
         return th.tanh(self.normal.sample(noise))
 
     def log_prob(self, value: th.Tensor) -> th.Tensor:
         """
-        Log-density; the bounds themselves count as the numbers next to them.
+        Log-density; values at the bounds count as the nearest numbers inside.
 
         :param value: (..., A), in [-1, 1]
         :return: (...), summed over A
@@ -142,7 +131,6 @@ class TanhNormal:
         return self.normal.log_prob(x) - _log_tanh_slope(x).sum(-1)
 
     def entropy(self) -> th.Tensor:
-        """Differential entropy in nats, (...), summed over A."""
         points, weights = self._rule()
         return self.normal.entropy() + (_log_tanh_slope(points) * weights).sum((-2, -1))
 
@@ -153,22 +141,22 @@ class TanhNormal:
         return mean[..., None] + std[..., None] * steps, th.softmax(-0.5 * steps.square(), dim=0)
 
 
-class ClippedNormal:
+class ClippedNormal(_FunctionOfNormal):
     """
-    Normal distribution whose samples are clipped to the bounds, in value only; probabilities are those of the normal.
+    Normal distribution whose samples are clipped to the bounds in value only; probabilities and entropy are the normal's.
 
     :param loc: location, (..., A)
     :param scale: positive, (..., A)
     """
 
     def __init__(self, loc: th.Tensor, scale: th.Tensor):
+        super().__init__(loc, scale)
         self.loc = loc
         self.scale = scale
-        self.normal = DiagonalNormal(loc, scale)
 
     @property
     def mode(self) -> th.Tensor:
-        """The location, within the bounds, (..., A)."""
+        """The location within the bounds, (..., A)."""
         return self.loc.clamp(-1.0, 1.0)
 
     @property
@@ -179,30 +167,13 @@ class ClippedNormal:
         inside = self.loc * (1.0 - below - above) + self.scale * (_normal_pdf(lower) - _normal_pdf(upper))
         return inside + above - below
 
-    def draw_noise(self) -> th.Tensor:
-        """Standard normal numbers, (..., A)."""
-        return self.normal.draw_noise()
-
     def sample(self, noise: th.Tensor | None = None) -> th.Tensor:
-        """
-        Reparameterized sample, clipped to the bounds in value only.
-
-        :param noise: standard normal numbers, (..., A)
-        :return: (..., A)
-        """
         return clip_value(self.normal.sample(noise), 1.0)
 
     def log_prob(self, value: th.Tensor) -> th.Tensor:
-        """
-        Log-density of the normal.
-
-        :param value: (..., A)
-        :return: (...), summed over A
-        """
         return self.normal.log_prob(value)
 
     def entropy(self) -> th.Tensor:
-        """Differential entropy of the normal in nats, (...), summed over A."""
         return self.normal.entropy()
 
 

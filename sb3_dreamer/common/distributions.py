@@ -1,15 +1,15 @@
 """
-The distributions of Dreamer behind one interface: mode, mean, sample, log_prob, entropy.
+The distributions of Dreamer behind one interface, :class:`Distribution`.
 
-Written by hand instead of with ``torch.distributions``, because some of their gradients are the original's own
-(straight-through samples, no gradient to a one-hot value) and because argument checks
-would wait for the device. Every ``sample`` takes an optional ``noise`` tensor of the kind that ``draw_noise`` makes: one
-seam for exact seeds, shared noise in tests, and drawing all noise of an update at once.
+Written by hand instead of with ``torch.distributions``: some gradients are those of the original code (straight-through
+samples, no gradient to a one-hot value), and argument checks would wait for the device. Every ``sample`` takes an optional
+``noise`` tensor of the kind that ``draw_noise`` returns. This one seam serves exact seeds, shared noise in tests, and drawing
+all noise of an update at once.
 """
 
 import math
+from abc import ABC, abstractmethod
 from functools import cached_property, lru_cache
-from typing import Protocol
 
 import torch as th
 from torch.nn import functional as F
@@ -18,33 +18,49 @@ from torch.nn import functional as F
 LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
-class Distribution(Protocol):
-    """What a head predicts; the losses never ask which kind it is."""
+class Distribution(ABC):
+    """What a head predicts, over values of shape (..., *event); the losses never ask which kind it is."""
 
     @property
+    @abstractmethod
     def mode(self) -> th.Tensor:
-        """Most likely value."""
+        """Most likely value, (..., *event)."""
 
     @property
+    @abstractmethod
     def mean(self) -> th.Tensor:
-        """Expected value."""
+        """Expected value, (..., *event)."""
 
-    def sample(self, noise: th.Tensor | None = None) -> th.Tensor:
-        """A sample that carries the gradients of the paper, from ``noise`` if given."""
-
+    @abstractmethod
     def draw_noise(self) -> th.Tensor:
-        """Noise for one :meth:`sample`, from torch's global generator."""
+        """Noise for one :meth:`sample` from torch's global generator, (..., *event)."""
 
+    @abstractmethod
+    def sample(self, noise: th.Tensor | None = None) -> th.Tensor:
+        """
+        Draw a sample that carries the gradients of the paper.
+
+        :param noise: of the kind that :meth:`draw_noise` returns, (..., *event); drawn if None
+        :return: (..., *event)
+        """
+
+    @abstractmethod
     def log_prob(self, value: th.Tensor) -> th.Tensor:
-        """Log-probability (density) in nats, summed over the event."""
+        """
+        Log-probability (or log-density) in nats.
 
+        :param value: (..., *event)
+        :return: (...), summed over the event
+        """
+
+    @abstractmethod
     def entropy(self) -> th.Tensor:
-        """Entropy in nats, summed over the event."""
+        """Entropy (or differential entropy) in nats, summed over the event, (...)."""
 
 
 def straight_through(one_hot: th.Tensor, probs: th.Tensor) -> th.Tensor:
     """
-    The sample in value, the probabilities in gradient (V2, algorithm 1).
+    Combine the value of a sample with the gradient of its probabilities (V2, algorithm 1).
 
     The grouping matters: ``one_hot + probs - probs.detach()`` would not be exactly one-hot in low precision.
 
@@ -55,18 +71,12 @@ def straight_through(one_hot: th.Tensor, probs: th.Tensor) -> th.Tensor:
     return one_hot + (probs - probs.detach()) if probs.requires_grad else one_hot
 
 
-def one_hot_like(index: th.Tensor, like: th.Tensor) -> th.Tensor:
-    """
-    One-hot vectors in the type of another tensor.
-
-    :param index: (..., 1) int64
-    :param like: (..., K)
-    :return: (..., K), no gradient
-    """
+def _one_hot_like(index: th.Tensor, like: th.Tensor) -> th.Tensor:
+    """One-hot vectors of indices (..., 1), in shape (..., K) and type of another tensor; no gradient."""
     return th.zeros_like(like).scatter_(-1, index, 1.0)
 
 
-class OneHotCategorical:
+class OneHotCategorical(Distribution):
     """
     Categorical over one-hot vectors with straight-through samples (V2, algorithm 1).
 
@@ -78,7 +88,7 @@ class OneHotCategorical:
 
     @cached_property
     def log_probs(self) -> th.Tensor:
-        """Log-probabilities, (..., K); imagined samples do not need them."""
+        """Log-probabilities, (..., K); computed on demand, because imagined samples do not need them."""
         return F.log_softmax(self.logits, dim=-1)
 
     @property
@@ -88,32 +98,32 @@ class OneHotCategorical:
 
     @property
     def mean(self) -> th.Tensor:
-        """The probabilities, (..., K)."""
         return self.probs
 
     @property
     def mode(self) -> th.Tensor:
         """One-hot of the most likely class, (..., K); no gradient."""
-        return one_hot_like(self.logits.detach().argmax(-1, keepdim=True), self.logits.detach())
+        return _one_hot_like(self.logits.detach().argmax(-1, keepdim=True), self.logits.detach())
 
     @staticmethod
     def noise_like(logits: th.Tensor, generator: th.Generator | None = None) -> th.Tensor:
         """
-        Noise for :meth:`sample`: independent Exponential(1) numbers, an "exponential race" between the classes.
+        Draw noise for :meth:`sample`: independent Exponential(1) numbers, an "exponential race" between the classes.
 
-        :param logits: any tensor of the wanted shape, type and device
-        :param generator: where the numbers come from; None is torch's global one
+        :param logits: any tensor of the desired shape, type and device
+        :param generator: source of the numbers; None is torch's global generator
+        :return: positive, of the same shape
         """
         # Five times as fast as exponential_; uniform numbers are below 1, so none of these is 0
         return th.empty_like(logits, requires_grad=False).uniform_(generator=generator).log_().neg_()
 
     def draw_noise(self) -> th.Tensor:
-        """Noise of the logits' shape, see :meth:`noise_like`."""
+        """Exponential(1) numbers, (..., K), see :meth:`noise_like`."""
         return self.noise_like(self.logits)
 
     def sample(self, noise: th.Tensor | None = None) -> th.Tensor:
         """
-        One-hot sample whose gradient is that of the probabilities.
+        Draw a one-hot sample whose gradient is that of the probabilities.
 
         The class with the largest ``probs / noise`` wins, which is an exact categorical sample for Exponential(1) noise;
         noise of ones gives the mode. Logarithms are compared, because they need no normalized probabilities.
@@ -122,12 +132,12 @@ class OneHotCategorical:
         :return: (..., K)
         """
         logits, noise = self.logits.detach(), self.draw_noise() if noise is None else noise
-        one_hot = one_hot_like((logits - noise.log()).argmax(-1, keepdim=True), logits)
+        one_hot = _one_hot_like((logits - noise.log()).argmax(-1, keepdim=True), logits)
         return straight_through(one_hot, self.probs) if self.logits.requires_grad else one_hot
 
     def log_prob(self, value: th.Tensor) -> th.Tensor:
         """
-        Log-probability; as in the original, no gradient flows to the value.
+        Log-probability; as in the original code, no gradient flows to the value.
 
         :param value: one-hot, (..., K)
         :return: (...)
@@ -135,30 +145,23 @@ class OneHotCategorical:
         return (self.log_probs * value.detach()).sum(-1)
 
     def entropy(self) -> th.Tensor:
-        """Entropy in nats, (...)."""
         return -(self.log_probs * self.probs).sum(-1)
 
 
 @lru_cache(maxsize=64)
-def padded_places(sizes: tuple[int, ...], device: th.device) -> th.Tensor:
-    """
-    Where each of the joined classes is in rows that are padded to the largest block. Kept, since a CUDA graph cannot copy it
-    to the device.
-
-    :param sizes: of the blocks
-    :param device: of the result
-    :return: (A,) int64; shared, do not change it
-    """
+def _padded_places(sizes: tuple[int, ...], device: th.device) -> th.Tensor:
+    """Index (A,) of each joined class in rows padded to the largest block; cached, as a CUDA graph cannot copy it."""
     starts = [block * max(sizes) for block in range(len(sizes))]
     places = [start + index for start, size in zip(starts, sizes, strict=True) for index in range(size)]
     return th.tensor(places, device=device)
 
 
-class OneHotBlocks:
+class OneHotBlocks(OneHotCategorical):
     """
-    Independent categoricals whose one-hot vectors are joined to one: actions and observations of several choices.
+    Independent categoricals whose one-hot vectors are concatenated: actions and observations that consist of several choices.
 
-    Everything is computed for all blocks at once, in rows that are padded to the largest block.
+    All blocks are computed at once, in rows padded to the largest block. Probabilities sum to 1 in every block;
+    log-probability and entropy are sums over the blocks.
 
     :param logits: unnormalized log-probabilities, (..., A)
     :param sizes: number of classes of every block; they add up to A
@@ -169,8 +172,9 @@ class OneHotBlocks:
         if sum(sizes) != logits.shape[-1]:
             raise ValueError(f"Blocks of {sizes} have {sum(sizes)} logits together, but {logits.shape[-1]} were given.")
         self._shape = (len(sizes), max(sizes))
-        self._places = padded_places(tuple(sizes), logits.device)
+        self._places = _padded_places(tuple(sizes), logits.device)
         self.log_probs = self._joined(F.log_softmax(self._padded(logits, -math.inf), dim=-1))
+        super().__init__(self.log_probs)
 
     def _padded(self, joined: th.Tensor, fill: float) -> th.Tensor:
         """(..., A) to (..., blocks, largest size)."""
@@ -184,91 +188,58 @@ class OneHotBlocks:
     def _winners(self, scores: th.Tensor) -> th.Tensor:
         """One-hot of the largest of the non-negative scores (..., A) in every block."""
         rows = self._padded(scores, -1.0)
-        return self._joined(one_hot_like(rows.argmax(-1, keepdim=True), rows))
-
-    @property
-    def probs(self) -> th.Tensor:
-        """Probabilities, (..., A); they sum to 1 in every block."""
-        return self.log_probs.exp()
-
-    @property
-    def mean(self) -> th.Tensor:
-        """The probabilities, (..., A)."""
-        return self.probs
+        return self._joined(_one_hot_like(rows.argmax(-1, keepdim=True), rows))
 
     @property
     def mode(self) -> th.Tensor:
         """One-hot of the most likely class of every block, (..., A); no gradient."""
         return self._winners(self.probs.detach())
 
-    def draw_noise(self) -> th.Tensor:
-        """Exponential(1) numbers, (..., A), see :class:`OneHotCategorical`."""
-        return OneHotCategorical.noise_like(self.log_probs)
-
     def sample(self, noise: th.Tensor | None = None) -> th.Tensor:
-        """
-        One-hot samples whose gradient is that of the probabilities, see :meth:`OneHotCategorical.sample`.
-
-        :param noise: (..., A), positive
-        :return: (..., A)
-        """
+        """As in :class:`OneHotCategorical`, in every block: the class with the largest ``probs / noise`` wins."""
         probs = self.probs
         noise = self.draw_noise() if noise is None else noise
         return straight_through(self._winners(probs.detach() / noise), probs)
 
-    def log_prob(self, value: th.Tensor) -> th.Tensor:
-        """
-        Log-probability of all choices together; no gradient flows to the value.
 
-        :param value: joined one-hot vectors, (..., A)
-        :return: (...)
-        """
-        return (self.log_probs * value.detach()).sum(-1)
+class _Normal(Distribution):
+    """What normal distributions share: the mode is the mean, and the noise is standard normal."""
 
-    def entropy(self) -> th.Tensor:
-        """Entropy in nats, summed over the blocks, (...)."""
-        return -(self.log_probs * self.probs).sum(-1)
+    def __init__(self, mean: th.Tensor):
+        self._mean = mean
+
+    @property
+    def mean(self) -> th.Tensor:
+        return self._mean
+
+    @property
+    def mode(self) -> th.Tensor:
+        return self._mean
+
+    def draw_noise(self) -> th.Tensor:
+        """Standard normal numbers, (..., *event)."""
+        return th.randn_like(self._mean.detach())
 
 
-class DiagonalNormal:
+class DiagonalNormal(_Normal):
     """
-    Normal distribution, independent per dimension; the latent state of V1.
+    Normal distribution, independent per dimension; the latent state of V1. Samples are reparameterized.
 
     :param mean: (..., Z)
     :param std: positive, (..., Z)
     """
 
     def __init__(self, mean: th.Tensor, std: th.Tensor):
-        self.mean = mean
+        super().__init__(mean)
         self.std = std
 
-    @property
-    def mode(self) -> th.Tensor:
-        """The mean, (..., Z)."""
-        return self.mean
-
-    def draw_noise(self) -> th.Tensor:
-        """Standard normal numbers, (..., Z)."""
-        return th.randn_like(self.mean.detach())
-
     def sample(self, noise: th.Tensor | None = None) -> th.Tensor:
-        """
-        Reparameterized sample.
-
-        :param noise: standard normal numbers, (..., Z)
-        :return: (..., Z)
-        """
-        return self.mean + self.std * (self.draw_noise() if noise is None else noise)
+        return self._mean + self.std * (self.draw_noise() if noise is None else noise)
 
     def log_prob(self, value: th.Tensor) -> th.Tensor:
-        """
-        :param value: (..., Z)
-        :return: (...), summed over Z
-        """
-        return (-0.5 * ((value - self.mean) / self.std).square() - self.std.log() - LOG_SQRT_2PI).sum(-1)
+        return (-0.5 * ((value - self._mean) / self.std).square() - self.std.log() - LOG_SQRT_2PI).sum(-1)
 
     def entropy(self) -> th.Tensor:
-        """Differential entropy in nats, (...), summed over Z."""
         return (self.std.log() + (LOG_SQRT_2PI + 0.5)).sum(-1)
 
     def kl(self, other: "DiagonalNormal") -> th.Tensor:
@@ -283,51 +254,36 @@ class DiagonalNormal:
         return (0.5 * shift + 0.5 * th.expm1(2.0 * difference) - difference).sum(-1)
 
 
-class UnitNormal:
+class UnitNormal(_Normal):
     """
-    Normal of variance 1: squared error with its constant kept, so that losses are nats as in the original.
+    Normal of variance 1: squared error with its constant kept, so that losses are nats as in the original code.
 
     :param mean: (..., *event)
     :param event_dims: number of trailing dimensions that are one event
     """
 
     def __init__(self, mean: th.Tensor, event_dims: int = 0):
-        self.mean = mean
+        super().__init__(mean)
         self._event = tuple(range(-event_dims, 0))
 
-    @property
-    def mode(self) -> th.Tensor:
-        """The mean, (..., *event)."""
-        return self.mean
-
-    def draw_noise(self) -> th.Tensor:
-        """Standard normal numbers, (..., *event)."""
-        return th.randn_like(self.mean.detach())
-
     def sample(self, noise: th.Tensor | None = None) -> th.Tensor:
-        """Mean plus standard normal noise, (..., *event)."""
-        return self.mean + (self.draw_noise() if noise is None else noise)
+        return self._mean + (self.draw_noise() if noise is None else noise)
 
     def log_prob(self, value: th.Tensor) -> th.Tensor:
-        """
-        :param value: (..., *event)
-        :return: (...), summed over the event
-        """
-        squared = (value - self.mean).square()
+        squared = (value - self._mean).square()
         if not self._event:
             return -0.5 * squared - LOG_SQRT_2PI
-        size = math.prod(self.mean.shape[dim] for dim in self._event)
+        size = math.prod(self._mean.shape[dim] for dim in self._event)
         return -0.5 * squared.sum(self._event) - size * LOG_SQRT_2PI
 
     def entropy(self) -> th.Tensor:
-        """A constant, (...)."""
-        size = math.prod(self.mean.shape[dim] for dim in self._event)
-        return th.full_like(self.log_prob(self.mean).detach(), size * (LOG_SQRT_2PI + 0.5))
+        size = math.prod(self._mean.shape[dim] for dim in self._event)
+        return th.full_like(self.log_prob(self._mean).detach(), size * (LOG_SQRT_2PI + 0.5))
 
 
-class Bernoulli:
+class Bernoulli(Distribution):
     """
-    Yes or no, with soft labels allowed: the discount head's target is gamma, not 1.
+    Yes or no. Labels may be soft: the discount head's target is gamma, not 1.
 
     :param logits: (..., *event)
     :param event_dims: number of trailing dimensions that are one event
@@ -344,7 +300,7 @@ class Bernoulli:
 
     @property
     def mode(self) -> th.Tensor:
-        """1 where yes is more likely, (..., *event); no gradient."""
+        """1 where yes is more likely, else 0, (..., *event); no gradient."""
         return (self.logits > 0).to(self.logits.dtype)
 
     def draw_noise(self) -> th.Tensor:
@@ -352,18 +308,24 @@ class Bernoulli:
         return th.rand_like(self.logits.detach())
 
     def sample(self, noise: th.Tensor | None = None) -> th.Tensor:
-        """A draw of 0 or 1, (..., *event); no gradient."""
+        """
+        Draw 0 or 1; no gradient.
+
+        :param noise: uniform numbers in [0, 1), (..., *event)
+        :return: (..., *event)
+        """
         return ((self.draw_noise() if noise is None else noise) < self.mean).to(self.logits.dtype)
 
     def log_prob(self, value: th.Tensor) -> th.Tensor:
         """
+        Minus the cross entropy in nats.
+
         :param value: labels in [0, 1], (..., *event)
-        :return: (...), minus the cross entropy, summed over the event
+        :return: (...), summed over the event
         """
         return -self._cross_entropy(value)
 
     def entropy(self) -> th.Tensor:
-        """Entropy in nats, (...), summed over the event."""
         return self._cross_entropy(self.mean)
 
     def _cross_entropy(self, value: th.Tensor) -> th.Tensor:

@@ -1,4 +1,4 @@
-"""Pure functions of the two papers' maths: no module, no configuration, no randomness."""
+"""The mathematics of the papers as pure functions: no modules, no configuration, no randomness."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ RewardTransform = Callable[[th.Tensor], th.Tensor]
 
 def symlog(x: th.Tensor) -> th.Tensor:
     """
-    Logarithm with a sign: linear around zero, so that small numbers keep their size and large ones stay within reach.
+    Signed logarithm: linear around zero, so small numbers keep their size and large ones are compressed.
 
     :param x: any tensor
     :return: sign(x) ln(1 + abs(x))
@@ -20,7 +20,7 @@ def symlog(x: th.Tensor) -> th.Tensor:
 
 def symexp(x: th.Tensor) -> th.Tensor:
     """
-    The inverse of :func:`symlog`.
+    Invert :func:`symlog`.
 
     :param x: any tensor
     :return: sign(x) (exp(abs(x)) - 1)
@@ -28,21 +28,19 @@ def symexp(x: th.Tensor) -> th.Tensor:
     return th.sign(x) * th.expm1(x.abs())
 
 
-#: What the reward head learns to predict. The original's Atari setting is tanh, which keeps the games' scales together;
-#: symlog does so without making all large rewards one.
+#: What the reward head learns to predict. The original code uses tanh for Atari, which brings all games to one scale; symlog
+#: does so too, but keeps large rewards apart
 REWARD_TRANSFORMS: dict[str, RewardTransform] = {
     "tanh": th.tanh,
     "sign": th.sign,
     "symlog": symlog,
     "identity": lambda rewards: rewards,
 }
-
-
-#: Largest number taken for the tanh of a reward, that of 5: the head's mean may lie beyond 1, where there is no inverse
-LARGEST_TANH = math.tanh(5.0)
-#: From a predicted reward back to the environment's units. A sign has lost the size: it stays what it is
+#: Predictions are clamped to tanh(5) before the inverse: the head's mean may lie beyond 1, where tanh has no inverse
+_LARGEST_TANH = math.tanh(5.0)
+#: From a predicted reward back to the environment's units. A sign has no inverse and stays what it is
 INVERSE_REWARD_TRANSFORMS: dict[str, RewardTransform] = {
-    "tanh": lambda rewards: rewards.clamp(-LARGEST_TANH, LARGEST_TANH).atanh(),
+    "tanh": lambda rewards: rewards.clamp(-_LARGEST_TANH, _LARGEST_TANH).atanh(),
     "sign": lambda rewards: rewards,
     "symlog": symexp,
     "identity": lambda rewards: rewards,
@@ -51,7 +49,7 @@ INVERSE_REWARD_TRANSFORMS: dict[str, RewardTransform] = {
 
 def check_shapes(**tensors: th.Tensor) -> None:
     """
-    Check that all tensors have one shape.
+    Check that all tensors have the same shape.
 
     :param tensors: the tensors by their argument names
     :raises ValueError: naming every argument and its shape
@@ -63,11 +61,11 @@ def check_shapes(**tensors: th.Tensor) -> None:
 
 def variance(values: th.Tensor, counted: th.Tensor) -> th.Tensor:
     """
-    Of some of many values, without knowing how many (so that a GPU need not be waited for).
+    Variance of the selected values, without reading their number from the device.
 
     :param values: any shape
-    :param counted: bool, of the same shape
-    :return: scalar; 0 if none counts
+    :param counted: which values are selected, bool, of the same shape
+    :return: scalar; 0 if none is selected
     """
     count = counted.sum().clamp(min=1)
     mean = (values * counted).sum() / count
@@ -76,7 +74,7 @@ def variance(values: th.Tensor, counted: th.Tensor) -> th.Tensor:
 
 def flatten_time(x: th.Tensor) -> th.Tensor:
     """
-    Join time and batch, so that a network sees every step as a row.
+    Join time and batch, so that every step is one row of a network's input.
 
     :param x: (T, B, ...)
     :return: (T * B, ...), row t * B + b
@@ -86,7 +84,7 @@ def flatten_time(x: th.Tensor) -> th.Tensor:
 
 def unflatten_time(x: th.Tensor, time: int) -> th.Tensor:
     """
-    The inverse of :func:`flatten_time`.
+    Invert :func:`flatten_time`.
 
     :param x: (T * B, ...)
     :param time: T
@@ -121,7 +119,7 @@ def lambda_returns(rewards: th.Tensor, values: th.Tensor, discounts: th.Tensor, 
 
 def mixed_with_uniform(actions: th.Tensor, amount: float, blocks: tuple[int, ...]) -> th.Tensor:
     """
-    Probabilities of the next action when discrete actions are disturbed: with probability ``amount`` it is any action.
+    Probabilities of discrete actions under noise: with probability ``amount`` the action is drawn uniformly.
 
     :param actions: one-hot vectors side by side (or probabilities), (..., A)
     :param amount: in [0, 1]
@@ -134,8 +132,8 @@ def mixed_with_uniform(actions: th.Tensor, amount: float, blocks: tuple[int, ...
 
 def noisy_actions(actions: th.Tensor, amount: float, blocks: tuple[int, ...] | None, noise: th.Tensor) -> th.Tensor:
     """
-    Disturb actions as the original's action noise does: discrete ones are drawn anew from a mixture with the uniform
-    distribution, continuous ones get normal noise and are clipped to [-1, 1].
+    Add action noise as the original code does: discrete actions are drawn from a mixture with the uniform distribution,
+    continuous actions get normal noise and are clipped to [-1, 1].
 
     :param actions: (n, A), one-hot or values in [-1, 1]
     :param amount: probability of a uniform action, or standard deviation; 0 changes nothing
@@ -153,9 +151,9 @@ def noisy_actions(actions: th.Tensor, amount: float, blocks: tuple[int, ...] | N
 
 def trajectory_weights(discounts: th.Tensor) -> th.Tensor:
     """
-    Weight of each imagined step in the losses: how likely (and how discounted) it is that the episode gets there.
+    Weight of each imagined step in the losses: the discounted probability that the episode reaches it.
 
-    The weights are shifted by one: row 0 is 1, row k is the product of the discounts 0 .. k-1. No gradient flows through.
+    The weights are shifted by one: row 0 is 1, row k is the product of the discounts 0 .. k-1. No gradient flows through them.
 
     :param discounts: (H + 1, N), in [0, 1]
     :return: (H + 1, N)
@@ -166,11 +164,11 @@ def trajectory_weights(discounts: th.Tensor) -> th.Tensor:
 
 def scale_gradient(x: th.Tensor, scale: float) -> th.Tensor:
     """
-    The same value, with its gradient multiplied by ``scale`` (0 is the stop-gradient sg).
+    Multiply the gradient of a tensor by ``scale`` and leave its value unchanged; 0 is the stop-gradient sg.
 
     :param x: any tensor
     :param scale: factor of the gradient
-    :return: ``x``, to the bit
+    :return: ``x``, bit for bit
     """
     if scale == 1.0 or not x.requires_grad:
         return x
@@ -205,19 +203,18 @@ def balanced_kl(
     """
     KL loss with balancing and free nats (V2, algorithm 2).
 
-    Balancing is the weighted sum of two terms of equal value,
-    ``(1 - balance) KL(posterior, sg(prior)) + balance KL(sg(posterior), prior)``.
-    Equal values mean that one KL with scaled gradients is the same function with half of the work, also with free nats.
+    Balancing is the weighted sum ``(1 - balance) KL(posterior, sg(prior)) + balance KL(sg(posterior), prior)``. Both terms
+    have the same value, so one KL with scaled gradients is the same function at half the cost, also with free nats.
 
     :param kl: (lhs, rhs) distribution parameters to KL(lhs, rhs) in nats, shape (T, B)
     :param posterior: parameters of q(z | h, o), shape (T, B, ...)
     :param prior: parameters of p(z | h), shape (T, B, ...)
     :param balance: share of the gradient that trains the prior, in [0, 1]; None is the plain KL (full gradient to both)
-    :param free_nats: the loss is never pushed below this number of nats
-    :param free_nats_average: compare ``free_nats`` with the mean over batch and time (the original's default); otherwise
-        with every element
+    :param free_nats: no gradient flows below this number of nats
+    :param free_nats_average: compare ``free_nats`` with the mean over batch and time (the default of the original code);
+        otherwise with every element
     :param forward: use KL(prior, posterior) instead of KL(posterior, prior)
-    :param mean: over batch and time, where it is compared with ``free_nats``; several learners have one batch together
+    :param mean: mean over batch and time that is compared with ``free_nats``; of all ranks in distributed training
     :return: the loss (scalar) and the KL values without free nats and without gradient, shape (T, B)
     """
     if balance is not None:

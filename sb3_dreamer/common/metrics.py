@@ -1,4 +1,4 @@
-"""Means of training metrics, summed on the device and read only when they are logged."""
+"""Means of training metrics: summed on the device, and read only when they are logged."""
 
 from collections.abc import Mapping
 
@@ -9,35 +9,30 @@ class MetricAverager:
     """Running means by name; adding never waits for the device."""
 
     def __init__(self) -> None:
-        #: Sums of what was measured together, in one tensor, and how often
+        #: Sums of the metrics that are measured together, as one tensor, and the number of summands
         self._sums: dict[tuple[str, ...], tuple[th.Tensor, int]] = {}
 
     def add(self, metrics: Mapping[str, th.Tensor]) -> None:
         """
-        Add one update's metrics.
+        Add the metrics of one update.
 
         :param metrics: scalars by name
         """
         if metrics:
-            stacked = th.stack([value.detach().float() for value in metrics.values()])
-            self.add_stacked(tuple(metrics), stacked)
+            self.add_stacked(tuple(metrics), th.stack([value.detach().float() for value in metrics.values()]))
 
     def add_stacked(self, names: tuple[str, ...], values: th.Tensor) -> None:
         """
-        Add one update's metrics.
+        Add the metrics of one update that are stacked already.
 
-        :param names: of them
+        :param names: of the metrics
         :param values: in the order of the names, (M,)
         """
-        if names in self._sums:
-            total, count = self._sums[names]
-            values, count = total + values, count + 1
-            self._sums[names] = values, count
-        else:
-            self._sums[names] = values, 1
+        total, count = self._sums.get(names, (None, 0))
+        self._sums[names] = (values if total is None else total + values), count + 1
 
     def take(self) -> list[tuple[tuple[str, ...], th.Tensor]]:
-        """Means since the last call, still on the device: names, and values in their order, of what was measured together."""
+        """Means since the last call, still on the device: pairs of names, and values in their order."""
         means = [(names, total / count) for names, (total, count) in self._sums.items()]
         self._sums = {}
         return means

@@ -1,4 +1,4 @@
-"""Observations in units of their own spread, measured while an agent collects and saved with its networks."""
+"""Running normalization of observations, updated while an agent collects and saved with its networks."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from sb3_dreamer.common.observations import ObservationFormat
 
 
 class Moments(NamedTuple):
-    """What is known of numbers that have been seen."""
+    """Count, mean and spread of numbers that have been seen."""
 
     number: th.Tensor  # ()
     mean: th.Tensor  # (...)
@@ -18,8 +18,10 @@ class Moments(NamedTuple):
 
     def with_more(self, more: "Moments") -> "Moments":
         """
+        Combine the moments of two sets of numbers.
+
         :param more: moments of other numbers
-        :return: of both together
+        :return: moments of both together
         """
         difference, total = more.mean - self.mean, self.number + more.number
         squares = self.squares + (more.squares + difference**2 * (self.number * more.number / total))
@@ -27,10 +29,10 @@ class Moments(NamedTuple):
 
     def since(self, before: "Moments") -> "Moments":
         """
-        The inverse of :meth:`with_more`, in float64 as good as exact.
+        Invert :meth:`with_more`; exact up to rounding in float64.
 
-        :param before: moments of the first of these numbers
-        :return: of the others
+        :param before: moments of the numbers that were seen first
+        :return: moments of the numbers since
         """
         count = self.number - before.number
         if count <= 0:
@@ -42,14 +44,14 @@ class Moments(NamedTuple):
 
 class ObservationNormalizer(nn.Module):
     """
-    Running mean and standard deviation of every plain number of an observation, over all steps collected so far.
+    Normalizes every number of an observation by the running mean and standard deviation over all steps collected so far.
 
-    Unlike ``VecNormalize`` it is a part of the policy: replayed steps are stored raw and seen in today's units, every saved
-    model carries the statistics that belong to it, and evaluation environments need no wrapper. Images, classes and bits are
-    left alone.
+    Unlike ``VecNormalize`` it is part of the policy: steps are stored raw and normalized by the current statistics when they
+    are replayed, every saved model carries its statistics, and evaluation environments need no wrapper. Images, classes and
+    bits are left unchanged.
 
     :param observations: the format whose numbers are normalized
-    :param clip: normalized numbers are limited to this size
+    :param clip: normalized numbers are clipped to [-clip, clip]
     """
 
     count: th.Tensor
@@ -60,10 +62,10 @@ class ObservationNormalizer(nn.Module):
         super().__init__()
         self.shapes = {key: part.encoded.shape for key, part in observations.parts.items() if part.is_numeric}
         self.clip = clip
-        size = sum(shape[0] for shape in self.shapes.values())
+        self._sizes = [shape[0] for shape in self.shapes.values()]
         self.register_buffer("count", th.zeros((), dtype=th.float64))
-        self.register_buffer("mean", th.zeros(size, dtype=th.float64))
-        self.register_buffer("squares", th.zeros(size, dtype=th.float64))  # sum of squared distances from the mean
+        self.register_buffer("mean", th.zeros(sum(self._sizes), dtype=th.float64))
+        self.register_buffer("squares", th.zeros(sum(self._sizes), dtype=th.float64))  # squared distances from the mean
 
     @property
     def std(self) -> th.Tensor:
@@ -73,7 +75,7 @@ class ObservationNormalizer(nn.Module):
 
     @property
     def moments(self) -> Moments:
-        """What :meth:`update` has seen; assigned in place."""
+        """Moments of all steps that :meth:`update` has seen; assignment copies in place."""
         return Moments(self.count, self.mean, self.squares)
 
     @moments.setter
@@ -84,7 +86,7 @@ class ObservationNormalizer(nn.Module):
     @th.no_grad()
     def update(self, stored: Mapping[str, th.Tensor]) -> None:
         """
-        Take new steps into the statistics.
+        Add new steps to the statistics.
 
         :param stored: observations as stored, per key (n, *stored shape)
         """
@@ -95,23 +97,24 @@ class ObservationNormalizer(nn.Module):
 
     def forward(self, encoded: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
         """
-        :param encoded: observations, per key (..., *encoded shape)
+        Normalize encoded observations.
+
+        :param encoded: per key (..., *encoded shape)
         :return: the same, numbers in units of their standard deviation
         """
-        sizes = [shape[0] for shape in self.shapes.values()]
-        parts = zip(self.shapes, self.mean.split(sizes), self.std.split(sizes), strict=True)
+        parts = zip(self.shapes, self.mean.split(self._sizes), self.std.split(self._sizes), strict=True)
         return encoded | {key: self._normalized(encoded[key], mean, std) for key, mean, std in parts}
 
     def inverse(self, key: str, values: th.Tensor) -> th.Tensor:
         """
-        Back to the units of the environment, but for what was clipped.
+        Convert normalized values back to the units of the environment, except for clipping.
 
         :param key: of an observation that is normalized
         :param values: in units of the standard deviation, (..., *encoded shape)
         :return: the same shape
         """
-        sizes = [shape[0] for shape in self.shapes.values()]
-        mean, std = (whole.split(sizes)[list(self.shapes).index(key)].to(values.dtype) for whole in (self.mean, self.std))
+        index = list(self.shapes).index(key)
+        mean, std = (whole.split(self._sizes)[index].to(values.dtype) for whole in (self.mean, self.std))
         return values * std + mean
 
     def _normalized(self, values: th.Tensor, mean: th.Tensor, std: th.Tensor) -> th.Tensor:

@@ -1,13 +1,13 @@
 """
 Observation spaces: how each part is stored, what the networks see of it, and how it is reconstructed.
 
-Inside of the package a space that is no Dict is a dict with the one key ``OBSERVATION_KEY``, so that nothing else
-distinguishes the two cases. Policy and buffer use the same :class:`ObservationFormat`, hence the same bytes.
+Inside the package, observations are always dicts: a space that is not a Dict has the single key ``OBSERVATION_KEY``. Policy
+and buffer share one :class:`ObservationFormat`, hence see the same bytes.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,14 +20,14 @@ from sb3_dreamer.common.preprocessing import ImageSize, NumpyObs, resize_images,
 
 OBSERVATION_KEY = "observation"
 
-SUPPORTED = "Box (images of rank 3, anything else flat), Discrete, MultiDiscrete, MultiBinary and Dict spaces of these"
+_SUPPORTED = "Box (images of rank 3, anything else flat), Discrete, MultiDiscrete, MultiBinary and Dict spaces of these"
 
 
 class ObservationPart:
     """
-    One key of an observation space: numbers, flattened.
+    One key of an observation space: by default numbers, flattened.
 
-    :param space: as the (vectorized) environment has it
+    :param space: of the (vectorized) environment
     """
 
     is_image = False
@@ -45,21 +45,25 @@ class ObservationPart:
 
     @property
     def layout(self) -> str:
-        """What buffers must have in common, besides shapes, to hold the same records."""
+        """Description that buffers must share, besides shapes, to hold the same records."""
         return str(self.encoded.shape)
 
     def likelihood(self, outputs: th.Tensor) -> Distribution:
         """
+        Distribution of the reconstruction.
+
         :param outputs: of the decoder, (..., *encoded shape)
-        :return: the distribution whose log-probability is the reconstruction's
+        :return: over encoded observations
         """
         return UnitNormal(outputs, event_dims=len(self.encoded.shape))
 
     def with_batch_axis(self, values: Any, name: str) -> tuple[np.ndarray, bool]:
         """
+        Add the batch axis if it is missing.
+
         :param values: of one environment, (*native shape), or of several, (n, *native shape)
-        :param name: for the error's text
-        :return: (n, *native shape), and whether the batch axis was there
+        :param name: for error messages
+        :return: (n, *native shape), and whether there was a batch axis
         :raises ValueError: for any other shape
         """
         array = np.asarray(values)
@@ -72,16 +76,18 @@ class ObservationPart:
         raise ValueError(f"Unexpected observation shape {array.shape} of {name}: expected {shape} or ({', '.join(batch)}).")
 
     def _layouts(self, array: np.ndarray) -> list[np.ndarray]:
-        """Ways to read a user's array."""
+        """Possible readings of a user's array."""
         return [array]
 
     def to_stored(self, values: np.ndarray, name: str, rows: np.ndarray) -> np.ndarray:
         """
+        Check values and convert them to the form in which they are stored.
+
         :param values: (n, *native shape)
-        :param name: for the error's text
-        :param rows: number of the environment of each row, (n,)
-        :return: (n, *stored shape) of the stored dtype; bytes that are no image may come as float32, from ``VecNormalize``
-        :raises ValueError: if a value is impossible, naming environment, key and value
+        :param name: for error messages
+        :param rows: environment index of each row, (n,)
+        :return: (n, *stored shape) of the stored dtype; bytes that are not images may be float32, from ``VecNormalize``
+        :raises ValueError: if a value is invalid, naming environment, key and value
         """
         if values.dtype == self.stored_dtype == np.uint8:
             return values
@@ -92,8 +98,10 @@ class ObservationPart:
 
     def encode(self, stored: th.Tensor) -> th.Tensor:
         """
+        Convert stored observations to network inputs, which are also the reconstruction targets.
+
         :param stored: (..., *stored shape)
-        :return: network inputs and reconstruction targets, (..., *encoded shape) float32
+        :return: (..., *encoded shape) float32
         """
         return stored.float().reshape(*self._leading(stored), -1)
 
@@ -103,7 +111,7 @@ class ObservationPart:
 
 class ImagePart(ObservationPart):
     """
-    Frames of bytes, resized on entry.
+    Images of bytes, resized on entry.
 
     :param space: uint8, (C, height, width): SB3's wrappers put the channels first
     :param image_size: (h, w), or None for the native size
@@ -113,17 +121,17 @@ class ImagePart(ObservationPart):
 
     def __init__(self, space: spaces.Box, image_size: ImageSize) -> None:
         super().__init__(space)
-        channels, *native = space.shape  # no guess by the smallest size: 50 stacked frames may be 40 pixels wide
+        channels, *native = space.shape  # not guessed from the smallest size: 50 stacked frames may be 40 pixels wide
         self.stored_shape = (channels, *(image_size or native))
         self.encoded: Any = spaces.Box(0, 255, self.stored_shape, dtype=np.uint8)
 
     def _layouts(self, array: np.ndarray) -> list[np.ndarray]:
-        """Users have frames as their environment gives them, perhaps with the channels last."""
+        """Users may pass images as their environment returns them, with the channels last."""
         return [array, np.moveaxis(array, -1, -3)] if array.ndim >= 3 else [array]
 
     def to_stored(self, values: np.ndarray, name: str, rows: np.ndarray) -> np.ndarray:
         if values.dtype != np.uint8:
-            raise ValueError(f"{name} has dtype {values.dtype}, expected uint8, as images have.")
+            raise ValueError(f"{name} has dtype {values.dtype}, expected uint8, the dtype of images.")
         return resize_images(values, self.stored_shape[1:])  # type: ignore[arg-type]
 
     def encode(self, stored: th.Tensor) -> th.Tensor:
@@ -132,10 +140,11 @@ class ImagePart(ObservationPart):
 
 class FloatImagePart(ObservationPart):
     """
-    Frames of floats in the network's own units (SB3's ``normalize_images=False``), stored as the environment gives them, so
-    that ``VecNormalize`` can act on them, and resized after that.
+    Images of floats that are already in the network's units (SB3's ``normalize_images=False``).
 
-    :param space: (C, height, width) or (height, width, C); the shortest side is the channels'
+    They are stored as the environment returns them, so that ``VecNormalize`` can act on them, and resized afterwards.
+
+    :param space: (C, height, width) or (height, width, C); the shortest axis is that of the channels
     :param image_size: (h, w), or None for the native size
     """
 
@@ -155,7 +164,7 @@ class FloatImagePart(ObservationPart):
 
 class ClassPart(ObservationPart):
     """
-    Discrete and MultiDiscrete: one-hot vectors side by side, as in SB3; stored as the environment numbers the classes.
+    Discrete and MultiDiscrete: concatenated one-hot vectors, as in SB3; stored as the environment numbers the classes.
 
     :param space: Discrete or MultiDiscrete
     """
@@ -186,21 +195,16 @@ class ClassPart(ObservationPart):
         return values.astype(self.stored_dtype)
 
     def encode(self, stored: th.Tensor) -> th.Tensor:
-        classes = stored.long() - first_classes(self.start.tobytes(), self.start.shape, stored.device)
+        classes = stored.long() - _first_classes(self.start.tobytes(), self.start.shape, stored.device)
         flat = classes.reshape(*self._leading(stored), -1)
-        # PyTorch's one_hot would look at the values, for which a GPU is waited for
+        # PyTorch's one_hot reads the values, hence waits for the GPU
         hot = [flat[..., index, None] == th.arange(count, device=flat.device) for index, count in enumerate(self.blocks)]
         return th.cat(hot, dim=-1).float()
 
 
 @lru_cache(maxsize=64)
-def first_classes(start: bytes, shape: tuple[int, ...], device: th.device) -> th.Tensor:
-    """
-    :param start: int64 numbers of the first classes
-    :param shape: of the space
-    :param device: of the result
-    :return: the same as a tensor that is kept: a graph on a GPU cannot copy it there
-    """
+def _first_classes(start: bytes, shape: tuple[int, ...], device: th.device) -> th.Tensor:
+    """Numbers of the first classes (int64 bytes) as a tensor; cached, because a CUDA graph cannot copy it to the GPU."""
     return th.as_tensor(np.frombuffer(start, np.int64).reshape(shape).copy(), device=device)
 
 
@@ -232,34 +236,33 @@ class ObservationFormat:
     :param space: of the (vectorized) environment; uint8 images channel first
     :param image_size: (h, w) to which every image is resized; None keeps the native sizes
     :param float_images: whether float Boxes of rank 3 are images (SB3's ``normalize_images=False``) or flattened
-    :raises ValueError: if a part cannot be used, naming its key and space and what can
+    :raises ValueError: see :func:`check_observation_space`
     """
 
     def __init__(self, space: spaces.Space, image_size: ImageSize = (64, 64), float_images: bool = False) -> None:
         self.is_dict = isinstance(space, spaces.Dict)
         check_observation_space(space)
-        make = partial(make_part, image_size=image_size, float_images=float_images)
-        self.parts: dict[str, ObservationPart] = {key: make(part) for key, part in split_space(space).items()}
+        self.parts = {key: _make_part(part, image_size, float_images) for key, part in split_space(space).items()}
 
     @property
     def encoded(self) -> dict[str, spaces.Box]:
-        """What encoders see of each key: images (C, h, w), everything else a vector."""
+        """Network inputs per key: images (C, h, w), everything else a vector."""
         return {key: part.encoded for key, part in self.parts.items()}
 
     @property
     def likelihoods(self) -> dict[str, Callable[[th.Tensor], Distribution]]:
-        """Per key, from a decoder's outputs to the distribution of the reconstruction."""
+        """Function per key from the decoder's outputs to the distribution of the reconstruction."""
         return {key: part.likelihood for key, part in self.parts.items()}
 
     def to_stored(self, obs: NumpyObs, name: str = "observation", envs: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """
-        Check observations and bring them into the form in which they are stored.
+        Check observations and convert them to the form in which they are stored.
 
-        :param obs: one array (n, *native shape) or a dict of them, as a VecEnv gives them
-        :param name: for the error's text
-        :param envs: rows that are wanted; None for all
+        :param obs: one array (n, *native shape) or a dict of them, as a VecEnv returns them
+        :param name: for error messages
+        :param envs: rows to convert; None for all
         :return: one array (rows, *stored shape) per key; may share memory with the input
-        :raises ValueError: for missing keys, wrong shapes or types, values that are not finite or outside of the space
+        :raises ValueError: for missing keys, wrong shapes or types, values that are not finite or outside the space
         """
         given, result = self._by_key(obs, name), {}
         for key, part in self.parts.items():
@@ -276,15 +279,19 @@ class ObservationFormat:
 
     def with_batch_axis(self, obs: Any) -> tuple[dict[str, np.ndarray], bool]:
         """
-        :param obs: of one environment, or of several with a batch axis; frames channel first or last
-        :return: per key (n, *native shape), and whether the batch axis was there
+        Add the batch axis if it is missing.
+
+        :param obs: of one environment, or of several with a batch axis; images channel first or last
+        :return: per key (n, *native shape), and whether there was a batch axis
         :raises ValueError: for missing keys and wrong shapes
         """
         given = self._by_key(obs, "observation")
         results = {key: part.with_batch_axis(given[key], f"'{key}'") for key, part in self.parts.items()}
         if len({(len(values), vectorized) for values, vectorized in results.values()}) > 1:
             shapes = {key: np.shape(given[key]) for key in self.parts}
-            raise ValueError(f"Either all keys of an observation have a batch axis of one length or none; shapes: {shapes}.")
+            raise ValueError(
+                f"Either all keys of an observation have a batch axis of one length or none do; shapes: {shapes}."
+            )
         return {key: values for key, (values, _) in results.items()}, next(iter(results.values()))[1]
 
     def _by_key(self, obs: Any, name: str) -> dict[str, Any]:
@@ -295,8 +302,9 @@ class ObservationFormat:
 
     def encode(self, stored: Mapping[str, th.Tensor]) -> dict[str, th.Tensor]:
         """
-        Stored observations to network inputs and reconstruction targets: bytes of images become x / 255 - 0.5, classes one-hot
-        vectors, everything else is flattened and left as it is.
+        Convert stored observations to network inputs, which are also the reconstruction targets.
+
+        Bytes of images become x / 255 - 0.5, classes one-hot vectors; everything else is flattened.
 
         :param stored: per key (..., *stored shape)
         :return: per key (..., *encoded shape), float32
@@ -305,12 +313,12 @@ class ObservationFormat:
 
     def chosen(self, keys: Any, name: str) -> list[str]:
         """
-        Check an option that names some keys of the space.
+        Check an option that selects keys of the space.
 
         :param keys: None for all
         :param name: of the option
         :return: the keys, in the space's order
-        :raises ValueError: naming a key that is not there
+        :raises ValueError: naming an unknown key
         """
         if keys is None:
             return list(self.parts)
@@ -318,36 +326,33 @@ class ObservationFormat:
             raise ValueError(f"{name} must be a list of observation keys, but is {keys!r}.")
         for key in keys:
             if key not in self.parts:
-                raise ValueError(f"{name} names '{key}', which is not observed: the keys are {list(self.parts)}.")
+                raise ValueError(f"{name} names '{key}', which is no observation key: the keys are {list(self.parts)}.")
         return [key for key in self.parts if key in keys]
 
 
 def check_observation_space(space: spaces.Space) -> None:
     """
+    Check that every part of an observation space is supported.
+
     :param space: of observations
-    :raises ValueError: if a part of it cannot be used, naming its key and space and what can
-    :raises NotImplementedError: likewise, as SB3 does, for spaces inside of spaces
+    :raises ValueError: naming key and space of an unsupported part, and what is supported
+    :raises NotImplementedError: likewise for nested spaces, as in SB3
     """
     parts = split_space(space)
     if not parts:
-        raise ValueError(f"The observation space {space} is empty: DreamerV2 takes {SUPPORTED}.")
+        raise ValueError(f"The observation space {space} is empty: sb3_dreamer takes {_SUPPORTED}.")
     for key, part in parts.items():
-        text = f"DreamerV2 does not support the observation space {part} (key '{key}'): it takes {SUPPORTED}."
+        text = f"sb3_dreamer does not support the observation space {part} (key '{key}'): it takes {_SUPPORTED}."
         if isinstance(space, spaces.Dict) and isinstance(part, spaces.Dict | spaces.Tuple):
             raise NotImplementedError(f"{text} Flatten nested spaces with gymnasium.wrappers.FlattenObservation.")
         if not isinstance(part, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
             raise ValueError(text)
         if math.prod(part.shape) == 0:  # type: ignore[arg-type]
-            raise ValueError(f"The observation space {part} (key '{key}') is of size zero: there is nothing to see in it.")
+            raise ValueError(f"The observation space {part} (key '{key}') is of size zero.")
 
 
-def make_part(space: spaces.Space, image_size: ImageSize, float_images: bool) -> ObservationPart:
-    """
-    :param space: of the part, one that :func:`check_observation_space` takes
-    :param image_size: see :class:`ObservationFormat`
-    :param float_images: see :class:`ObservationFormat`
-    :return: how to treat it
-    """
+def _make_part(space: spaces.Space, image_size: ImageSize, float_images: bool) -> ObservationPart:
+    """The part for a space that :func:`check_observation_space` accepts; options as in :class:`ObservationFormat`."""
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         return ClassPart(space)
     if isinstance(space, spaces.MultiBinary):
@@ -362,6 +367,8 @@ def make_part(space: spaces.Space, image_size: ImageSize, float_images: bool) ->
 
 def split_space(space: spaces.Space) -> dict[str, spaces.Space]:
     """
+    Parts of a space by key.
+
     :param space: any space
     :return: the parts of a Dict, in its order; any other space under the key ``OBSERVATION_KEY``
     """
@@ -370,12 +377,14 @@ def split_space(space: spaces.Space) -> dict[str, spaces.Space]:
 
 def refuse(wrong: np.ndarray, values: np.ndarray, name: str, rows: np.ndarray, expected: str) -> None:
     """
-    :param wrong: which values are, (n, ...)
+    Raise an error if any value is wrong.
+
+    :param wrong: marks wrong values, (n, ...)
     :param values: as given, (n, ...)
-    :param name: of what they are
-    :param rows: number of the environment of each row, (n,)
-    :param expected: what they should be
-    :raises ValueError: naming environment, place and value of the first wrong one
+    :param name: of the values
+    :param rows: environment index of each row, (n,)
+    :param expected: description of valid values
+    :raises ValueError: naming environment, index and value of the first wrong value
     """
     if wrong.any():
         row, *place = (int(i) for i in np.argwhere(wrong)[0])

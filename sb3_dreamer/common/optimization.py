@@ -14,14 +14,14 @@ class DreamerAdam(th.optim.Adam):
     """
     Adam with TensorFlow's epsilon and the original's weight decay.
 
-    * TensorFlow adds epsilon to the square root of the *uncorrected* second moment. In PyTorch's terms that is an epsilon
-      larger by ``1 / sqrt(1 - beta2 ** step)``: 32 times at the first step, equal in the limit.
+    * TensorFlow adds epsilon to the square root of the *uncorrected* second moment. In PyTorch's terms this epsilon is larger
+      by ``1 / sqrt(1 - beta2 ** step)``: 32 times at the first step, equal in the limit.
     * Weight decay multiplies every parameter by ``1 - weight_decay`` before Adam's step. Unlike AdamW's it is *not*
       scaled by the learning rate, and it covers biases and norms too.
 
-    After :meth:`make_graph_safe` what changes from step to step, learning rate and bias correction, is read from the device,
-    so that a step can be a part of a CUDA graph, which freezes Python numbers: call :meth:`advance` before every replay.
-    TensorFlow's epsilon makes this one number: ``lr sqrt(1 - beta2 ** step) / (1 - beta1 ** step)``.
+    A CUDA graph freezes Python numbers. After :meth:`make_graph_safe`, learning rate and bias correction are therefore read
+    from the device, so that a step can be part of a graph: call :meth:`advance` before every replay. With TensorFlow's epsilon
+    both are one number, ``lr sqrt(1 - beta2 ** step) / (1 - beta1 ** step)``.
 
     :param params: parameters or parameter groups
     :param lr: learning rate
@@ -30,9 +30,9 @@ class DreamerAdam(th.optim.Adam):
     :param weight_decay: fraction of every parameter that a step removes (V2, table D.1: 1e-6)
     """
 
-    #: Scalar, 1 if the gradients are not finite; None is 0
+    #: Scalar, 1 if the gradients are not finite; None means that they are
     found_inf: th.Tensor | None = None
-    #: On the device, one for each group; none before :meth:`make_graph_safe`
+    #: On the device, one per group; empty before :meth:`make_graph_safe`
     _step_sizes: Sequence[th.Tensor] = ()
 
     def __init__(
@@ -46,28 +46,23 @@ class DreamerAdam(th.optim.Adam):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """
-        Add parameters with options of their own; also called for those of the constructor.
-
-        :param param_group: ``params`` and options
-        """
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        # PyTorch's Adam would add its own weight decay to the gradients
+        # Called by the constructor too. PyTorch's Adam would add its own weight decay to the gradients
         group.update(uncorrected_eps=group["eps"], decoupled_decay=group["weight_decay"], weight_decay=0.0, steps_done=0)
 
     @property
     def graph_safe(self) -> bool:
-        """Whether steps read what changes from the device."""
+        """Whether steps read their changing numbers from the device."""
         return bool(self._step_sizes)
 
     def make_graph_safe(self) -> None:
-        """Keep step sizes on the device from now on; the state stays what it is, so that files fit both ways."""
+        """Keep step sizes on the device from now on; the format of the state, hence of saved files, does not change."""
         self._step_sizes = [group["params"][0].new_zeros(()) for group in self.param_groups]
 
     @th.no_grad()
     def advance(self) -> None:
-        """Count a step, and compute what depends on the count and on the learning rate."""
+        """Count a step, and update the numbers that depend on the count and on the learning rate."""
         for index, group in enumerate(self.param_groups):
             group["steps_done"] += 1
             beta1, beta2 = group["betas"]
@@ -79,8 +74,9 @@ class DreamerAdam(th.optim.Adam):
     @th.no_grad()
     def step(self, closure: Any = None) -> Any:
         """
-        Decay, then one step of Adam. A graph-safe optimizer must be told to :meth:`advance` before. With ``found_inf``
-        (PyTorch's protocol of gradient scalers) set to 1 neither parameters nor moments change.
+        Decay, then one step of Adam; call :meth:`advance` before if the optimizer is graph-safe.
+
+        With ``found_inf`` (PyTorch's protocol of gradient scalers) set to 1, neither parameters nor moments change.
 
         :param closure: as in PyTorch
         :return: the closure's loss, if any
@@ -109,7 +105,7 @@ class DreamerAdam(th.optim.Adam):
         gradients: list[th.Tensor] = [p.grad for p in parameters]  # type: ignore[misc]
         fresh = [1.0 - beta for beta in group["betas"]]
         kept: list[Any] = list(group["betas"])
-        if self.found_inf is not None:  # then nothing is kept less, and nothing comes in
+        if self.found_inf is not None:  # if it is 1, all decay factors become 1 and all gradients 0
             ok = 1.0 - self.found_inf
             gradients = [th.where(ok > 0.0, gradient, 0.0) for gradient in gradients]
             kept, step_size = [1.0 - share * ok for share in fresh], step_size * ok
@@ -127,11 +123,11 @@ class DreamerAdam(th.optim.Adam):
 
 class ParameterOptimizer:
     """
-    One optimizer over one list of parameters, behind the verb ``step(loss)``.
+    Optimizer of one list of parameters.
 
     It differentiates only its own parameters, so a loss may flow through other modules without leaving gradients there.
 
-    :param parameters: what this optimizer trains
+    :param parameters: that this optimizer trains
     :param optimizer_class: a PyTorch optimizer
     :param learning_rate: initial learning rate
     :param optimizer_kwargs: further arguments of the optimizer
@@ -149,32 +145,26 @@ class ParameterOptimizer:
 
     def backward(self, loss: th.Tensor) -> None:
         """
-        Set the parameters' gradients to those of the loss.
+        Replace the parameters' gradients by those of the loss.
 
         :param loss: scalar
         """
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=self.parameters)
 
-    @property
-    def gradients(self) -> list[th.Tensor]:
-        """Of the parameters that have one."""
-        return [p.grad for p in self.parameters if p.grad is not None]
-
     def apply(self, max_grad_norm: float | None) -> th.Tensor:
         """
-        Clip the gradients by their global norm and take a step; none if the norm is not finite, so that weights and moments
-        stay what they were.
+        Clip the gradients by their global norm and take a step; if the norm is not finite, weights and moments do not change.
 
         :param max_grad_norm: largest norm; None does not clip
         :return: the norm before clipping, scalar
         """
-        gradients = self.gradients
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = global_norm(gradients)
         if max_grad_norm is not None:
             th._foreach_mul_(gradients, max_grad_norm / norm.clamp(min=max_grad_norm))
         if isinstance(self.optimizer, DreamerAdam) and (self.optimizer.graph_safe or norm.device.type != "cpu"):
-            self.optimizer.found_inf = 1.0 - th.isfinite(norm).to(th.float32)  # nobody waits for the device
+            self.optimizer.found_inf = 1.0 - th.isfinite(norm).to(th.float32)  # without waiting for the device
             self.optimizer.step()
         elif th.isfinite(norm):
             self.optimizer.step()
@@ -182,7 +172,7 @@ class ParameterOptimizer:
 
     def step(self, loss: th.Tensor, max_grad_norm: float | None) -> th.Tensor:
         """
-        Differentiate, average over all ranks, clip, step.
+        Differentiate, average over all ranks, clip, and step; see :func:`step_together`.
 
         :param loss: scalar
         :param max_grad_norm: largest norm of all gradients together; None does not clip
@@ -193,9 +183,9 @@ class ParameterOptimizer:
 
 def step_together(steps: Sequence[tuple[ParameterOptimizer, th.Tensor]], max_grad_norm: float | None) -> list[th.Tensor]:
     """
-    Steps of several optimizers that do not wait for one another: one message to the other ranks for all of their gradients.
+    Step several independent optimizers, with one message to the other ranks for all gradients.
 
-    One rank's NaN is in every rank's mean: all of them skip that optimizer's step.
+    A NaN of one rank reaches the mean on every rank, so all ranks skip that optimizer's step.
 
     :param steps: optimizers and their losses, scalars
     :param max_grad_norm: largest norm of each optimizer's gradients; None does not clip
@@ -204,16 +194,12 @@ def step_together(steps: Sequence[tuple[ParameterOptimizer, th.Tensor]], max_gra
     with outside_autocast(steps[0][1].device):
         for optimizer, loss in steps:
             optimizer.backward(loss)
-        average_gradients([p for optimizer, _ in steps for p in optimizer.parameters if p.grad is not None])
+        _average_gradients([p for optimizer, _ in steps for p in optimizer.parameters if p.grad is not None])
         return [optimizer.apply(max_grad_norm) for optimizer, _ in steps]
 
 
-def average_gradients(parameters: list[th.nn.Parameter]) -> None:
-    """
-    Gradients become their means over all ranks; they lie in one tensor then.
-
-    :param parameters: that have a gradient, the same on every rank
-    """
+def _average_gradients(parameters: list[th.nn.Parameter]) -> None:
+    """Replace gradients by their means over all ranks; all parameters must have one."""
     if joined() is not None:
         gradients: list[th.Tensor] = [p.grad for p in parameters]  # type: ignore[misc]
         for parameter, mean in zip(parameters, averages(gradients), strict=True):

@@ -22,12 +22,12 @@ OF_A_RUN, OF_A_MACHINE = Option(is_exported=False, may_differ=True), Option(is_e
 
 def check_number(name: str, value: Any, low: float, high: float = math.inf) -> None:
     """
-    Check an option that must be a number; a string from YAML or NaN is none.
+    Check an option that must be a number; strings from YAML and NaN are refused.
 
     :param name: of the option
     :param value: as given
-    :param low: smallest value
-    :param high: largest value
+    :param low: smallest value allowed
+    :param high: largest value allowed
     :raises ValueError: naming option, value and range
     """
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
@@ -38,13 +38,13 @@ def check_number(name: str, value: Any, low: float, high: float = math.inf) -> N
 
 def whole_number(name: str, value: Any, low: float) -> int:
     """
-    Check an option that counts something; floats such as 16.0 will do.
+    Check an option that counts something; floats such as 16.0 are accepted.
 
     :param name: of the option
     :param value: as given
-    :param low: smallest value
+    :param low: smallest value allowed
     :return: the number
-    :raises ValueError: naming option, value and what is wanted
+    :raises ValueError: naming option and value
     """
     check_number(name, value, low)
     if value != int(value):

@@ -1,4 +1,4 @@
-"""Matrix products in 16 bit, everything that is sensitive in full precision."""
+"""Mixed precision: matrix products may be 16-bit, everything sensitive stays in full precision."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,14 +6,16 @@ from typing import Any
 
 import torch as th
 
-#: Types of matrix products and convolutions, by the name that users give
+#: Types of matrix products and convolutions, by the option's value
 PRECISIONS: dict[str, th.dtype] = {"float32": th.float32, "bfloat16": th.bfloat16}
 
 
 def check_precision(precision: Any) -> None:
     """
+    Check the option ``precision``.
+
     :param precision: as given by the user
-    :raises ValueError: naming what is possible
+    :raises ValueError: naming the possible values
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {list(PRECISIONS)}, but is {precision!r}.")
@@ -21,11 +23,13 @@ def check_precision(precision: Any) -> None:
 
 def autocast(precision: str, device: th.device) -> th.autocast:
     """
-    Where a network is called and its loss is formed, but not around optimizers.
+    Context in which PyTorch's linear layers and convolutions compute in the given precision.
+
+    It surrounds forward passes and losses, not optimizers. Parameters keep their type.
 
     :param precision: key of ``PRECISIONS``
     :param device: of the networks
-    :return: context in which PyTorch's linear layers and convolutions compute in this precision; parameters stay as they are
+    :return: the context
     """
     reduced = precision != "float32"
     return th.autocast(device.type, dtype=PRECISIONS[precision] if reduced else None, enabled=reduced)
@@ -34,8 +38,10 @@ def autocast(precision: str, device: th.device) -> th.autocast:
 @contextmanager
 def outside_autocast(device: th.device) -> Iterator[None]:
     """
-    For backward passes and optimizers: the former repeat the types of the forward pass by themselves, and after the latter the
-    casts that autocast remembers are those of old parameters.
+    Context for backward passes and optimizer steps.
+
+    A backward pass uses the types of its forward pass by itself. After a step, autocast's cache of cast parameters is stale
+    and must be cleared.
 
     :param device: of the networks
     """
@@ -49,20 +55,20 @@ def outside_autocast(device: th.device) -> Iterator[None]:
 
 def full(x: th.Tensor) -> th.Tensor:
     """
-    Back to full precision: what networks put out is cast before it parameterizes a distribution or becomes a state.
+    Cast 16-bit tensors to float32: network outputs, before they parameterize a distribution or become a state.
 
     :param x: any tensor
-    :return: float32 instead of a 16-bit type, everything else unchanged
+    :return: float32 if it was 16-bit, otherwise unchanged
     """
     return x.float() if x.dtype in (th.bfloat16, th.float16) else x
 
 
 def cast_once(weight: th.Tensor) -> th.Tensor:
     """
-    A part of a weight that is used many times: autocast remembers the casts of parameters, but not of parts of them.
+    Cast a part of a weight that is used many times: autocast caches casts of parameters, but not of their parts.
 
     :param weight: float32
-    :return: in the type of matrix products
+    :return: in the current type of matrix products
     """
     kind = weight.device.type
     return weight.to(th.get_autocast_dtype(kind)) if th.is_autocast_enabled(kind) else weight

@@ -1,7 +1,7 @@
 """
-Frames of another size, and actions as the world model sees them.
+Resizing of images, and actions as the world model sees them.
 
-Frames are resized once, by :func:`resize_images`, on entry to the policy and to the buffer, to the same bytes.
+Images are resized once, on entry to the policy and to the buffer: both call :func:`resize_images`, hence see the same bytes.
 """
 
 import math
@@ -17,16 +17,12 @@ NumpyObs = np.ndarray | dict[str, np.ndarray]
 
 
 @lru_cache(maxsize=64)
-def area_taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
+def _area_taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
     """
     Area interpolation along one axis: ``out[i] = sum over k of weights[k, i] * x[indices[k, i]]``.
 
-    Few taps by hand, because BLAS would wake all its threads for such a small product, and PyTorch's "area" mode lets
-    neighboring windows overlap.
-
-    :param size_in: pixels before
-    :param size_out: pixels after
-    :return: indices and float32 weights, both (taps, size_out); weights sum to 1 over the taps. Shared: do not change them
+    Indices and float32 weights are both (taps, size_out) and cached: do not change them. BLAS would wake all its threads for
+    such a small product, and in PyTorch's "area" mode neighboring windows overlap.
     """
     edges = np.arange(size_out + 1) * (size_in / size_out)
     first = np.floor(edges[:-1] + 1e-9).astype(np.int64)
@@ -39,46 +35,41 @@ def area_taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
 
 def resize_images(images: np.ndarray, image_size: ImageSize) -> np.ndarray:
     """
-    Resize frames by area interpolation (every source pixel counts by the area that it covers).
+    Resize images by area interpolation: every source pixel is weighted by the area that it covers.
 
     :param images: (..., height, width) uint8
     :param image_size: (h, w), or None for no change
-    :return: (..., h, w) uint8, rounded to the nearest value; the input itself if it has the size already
+    :return: (..., h, w) uint8, rounded to the nearest value; the input itself if it already has this size
     """
     if image_size is None or images.shape[-2:] == tuple(image_size):
         return images
     resized = images.astype(np.float32)
-    rows, row_weights = area_taps(images.shape[-2], image_size[0])
+    rows, row_weights = _area_taps(images.shape[-2], image_size[0])
     resized = sum(resized[..., index, :] * weight[:, None] for index, weight in zip(rows, row_weights, strict=True))
-    columns, column_weights = area_taps(images.shape[-1], image_size[1])
+    columns, column_weights = _area_taps(images.shape[-1], image_size[1])
     resized = sum(resized[..., index] * weight for index, weight in zip(columns, column_weights, strict=True))
     return np.rint(resized).astype(np.uint8)
 
 
 @lru_cache(maxsize=64)
-def area_tensors(size_in: int, size_out: int, device: th.device) -> tuple[th.Tensor, th.Tensor]:
-    """
-    :param size_in: pixels before
-    :param size_out: pixels after
-    :param device: of the result
-    :return: :func:`area_taps` as tensors; shared, do not change them
-    """
-    indices, weights = area_taps(size_in, size_out)
+def _area_tensors(size_in: int, size_out: int, device: th.device) -> tuple[th.Tensor, th.Tensor]:
+    """Results of :func:`_area_taps` as tensors; cached, do not change them."""
+    indices, weights = _area_taps(size_in, size_out)
     return th.as_tensor(indices, device=device), th.as_tensor(weights, device=device)
 
 
 def resize_tensor(images: th.Tensor, image_size: tuple[int, ...]) -> th.Tensor:
     """
-    The same interpolation for floats, without rounding.
+    Resize images of floats by the same interpolation, without rounding.
 
     :param images: (..., height, width)
     :param image_size: (h, w)
-    :return: (..., h, w); the input itself if it has the size already
+    :return: (..., h, w); the input itself if it already has this size
     """
     for dim, size in ((-2, image_size[0]), (-1, image_size[1])):
         if images.shape[dim] == size:
             continue
-        indices, weights = area_tensors(images.shape[dim], size, images.device)
+        indices, weights = _area_tensors(images.shape[dim], size, images.device)
         shape = (size, 1) if dim == -2 else (size,)
         taps = [
             images.index_select(dim, index) * weight.reshape(shape) for index, weight in zip(indices, weights, strict=True)
@@ -89,41 +80,40 @@ def resize_tensor(images: th.Tensor, image_size: tuple[int, ...]) -> th.Tensor:
 
 def action_blocks(space: spaces.Space) -> tuple[int, ...] | None:
     """
-    Sizes of the one-hot vectors that an action is made of.
+    Sizes of the one-hot vectors that an action consists of.
 
     :param space: an action space
-    :return: Discrete (n,), MultiDiscrete its nvec, MultiBinary (2, 2, ...); None for Box, whose values are used as they are
-    :raises ValueError: for any other space, and, as everywhere in SB3, for actions that do not count from 0
+    :return: Discrete (n,), MultiDiscrete its nvec, MultiBinary (2, 2, ...); None for Box, whose values are used directly
+    :raises ValueError: for any other space, for unbounded or empty ones, and, as everywhere in SB3, if ``start`` is not 0
     """
     if 0 in (space.shape or ()):
-        raise ValueError(f"DreamerV2 does not support the action space {space}: it is of size zero, with nothing to choose.")
+        raise _unsupported(space, "it is of size zero, so there is nothing to choose")
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         if np.any(np.asarray(space.start) != 0):
-            raise ValueError(f"DreamerV2 does not support the action space {space}: SB3 needs start=0 (wrap the environment).")
+            raise _unsupported(space, "SB3 needs start=0 (wrap the environment)")
         return (int(space.n),) if isinstance(space, spaces.Discrete) else tuple(int(n) for n in space.nvec.reshape(-1))
     if isinstance(space, spaces.MultiBinary):
         return (2,) * int(np.prod(space.shape))
     if not isinstance(space, spaces.Box):
-        raise ValueError(
-            f"DreamerV2 does not support the action space {space}: it takes Discrete, MultiDiscrete, MultiBinary and bounded "
-            "Box spaces."
-        )
+        raise _unsupported(space, "it takes Discrete, MultiDiscrete, MultiBinary and bounded Box spaces")
     if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-        raise ValueError(
-            f"DreamerV2 does not support the action space {space}: it is unbounded (low {space.low}, high {space.high}), and "
-            "actions are scaled to [-1, 1]. Give it bounds, e.g. with gymnasium.wrappers.RescaleAction or TransformAction."
-        )
+        reason = f"it is unbounded (low {space.low}, high {space.high}), but actions are scaled to [-1, 1]"
+        raise _unsupported(space, f"{reason}. Give it bounds, e.g. with gymnasium.wrappers.RescaleAction or TransformAction")
     if not np.all(space.low < space.high):
-        raise ValueError(f"Every action needs a range, but in {space} low is not below high ({space.low}, {space.high}).")
+        raise _unsupported(space, f"low must be below high in every dimension (low {space.low}, high {space.high})")
     return None
+
+
+def _unsupported(space: spaces.Space, reason: str) -> ValueError:
+    return ValueError(f"sb3_dreamer does not support the action space {space}: {reason}.")
 
 
 def action_dim(space: spaces.Space) -> int:
     """
-    Numbers that an action of the environment consists of; unlike in SB3, spaces of any rank have one.
+    Count the numbers in an action of the environment; unlike in SB3, spaces may have any rank.
 
-    :param space: an action space that :func:`action_blocks` takes
-    :return: one for each one-hot vector, or the size of the Box
+    :param space: an action space that :func:`action_blocks` supports
+    :return: number of one-hot vectors, or size of the Box
     """
     return math.prod(space.shape)  # type: ignore[arg-type]
 
@@ -133,7 +123,7 @@ def action_size(space: spaces.Space) -> int:
     Width A of the action vector that the world model sees.
 
     :param space: an action space
-    :return: all one-hot vectors side by side, or the flattened Box
+    :return: size of all one-hot vectors together, or of the Box
     :raises ValueError: see :func:`action_blocks`
     """
     blocks = action_blocks(space)
@@ -142,9 +132,9 @@ def action_size(space: spaces.Space) -> int:
 
 def encode_actions(actions: th.Tensor, space: spaces.Space) -> th.Tensor:
     """
-    Buffer actions to world-model vectors.
+    Convert buffer actions to world-model vectors.
 
-    :param actions: Box: values scaled to [-1, 1], flat; otherwise indices, one for each block, (..., blocks)
+    :param actions: Box: values scaled to [-1, 1], flat; otherwise indices, one per block, (..., blocks)
     :param space: the action space
     :return: (..., A) float32, one-hot or flat values
     """
@@ -157,7 +147,7 @@ def encode_actions(actions: th.Tensor, space: spaces.Space) -> th.Tensor:
 
 def decode_actions(vectors: th.Tensor, space: spaces.Space) -> np.ndarray:
     """
-    World-model vectors to the environment's actions.
+    Convert world-model vectors to actions of the environment.
 
     :param vectors: (n, A) one-hot, or values in [-1, 1]
     :param space: the action space
@@ -168,25 +158,23 @@ def decode_actions(vectors: th.Tensor, space: spaces.Space) -> np.ndarray:
         indices = th.stack([block.argmax(dim=-1) for block in vectors.split(blocks, dim=-1)], dim=-1)
         return indices.cpu().numpy().reshape(-1, *space.shape).astype(space.dtype)  # type: ignore[misc, arg-type]
     assert isinstance(space, spaces.Box)
-    values, (low, high) = vectors.cpu().numpy().reshape(-1, *space.shape), float_bounds(space)
+    values, (low, high) = vectors.cpu().numpy().reshape(-1, *space.shape), _float_bounds(space)
     actions = np.clip(low + 0.5 * (values + 1.0) * (high - low), low, high)
     return (np.rint(actions) if np.issubdtype(space.dtype, np.integer) else actions).astype(space.dtype)
 
 
 def scale_actions(actions: np.ndarray, space: spaces.Box) -> np.ndarray:
     """
-    The inverse of :func:`decode_actions` for a Box.
+    Scale actions of a Box to [-1, 1]: the inverse of :func:`decode_actions`.
 
     :param actions: in the space's own bounds, (n, *shape)
-    :return: buffer actions, in [-1, 1], (n, *shape) float32
+    :param space: the action space
+    :return: buffer actions, (n, *shape) float32
     """
-    low, high = float_bounds(space)
+    low, high = _float_bounds(space)
     return (2.0 * (actions - low) / (high - low) - 1.0).astype(np.float32)
 
 
-def float_bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
-    """
-    :param space: with bounds
-    :return: low and high as float64, in which the range of a small integer type does not overflow
-    """
+def _float_bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
+    """Low and high as float64, in which the range of a small integer type does not overflow."""
     return space.low.astype(np.float64), space.high.astype(np.float64)

@@ -1,4 +1,4 @@
-"""Options that may change during training, in SB3's way: a number, or a function of the remaining progress (1 to 0)."""
+"""Options that may change during training, as in SB3: a number, or a function of the remaining progress (1 to 0)."""
 
 from typing import Any
 
@@ -9,14 +9,16 @@ from sb3_dreamer.common.options import check_number
 
 def parse_schedule(name: str, value: Any, *words: str) -> Any:
     """
-    The zoo's notation of schedules: ``lin_3e-4`` falls linearly from 3e-4 to zero at the end of training; and
-    ``lin_1_0.1`` goes from 1 to 0.1, ``lin_1_0.1_0.5`` within the first half of it.
+    Parse the zoo's notation of schedules.
+
+    ``lin_3e-4`` falls linearly from 3e-4 to zero at the end of training, ``lin_1_0.1`` goes from 1 to 0.1, and
+    ``lin_1_0.1_0.5`` does so within the first half of training.
 
     :param name: of the option
-    :param value: a number or schedule, returned as it is, or such a string
-    :param words: strings that mean something else, returned as they are
+    :param value: such a string; a number or a schedule is returned unchanged
+    :param words: other valid strings, returned unchanged
     :return: a number, or a schedule that can be pickled
-    :raises ValueError: if the string is none of these, naming the option
+    :raises ValueError: for any other string, naming the option
     """
     if not isinstance(value, str) or value in words:
         return value
@@ -36,15 +38,15 @@ def parse_schedule(name: str, value: Any, *words: str) -> Any:
 
 def schedule_value(name: str, schedule: Any, progress_remaining: float, low: float = 0.0, high: float = float("inf")) -> float:
     """
-    Value of an option now.
+    Current value of an option that may be a schedule.
 
     :param name: of the option
     :param schedule: a number or a function of the remaining progress
     :param progress_remaining: 1 at the start of training, 0 at its end
-    :param low: smallest value
-    :param high: largest value
+    :param low: smallest value allowed
+    :param high: largest value allowed
     :return: the value
-    :raises ValueError: if it is no number or out of range, naming the option
+    :raises ValueError: if it is not a number or out of range, naming the option
     """
     # SB3 overshoots the end of training by up to a rollout
     value = schedule(max(progress_remaining, 0.0)) if callable(schedule) else schedule

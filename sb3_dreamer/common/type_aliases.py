@@ -1,5 +1,5 @@
 """
-Structured tensors that cross the borders between the rooms, and the letters of their shapes.
+Structured tensors that are passed between the subpackages, and the letters of their shapes.
 
 T time of a replayed sequence, B sequences, N = T*B flattened start states, H imagination horizon, A action vector,
 D deterministic state, S x K stochastic variables x classes, Z flat stochastic state, E embedding, F = Z + D features,
@@ -40,7 +40,7 @@ class SequenceBatch(NamedTuple):
 
 
 class Experience(NamedTuple):
-    """What the world model made of replayed sequences, as constants, for exploration to learn from."""
+    """The world model's view of replayed sequences, as constants: what exploration learns from."""
 
     states: LatentState  # posterior states, (T, B, ...)
     embeddings: th.Tensor  # of the observations, (T, B, E)
@@ -56,11 +56,11 @@ class ImaginedTrajectory(NamedTuple):
     features: th.Tensor  # (H + 1, N, F)
     actions: th.Tensor  # (H + 1, N, A) action that led to the row; zeros in row 0
     rewards: th.Tensor  # (H + 1, N) predicted on arrival, in units of the (transformed) reward
-    discounts: th.Tensor  # (H + 1, N) gamma times the probability that the episode goes on
+    discounts: th.Tensor  # (H + 1, N) gamma times the probability that the episode continues
     weights: th.Tensor  # (H + 1, N) sg(product of the discounts of all earlier rows); row 0 is 1
-    one_hot: OneHotFeatures | None = None  # the same features without their zeros, where that pays and no gradient flows
+    one_hot: OneHotFeatures | None = None  # the same features without their zeros, where that is faster; no gradient
 
     @property
     def inputs(self) -> th.Tensor | OneHotFeatures:
-        """What the networks of actor and critic are given: the features, in the cheapest form there is."""
+        """Inputs of actor and critic: the features in the cheapest form available."""
         return self.features if self.one_hot is None else self.one_hot

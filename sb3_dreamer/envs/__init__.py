@@ -1,4 +1,4 @@
-"""Environments as the papers set them up, ids of gymnasium for them, and wrappers that help a world model."""
+"""Environments with the protocols of the papers, gymnasium ids for them, and wrappers that help a world model."""
 
 from sb3_dreamer.envs.atari import DreamerAtariWrapper, make_dreamer_atari_env
 from sb3_dreamer.envs.atari_vec_env import AtariVecEnv
@@ -7,8 +7,7 @@ from sb3_dreamer.envs.dmc import DMCPixels, make_dmc_env
 from sb3_dreamer.envs.minatar import make_minatar_env
 from sb3_dreamer.envs.procgen import ProcgenEnv
 from sb3_dreamer.envs.registration import register_envs
-from sb3_dreamer.envs.scaling import ScaleObservation
-from sb3_dreamer.envs.wrappers import BinaryPlanes, FirstEntries, ScaleReward
+from sb3_dreamer.envs.wrappers import BinaryPlanes, FirstEntries, ScaleObservation, ScaleReward
 
 __all__ = [
     "AtariVecEnv",
@@ -26,5 +25,5 @@ __all__ = [
     "register_envs",
 ]
 
-# as gymnasium's own convention has it: importing a package of environments registers their ids
+# By gymnasium's convention, importing a package of environments registers their ids
 register_envs()

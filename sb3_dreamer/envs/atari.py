@@ -1,21 +1,21 @@
 """
-Atari as DreamerV2 plays it (arXiv 2010.02193, after Machado et al. 2018, arXiv 1709.06009).
+The Atari protocol of DreamerV2 (arXiv 2010.02193, after Machado et al. 2018, arXiv 1709.06009).
 
-What the paper's protocol asks for, and where each part of it happens:
+The parts of the protocol, and where each of them happens:
 
 =======================  ==================================================================================
 sticky actions, 0.25     in the ALE, once per emulator frame, as in the released code (not once per step)
 action repeat, 4         here; the observation is the maximum over the last two frames, against flicker
 64x64 gray               here; the ALE's own gray, area interpolation, the same bytes as ``cv2.INTER_AREA``
 1 to 30 no-ops           here, after each reset; emulator frames, not agent steps
-one game is one episode  no terminal at a lost life, no FIRE at the start: pressing it is the agent's to learn
+one game is one episode  no terminal at a lost life, no FIRE at the start: the agent must learn to press it
 108,000 frames           in the ALE: 27,000 steps, 30 minutes of play; reported as truncation
 action set               the env's own; see :func:`make_dreamer_atari_env`
-reward                   the true score; its tanh belongs to the learner, so that ``Monitor`` sees the score
+reward                   the true score, so that ``Monitor`` reports it; the learner applies the tanh
 =======================  ==================================================================================
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -26,10 +26,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from sb3_dreamer.common.preprocessing import resize_images
 
+#: Emulator frames of one game: 30 minutes at 60 frames a second (Machado et al. 2018, Table 6)
 MAX_FRAMES = 108_000
-"""Emulator frames of one game: 30 minutes at 60 frames a second (Machado et al. 2018, Table 6)."""
-
-# Wrappers that do a part of the protocol themselves; more are found by their base class.
+#: Wrappers that implement parts of the protocol; others are detected by their base class
 _OTHER_PREPROCESSING = {
     "AtariPreprocessing",
     "AtariWrapper",
@@ -45,32 +44,35 @@ _OTHER_PREPROCESSING = {
 }
 
 
-def _wrappers(env: gym.Env) -> Iterator[gym.Wrapper]:
-    """All wrappers around an env, the outermost first."""
-    while isinstance(env, gym.Wrapper):
-        yield env
-        env = env.env
+def check_protocol(repeat_action_probability: float, **integers: tuple[int, int]) -> None:
+    """
+    Check the numbers of the protocol.
+
+    :param repeat_action_probability: in [0, 1)
+    :param integers: values and their minimums by name
+    :raises ValueError: naming option, value and range
+    """
+    for name, (value, minimum) in integers.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
+            raise ValueError(f"{name} should be an integer of at least {minimum}, but {value!r} was given.")
+    if not isinstance(repeat_action_probability, int | float | np.number) or not 0 <= repeat_action_probability < 1:
+        raise ValueError(f"repeat_action_probability should be in [0, 1), but {repeat_action_probability!r} was given.")
 
 
 def _atari_game(env: Any) -> Any:
-    """
-    The game inside an env; refuses what the protocol cannot be applied to.
-
-    :param env: what was given as environment
-    :return: the ``ale_py.AtariEnv`` (typed ``Any``, since this file does without ale_py until a game is made)
-    :raises TypeError: if it is no Atari game of ale-py
-    :raises ValueError: if its options or another wrapper contradict the protocol
-    """
+    """The ``ale_py.AtariEnv`` inside an env (``Any``, as ale_py is imported lazily), if the protocol can be applied to it."""
     game = getattr(env, "unwrapped", env)
     if not all(hasattr(game, name) for name in ("ale", "load_game", "_frameskip")):
         raise TypeError(f"DreamerAtariWrapper needs an Atari game of ale-py, such as 'ALE/Pong-v5', but was given {env}.")
-    for wrapper in _wrappers(env):
+    wrapper = env
+    while isinstance(wrapper, gym.Wrapper):
         transforms = isinstance(wrapper, (gym.ActionWrapper, gym.ObservationWrapper, gym.RewardWrapper))
         if transforms or type(wrapper).__name__ in _OTHER_PREPROCESSING:
             raise ValueError(
-                f"DreamerAtariWrapper does the whole preprocessing itself, but {type(wrapper).__name__} is already inside "
-                f"the given env {env}: remove it (or, if it is not part of the preprocessing, put it outside)."
+                f"DreamerAtariWrapper does the whole preprocessing, but {type(wrapper).__name__} is already inside the given "
+                f"env {env}: remove it (or, if it is not part of the preprocessing, put it outside)."
             )
+        wrapper = wrapper.env
     if not isinstance(game.action_space, spaces.Discrete):
         raise ValueError(f"DreamerV2's Atari actions are discrete, but {env} was made with continuous=True.")
     if game.get_action_meanings()[0] != "NOOP":
@@ -80,32 +82,32 @@ def _atari_game(env: Any) -> Any:
 
 class DreamerAtariWrapper(gym.Wrapper[np.ndarray, Any, Any, Any], gym.utils.EzPickle):
     """
-    The Atari protocol of DreamerV2 around one game of ale-py; see the head of this file.
+    The Atari protocol of DreamerV2 around one game of ale-py; see the table at the top of this module.
 
-    The wrapper inspects the game that it is given and *brings it to* the arguments below, so that nothing is applied
-    twice: ``ALE/Pong-v5`` (repeats 4 times and is sticky by itself), the same with ``frameskip=1``, and
-    ``PongNoFrameskip-v4`` (neither) all end in the same protocol. :attr:`protocol` tells what holds now and what was
-    changed; ``print(env)`` puts it in one line. Made with ``frameskip=1``, nothing but public settings of the ALE is
-    touched; a game that repeats actions itself shows its last frame only, so its repetition is switched off.
+    The wrapper inspects the given game and *adjusts it to* the arguments below, so that nothing is applied twice:
+    ``ALE/Pong-v5`` (repeats 4 times and is sticky by itself), the same with ``frameskip=1``, and ``PongNoFrameskip-v4``
+    (neither) all end in the same protocol. :attr:`protocol` returns the current settings and what was changed; ``print(env)``
+    shows them in one line. With ``frameskip=1`` only public settings of the ALE are changed. A game that repeats actions
+    itself shows only its last frame, so its repetition is switched off.
 
-    ``Monitor`` may be inside (as in rl_zoo3 and SB3's ``make_atari_env``) or outside; inside, its episode length
-    counts emulator frames, no-ops included. The limit is therefore kept by the ALE, where both see it.
+    ``Monitor`` may be inside (as in rl_zoo3 and SB3's ``make_atari_env``) or outside. Inside, its episode length counts
+    emulator frames, no-ops included. The ALE enforces the frame limit, so both see it.
 
-    Two things differ from the released code. The limit is in frames and includes the up to 30 no-ops, where the code
-    counts 27,000 steps. When a game ends before the last repeat, the observation is the frame it ended with, where
-    the code shows the one of the step before.
+    Two things differ from the released code. The limit counts frames, including up to 30 no-ops, where the code counts 27,000
+    steps. If a game ends before the last repeat, the observation is the final frame, where the code shows that of the step
+    before.
 
     :param env: an Atari game of ale-py, in any of the forms above
     :param action_repeat: emulator frames per step. Paper and code: 4
-    :param repeat_action_probability: stickiness, in [0, 1): the chance that a frame ignores the new action and goes
-        on with the one of the frame before. Replaces what the game was made with. Paper and code: 0.25
+    :param repeat_action_probability: stickiness, in [0, 1): the probability that a frame repeats the previous frame's action
+        instead of the new one. Replaces the setting of the game. Paper and code: 0.25
     :param noop_max: upper bound of the number of no-ops after a reset, uniform from 1; 0 for none. Code: 30
-    :param max_frames: emulator frames until an episode is cut off. ``None`` leaves the limit that the game was made
-        with (108,000 in all ids that ale-py registers) and sets 108,000 if it has none. Paper and code: 108,000
+    :param max_frames: emulator frames until an episode is truncated. ``None`` keeps the game's limit (108,000 in all ids that
+        ale-py registers), or sets 108,000 if it has none. Paper and code: 108,000
     :param image_size: height and width of the observation in pixels. Paper and code: 64
     :param verbose: 1 prints the protocol
-    :raises TypeError: if ``env`` is no Atari game
-    :raises ValueError: if an argument is out of range, or if the game or another wrapper contradict the protocol
+    :raises TypeError: if ``env`` is not an Atari game
+    :raises ValueError: if an argument is out of range, or if the game or another wrapper contradicts the protocol
     """
 
     def __init__(
@@ -118,22 +120,19 @@ class DreamerAtariWrapper(gym.Wrapper[np.ndarray, Any, Any, Any], gym.utils.EzPi
         image_size: int = 64,
         verbose: int = 0,
     ) -> None:
-        # Copies are made anew from these: an emulator cannot be pickled, and the copied game has its settings back.
+        # An emulator cannot be pickled: copies are constructed from these arguments, with the game's original settings
         gym.utils.EzPickle.__init__(
             self, env, action_repeat, repeat_action_probability, noop_max, max_frames, image_size, verbose
         )
         self._game = _atari_game(env)
         gym.Wrapper.__init__(self, env)
-        for name, value, minimum in (
-            ("action_repeat", action_repeat, 1),
-            ("noop_max", noop_max, 0),
-            ("max_frames", MAX_FRAMES if max_frames is None else max_frames, 1),
-            ("image_size", image_size, 1),
-        ):
-            if not isinstance(value, int) or value < minimum:
-                raise ValueError(f"{name} should be an integer of at least {minimum}, but {value!r} was given.")
-        if not 0 <= repeat_action_probability < 1:
-            raise ValueError(f"repeat_action_probability should be in [0, 1), but {repeat_action_probability!r} was given.")
+        check_protocol(
+            repeat_action_probability,
+            action_repeat=(action_repeat, 1),
+            noop_max=(noop_max, 0),
+            max_frames=(MAX_FRAMES if max_frames is None else max_frames, 1),
+            image_size=(image_size, 1),
+        )
         self.action_repeat = action_repeat
         self.noop_max = noop_max
         self._changes: list[str] = []
@@ -149,17 +148,17 @@ class DreamerAtariWrapper(gym.Wrapper[np.ndarray, Any, Any, Any], gym.utils.EzPi
             print(self)
 
     def _take_over_frame_skip(self) -> None:
-        """Frames are repeated once, here: only so can the observation be the maximum over two of them."""
+        """Let the wrapper repeat actions, not the game: the observation is the maximum over two frames."""
         skip = self._game._frameskip  # ale-py has no public name for it; gymnasium's AtariPreprocessing reads the same
         if isinstance(skip, tuple):
             raise ValueError(
-                f"{self._game_id} skips a random number of frames, {skip}; DreamerV2 repeats every action "
-                f"{self.action_repeat} times. Use an id such as 'ALE/Pong-v5' or make it with frameskip=1."
+                f"{self._game_id} skips a random number of frames, {skip}, but DreamerV2 repeats every action "
+                f"{self.action_repeat} times. Use an id such as 'ALE/Pong-v5', or make the game with frameskip=1."
             )
         if skip not in (1, self.action_repeat):
             raise ValueError(
-                f"{self._game_id} was made with frameskip={skip}, but action_repeat={self.action_repeat} is asked for. "
-                "Make it with frameskip=1 (the repetition is done by DreamerAtariWrapper)."
+                f"{self._game_id} was made with frameskip={skip}, but action_repeat={self.action_repeat} was given. "
+                "Make the game with frameskip=1, because DreamerAtariWrapper repeats the actions."
             )
         if skip != 1:
             self._game._frameskip = 1
@@ -167,17 +166,18 @@ class DreamerAtariWrapper(gym.Wrapper[np.ndarray, Any, Any, Any], gym.utils.EzPi
 
     def _bring_ale_to(self, repeat_action_probability: float, max_frames: int | None) -> None:
         """Set stickiness and frame limit in the ALE, which reads them only when a game is loaded."""
-        ale = self._game.ale
+        ale, changes = self._game.ale, []
         sticky, limit = ale.getFloat("repeat_action_probability"), ale.getInt("max_num_frames_per_episode")
-        if not np.isclose(sticky, repeat_action_probability):  # the ALE holds a float32
-            ale.setFloat("repeat_action_probability", repeat_action_probability)
-            self._changes.append(f"repeat_action_probability {sticky:g} -> {repeat_action_probability:g}")
-        wanted = max_frames if max_frames is not None else (limit if limit > 0 else MAX_FRAMES)
-        if limit != wanted:
-            ale.setInt("max_num_frames_per_episode", wanted)
-            self._changes.append(f"max_num_frames_per_episode {limit or None} -> {wanted}")
-        if limit != wanted or not np.isclose(sticky, repeat_action_probability):
-            self._game.load_game()  # 0.1 s, hence only then
+        if not np.isclose(sticky, repeat_action_probability):  # the ALE stores a float32
+            ale.setFloat("repeat_action_probability", float(repeat_action_probability))
+            changes.append(f"repeat_action_probability {sticky:g} -> {repeat_action_probability:g}")
+        new_limit = int(max_frames) if max_frames is not None else (limit if limit > 0 else MAX_FRAMES)
+        if limit != new_limit:
+            ale.setInt("max_num_frames_per_episode", new_limit)
+            changes.append(f"max_num_frames_per_episode {limit or None} -> {new_limit}")
+        if changes:  # loading takes 0.1 s
+            self._game.load_game()
+        self._changes += changes
 
     @property
     def _game_id(self) -> str:
@@ -185,11 +185,7 @@ class DreamerAtariWrapper(gym.Wrapper[np.ndarray, Any, Any, Any], gym.utils.EzPi
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """
-        The protocol in force, read back from the emulator where it holds it.
-
-        :return: ``changes`` lists what the wrapper had to change in the given env; the other values are what holds now
-        """
+        """The current settings, read back from the emulator where possible; ``changes`` lists changes to the given env."""
         ale = self._game.ale
         return {
             "env_id": self._game_id,
@@ -215,29 +211,18 @@ class DreamerAtariWrapper(gym.Wrapper[np.ndarray, Any, Any, Any], gym.utils.EzPi
         )
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """
-        Start a game and let up to ``noop_max`` frames pass.
-
-        :param seed: seeds the emulator (stickiness) and the number of no-ops; ``None`` goes on with both generators
-        :param options: passed on to the game
-        :return: first observation and the emulator's counters
-        """
+        """Start a game and let up to ``noop_max`` frames pass; a seed is for stickiness and the number of no-ops."""
         _, info = self.env.reset(seed=seed, options=options)
         noops = int(self.np_random.integers(1, self.noop_max + 1)) if self.noop_max > 0 else 0
         for _ in range(noops):
             _, _, terminated, truncated, info = self.env.step(0)
             if terminated or truncated:
-                _, info = self.env.reset(options=options)  # no seed: the next try must differ
+                _, info = self.env.reset(options=options)  # no seed: the next attempt must differ
         self._game.ale.getScreenGrayscale(self._frame)
         return self._observation(), info
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """
-        Repeat one action.
-
-        :param action: index into the game's action set
-        :return: observation, sum of the score over the frames, game over, frame limit reached, info of the last frame
-        """
+        """Repeat one action; the reward is the sum of the frames' scores, the info that of the last frame."""
         score = 0.0
         for frame in range(self.action_repeat):
             _, reward, terminated, truncated, info = self.env.step(action)
@@ -258,9 +243,11 @@ class DreamerAtariWrapper(gym.Wrapper[np.ndarray, Any, Any, Any], gym.utils.EzPi
 
 def rom_name(env_id: str) -> str:
     """
+    Name of a game in ale-py.
+
     :param env_id: of an Atari game in gymnasium
-    :return: the game's name in ale-py, such as ``"ms_pacman"``
-    :raises ValueError: if it is none
+    :return: such as ``"ms_pacman"``
+    :raises ValueError: for any other id
     """
     import ale_py
 
@@ -288,33 +275,33 @@ def make_dreamer_atari_env(
     monitor_kwargs: dict[str, Any] | None = None,
 ) -> VecEnv:
     """
-    Games in a ``VecEnv``, each with ``Monitor`` and the paper's protocol: SB3's ``make_atari_env`` for DreamerV2.
+    Create a ``VecEnv`` of games with ``Monitor`` and the paper's protocol, like SB3's ``make_atari_env``.
 
-    The paper plays with all 18 actions, and so did its code until September 2021 (``all_actions=True``). The code as
-    released since then leaves it at the game's own set (Pong: 6), which is the default here too.
+    The paper uses all 18 actions, and so did its code until September 2021 (``all_actions=True``). Since then the released
+    code uses the game's own set (Pong: 6), which is the default here too.
 
     :param env_id: such as ``"ALE/Pong-v5"`` or ``"PongNoFrameskip-v4"``, or a callable that returns the game
     :param n_envs: number of games. Paper: 1
-    :param seed: seed of the first game; the others count on from it
-    :param start_index: rank of the first game
+    :param seed: seed of the first game; each further game adds 1
+    :param start_index: index of the first game
     :param monitor_dir: folder for the monitor files; ``None`` writes none
-    :param full_action_space: all 18 actions of the console instead of those that the game knows
+    :param full_action_space: use all 18 actions of the console instead of the game's own set
     :param wrapper_kwargs: arguments of :class:`DreamerAtariWrapper`
     :param env_kwargs: arguments of the game, such as ``mode`` and ``difficulty``
     :param vec_env_cls: ``DummyVecEnv`` (default) or ``SubprocVecEnv``
     :param vec_env_kwargs: arguments of that class
     :param monitor_kwargs: arguments of ``Monitor``
-    :return: the games, channel last; DreamerV2 transposes the images itself
-    :raises ValueError: for an id that is no Atari game
+    :return: the games, with channels last; DreamerV2 transposes the images
+    :raises ValueError: if the id is not that of an Atari game
     """
     env_kwargs = dict(env_kwargs or {})
     if full_action_space:
         env_kwargs["full_action_space"] = True
     if isinstance(env_id, str):
-        # The repetition is the wrapper's. The prefix imports ale_py, which registers the games, also in subprocesses.
+        # The prefix imports ale_py, which registers the games, also in subprocesses
         spec = gym.registry.get(env_id)
         if spec is not None and str(spec.entry_point).startswith("gymnasium.envs."):
-            rom_name(env_id)  # says what is wrong with it
+            rom_name(env_id)  # raises the error for an id that is not a game's
         env_kwargs.setdefault("frameskip", 1)
         env_id = env_id if ":" in env_id else f"ale_py:{env_id}"
     return make_vec_env(

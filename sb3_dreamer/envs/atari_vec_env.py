@@ -1,4 +1,4 @@
-"""Many Atari games at once in ale-py's own C++ threads, as a ``VecEnv`` with the protocol of :mod:`sb3_dreamer.envs.atari`."""
+"""Many Atari games in C++ threads of ale-py, as a ``VecEnv`` with the protocol of :mod:`sb3_dreamer.envs.atari`."""
 
 from typing import Any
 
@@ -8,31 +8,31 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from sb3_dreamer.envs.atari import MAX_FRAMES, rom_name
+from sb3_dreamer.envs.atari import MAX_FRAMES, check_protocol, rom_name
 
 
 class AtariVecEnv(VecEnv):
     """
-    Games of one kind, stepped by C++ threads: no Python per game, no processes.
+    Copies of one Atari game, stepped by C++ threads: no Python code per game, no processes.
 
-    The protocol is that of :class:`~sb3_dreamer.envs.atari.DreamerAtariWrapper`, and so are the numbers, to the byte, with
-    two exceptions. The observation with which an episode ends lacks the frames since the last full step, and so do the frame
-    numbers in its infos. And the random numbers of stickiness and no-ops are others at the same seed.
+    Protocol and observations equal those of :class:`~sb3_dreamer.envs.atari.DreamerAtariWrapper` byte for byte, with two
+    exceptions. The last observation of an episode, and the frame numbers in its infos, lack the frames since the last full
+    step. And the same seed gives other random numbers for stickiness and no-ops.
 
-    There are no Python environments inside, hence nothing to wrap, to call or to draw: count episodes with SB3's
-    ``VecMonitor``, and use :func:`~sb3_dreamer.envs.make_dreamer_atari_env` for videos.
+    There are no Python environments inside to wrap, call or render: count episodes with SB3's ``VecMonitor``, and use
+    :func:`~sb3_dreamer.envs.make_dreamer_atari_env` for videos.
 
-    :param env_id: such as ``"ALE/Pong-v5"`` or ``"PongNoFrameskip-v4"``; only the game is taken from it
+    :param env_id: such as ``"ALE/Pong-v5"`` or ``"PongNoFrameskip-v4"``; only the name of the game is used
     :param n_envs: number of games
-    :param seed: of the first game; the others count on from it. None: of the system
+    :param seed: seed of the first game; each further game adds 1. None: seeded by the system
     :param action_repeat: emulator frames per step. Paper and code: 4
     :param repeat_action_probability: stickiness per emulator frame, in [0, 1). Paper and code: 0.25
     :param noop_max: upper bound of the number of no-ops after a reset; 0 for none. Code: 30
-    :param max_frames: emulator frames until an episode is cut off (truncation). Paper and code: 108,000
+    :param max_frames: emulator frames until an episode is truncated. Paper and code: 108,000
     :param image_size: height and width of the observation in pixels. Paper and code: 64
-    :param full_action_space: all 18 actions of the console instead of those that the game knows
-    :param num_threads: C++ threads; 0: one for each game, at most one for each core
-    :raises ValueError: for an id that is no Atari game, and for numbers out of range
+    :param full_action_space: use all 18 actions of the console instead of the game's own set
+    :param num_threads: C++ threads; 0: one per game, at most one per core
+    :raises ValueError: if the id is not that of an Atari game, and for numbers out of range
     """
 
     def __init__(
@@ -48,18 +48,15 @@ class AtariVecEnv(VecEnv):
         full_action_space: bool = False,
         num_threads: int = 0,
     ) -> None:
-        for name, value, minimum in (
-            ("n_envs", n_envs, 1),
-            ("action_repeat", action_repeat, 1),
-            ("noop_max", noop_max, 0),
-            ("max_frames", max_frames, 1),
-            ("image_size", image_size, 1),
-            ("num_threads", num_threads, 0),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
-                raise ValueError(f"{name} should be an integer of at least {minimum}, but {value!r} was given.")
-        if not isinstance(repeat_action_probability, int | float | np.number) or not 0 <= repeat_action_probability < 1:
-            raise ValueError(f"repeat_action_probability should be in [0, 1), but {repeat_action_probability!r} was given.")
+        check_protocol(
+            repeat_action_probability,
+            n_envs=(n_envs, 1),
+            action_repeat=(action_repeat, 1),
+            noop_max=(noop_max, 0),
+            max_frames=(max_frames, 1),
+            image_size=(image_size, 1),
+            num_threads=(num_threads, 0),
+        )
         from ale_py.vector_env import AtariVectorEnv
 
         self.games: Any = AtariVectorEnv(
@@ -80,20 +77,15 @@ class AtariVecEnv(VecEnv):
             use_fire_reset=False,
         )
         self.env_id, self.render_mode = env_id, None
-        self._actions = np.zeros(n_envs, dtype=np.int32)
+        action_space: Any = self.games.single_action_space
+        self._n_actions = int(action_space.n)
         observation_space = spaces.Box(0, 255, (image_size, image_size, 1), np.uint8)
-        single: Any = self.games.single_action_space
-        self._n_actions = int(single.n)
         super().__init__(int(n_envs), observation_space, spaces.Discrete(self._n_actions))
         if seed is not None:
             self.seed(seed)
 
     def reset(self) -> VecEnvObs:
-        """
-        Start all games anew.
-
-        :return: (n_envs, size, size, 1) uint8
-        """
+        """Restart all games; observations are (n_envs, size, size, 1) uint8."""
         seeds = None if self._seeds[0] is None else np.array([int(seed) % 2**31 for seed in self._seeds], dtype=np.int32)  # type: ignore[arg-type]
         observations, infos = self.games.reset(seed=seeds)
         self.reset_infos = [self._info(infos, index) for index in range(self.num_envs)]
@@ -103,27 +95,22 @@ class AtariVecEnv(VecEnv):
         return _channel_last(observations)
 
     def step_async(self, actions: np.ndarray) -> None:
-        """
-        Let the threads begin a step.
-
-        :param actions: indices into the action set, (n_envs,)
-        :raises ValueError: for another number of actions, or one that does not exist
-        """
+        """Start a step in the threads; raises a ``ValueError`` unless there is one existing action per game."""
         chosen = np.asarray(actions)
         whole = chosen.dtype.kind in "iu"
         if not whole or chosen.shape != (self.num_envs,) or chosen.min() < 0 or chosen.max() >= self._n_actions:
             raise ValueError(
                 f"{self.env_id} needs {self.num_envs} actions from 0 to {self._n_actions - 1}, but was given {actions}."
             )
-        self._actions = chosen.astype(np.int32)  # kept, as the threads may still read it
+        self._actions = chosen.astype(np.int32)  # kept alive, as the threads may still read it
         self.games.send(self._actions)
 
     def step_wait(self) -> VecEnvStepReturn:
         """
         Wait for the threads.
 
-        :return: observations (n_envs, size, size, 1), the first of the next episode where one has ended; scores; whether an
-            episode has ended; infos, there with ``terminal_observation`` and ``TimeLimit.truncated``
+        :return: observations (n_envs, size, size, 1), after the end of an episode the first of the next one; scores; whether
+            episodes ended; infos, at the end of an episode with ``terminal_observation`` and ``TimeLimit.truncated``
         """
         observations, rewards, terminated, truncated, infos = self.games.recv()
         dones = terminated | truncated
@@ -131,7 +118,7 @@ class AtariVecEnv(VecEnv):
         before, self._last = self._last, fresh
         each = [dict(info) for info in fresh]
         for index in np.flatnonzero(dones).tolist():
-            # The games give those of the episode that has begun: of the one that has ended the step before is known
+            # The games return infos of the new episode; for the ended one, those of the step before are the latest
             each[index] = before[index] | ({"lives": 0} if terminated[index] else {})
             each[index]["terminal_observation"] = _channel_last(infos["final_obs"][index : index + 1])[0].copy()
             each[index]["TimeLimit.truncated"] = bool(truncated[index] and not terminated[index])
@@ -143,31 +130,18 @@ class AtariVecEnv(VecEnv):
         return {name: int(infos[name][index]) for name in ("lives", "frame_number", "episode_frame_number")}
 
     def close(self) -> None:
-        """End the threads."""
         self.games.close()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """
-        :param attr_name: of this object, which all games share
-        :param indices: of games
-        :return: one value per game
-        """
         return [getattr(self, attr_name)] * len(list(self._get_indices(indices)))
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """There are no Python environments to change."""
-        raise NotImplementedError(f"The games of AtariVecEnv have no attribute {attr_name!r}: give it to the constructor.")
+        raise NotImplementedError(f"The games of AtariVecEnv have no attribute {attr_name!r}: pass it to the constructor.")
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
-        """There are no Python environments to call."""
         raise NotImplementedError(f"The games of AtariVecEnv have no method {method_name!r}: use make_dreamer_atari_env.")
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """
-        :param wrapper_class: any
-        :param indices: of games
-        :return: False for each
-        """
         return [False] * len(list(self._get_indices(indices)))
 
 

@@ -1,4 +1,4 @@
-"""The DeepMind Control Suite through shimmy, as the Dreamer papers use it: from sensors (proprio) or from pixels (vision)."""
+"""The DeepMind Control Suite through shimmy, as in the Dreamer papers: from sensors (proprio) or from pixels (vision)."""
 
 import os
 import sys
@@ -29,18 +29,18 @@ def make_dmc_env(
     domain: str, task: str, render_mode: str | None = None, render_kwargs: dict[str, Any] | None = None
 ) -> gym.Env:
     """
-    One task of the suite; an episode is 1,000 steps and ends by time.
+    Create a task of the suite; an episode ends by truncation after 1,000 steps.
 
     :param domain: such as ``"walker"``
     :param task: such as ``"walk"``
     :param render_mode: as in shimmy
     :param render_kwargs: as in shimmy
-    :return: the environment, its observation a Dict of float64 sensors
+    :return: environment with a Dict of float64 sensors as observation
     :raises ImportError: if dm_control or shimmy is not installed
     """
     headless = not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
     if sys.platform.startswith("linux") and headless:
-        # dm_control would choose a windowing library that is installed but has no screen
+        # Without a display, dm_control would still choose an installed windowing library, which fails
         os.environ.setdefault("MUJOCO_GL", "egl")
     suite = optional_import("dm_control.suite", "The DeepMind Control Suite")
     shimmy = optional_import("shimmy", "The DeepMind Control Suite")
@@ -49,25 +49,24 @@ def make_dmc_env(
 
 class DMCPixels(gym.ObservationWrapper):
     """
-    Replaces the sensors by a picture. Put it outside of a frame skip: what is skipped is then not drawn.
+    Replaces the sensors by an image. Put it outside a frame skip, so that skipped frames are not rendered.
 
     :param env: a task of dm_control through shimmy
     :param image_size: height and width in pixels. Papers: 64
     :param camera_id: of the task. Papers: 0, for quadruped 2
-    :raises TypeError: if the environment is something else
+    :raises TypeError: if the environment is not a task of dm_control
     """
 
     def __init__(self, env: gym.Env, image_size: int = 64, camera_id: int = 0) -> None:
         super().__init__(env)
         if not hasattr(env.unwrapped, "physics"):
-            raise TypeError(f"DMCPixels draws tasks of dm_control, such as 'dmc_vision/walker-walk-v0', but was given {env}.")
+            raise TypeError(
+                f"DMCPixels renders tasks of dm_control, such as 'dmc_vision/walker-walk-v0', but was given {env}."
+            )
         self.image_size, self.camera_id = image_size, camera_id
         self.observation_space = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
 
     def observation(self, observation: Any) -> np.ndarray:
-        """
-        :param observation: the sensors, not used
-        :return: (image_size, image_size, 3) uint8
-        """
+        """An image of the current state; the sensors are not used."""
         physics: Any = self.unwrapped.physics  # type: ignore[attr-defined]
         return physics.render(self.image_size, self.image_size, camera_id=self.camera_id)

@@ -10,30 +10,23 @@ from sb3_dreamer.envs.optional import optional_import
 GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
 
 
-class Drawn(gym.Wrapper[np.ndarray, int, np.ndarray, int]):
-    """Pictures for videos: MinAtar's own have 10 x 10 pixels, as floats up to 1."""
-
-    PIXELS = 16
+class _Enlarged(gym.Wrapper[np.ndarray, int, np.ndarray, int]):
+    """Renders images of 160 x 160 bytes for videos: MinAtar's are 10 x 10 floats up to 1."""
 
     def render(self) -> np.ndarray | None:
-        """
-        :return: (160, 160, 3) uint8, or what MinAtar returns in another render mode
-        """
-        picture: Any = self.env.render()
-        if self.render_mode != "rgb_array":
-            return picture
-        return np.rint(255 * picture).astype(np.uint8).repeat(self.PIXELS, axis=0).repeat(self.PIXELS, axis=1)
+        image: Any = self.env.render()
+        return image if self.render_mode != "rgb_array" else np.rint(255 * image).astype(np.uint8).repeat(16, 0).repeat(16, 1)
 
 
 def make_minatar_env(game: str, use_minimal_action_set: bool, **kwargs: Any) -> gym.Env:
     """
-    One game, as MinAtar's own ``minatar.gym.register_envs`` would make it.
+    Create a game as ``minatar.gym.register_envs`` defines it.
 
     :param game: one of ``GAMES``
-    :param use_minimal_action_set: only the actions that the game uses (version 1), or all six (version 0)
+    :param use_minimal_action_set: only the actions that the game uses (version 1) instead of all six (version 0)
     :param kwargs: of MinAtar, such as ``sticky_action_prob``, ``difficulty_ramping``, ``render_mode``
-    :return: the game, its observation (10, 10, planes) bools
+    :return: game with observations of (10, 10, planes) bools
     :raises ImportError: if minatar is not installed
     """
     module = optional_import("minatar.gym", "MinAtar")
-    return Drawn(module.BaseEnv(game=game, use_minimal_action_set=use_minimal_action_set, **kwargs))
+    return _Enlarged(module.BaseEnv(game=game, use_minimal_action_set=use_minimal_action_set, **kwargs))

@@ -1,4 +1,4 @@
-"""Procgen's 16 games (Cobbe et al. 2020, arXiv 1912.01588) in gymnasium's interface."""
+"""Procgen's 16 games (Cobbe et al. 2020, arXiv 1912.01588) with gymnasium's interface."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ GAMES = (
     "bigfish bossfight caveflyer chaser climber coinrun dodgeball fruitbot "
     "heist jumper leaper maze miner ninja plunder starpilot"
 ).split()
-#: Action that Procgen understands as: start anew
+#: Action that makes Procgen start a new level
 _RESTART = -1
 
 
@@ -20,9 +20,9 @@ class ProcgenEnv(gym.Env[np.ndarray, int]):
     """
     One game of Procgen.
 
-    Procgen starts the next level within the step that ends one and shows that level's first picture. Here that picture is
-    kept for ``reset``, and the episode ends with the last picture of its own level. Procgen does not tell a level that was
-    lost from one that took too long: both are reported as terminated.
+    The step that ends a level in Procgen also starts the next one, and returns its first image. Here this image is kept for
+    ``reset``, and the episode ends with the last image of its own level. Procgen does not distinguish lost levels from
+    timeouts: both are reported as terminated.
 
     :param game: one of ``GAMES``
     :param render_mode: ``"rgb_array"`` or None
@@ -36,20 +36,14 @@ class ProcgenEnv(gym.Env[np.ndarray, int]):
         self._procgen = optional_import("procgen", "Procgen", extra="procgen")
         self._arguments = dict(num=1, num_threads=0, env_name=game, render_mode=render_mode, **options)
         self._game: Any = None
-        self._picture = np.zeros((64, 64, 3), np.uint8)
+        self._image = np.zeros((64, 64, 3), np.uint8)
         self._is_fresh = False
         self.render_mode = render_mode
         self.observation_space = spaces.Box(0, 255, (64, 64, 3), np.uint8)
         self.action_space = spaces.Discrete(15)  # type: ignore[assignment]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """
-        Start the next level.
-
-        :param seed: of this level's choice and all that follow; ``None`` goes on
-        :param options: not used by Procgen
-        :return: first picture, Procgen's information
-        """
+        """Start the next level; a seed determines the choice of this level and all that follow."""
         super().reset(seed=seed)
         if self._game is None or seed is not None:
             self.close()
@@ -58,33 +52,25 @@ class ProcgenEnv(gym.Env[np.ndarray, int]):
         elif not self._is_fresh:
             self._game.act(np.array([_RESTART]))
         self._is_fresh = False
-        self._picture = self._observe()[1]
-        return self._picture, self._game.get_info()[0]
+        self._image = self._observe()[1]
+        return self._image, self._game.get_info()[0]
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """
-        :param action: one of 15
-        :return: picture, reward, level over, False, Procgen's information
-        """
         self._game.act(np.array([action]))
-        reward, picture, self._is_fresh = self._observe()
+        reward, image, self._is_fresh = self._observe()
         if not self._is_fresh:
-            self._picture = picture
-        return self._picture, reward, self._is_fresh, False, self._game.get_info()[0]
+            self._image = image
+        return self._image, reward, self._is_fresh, False, self._game.get_info()[0]
 
     def _observe(self) -> tuple[float, np.ndarray, bool]:
-        """Reward of the last action, picture, and whether it is the first of a level."""
+        """Reward of the last action, image, and whether it is the first of a level."""
         reward, observation, first = self._game.observe()
         return float(reward[0]), observation["rgb"][0].copy(), bool(first[0])
 
     def render(self) -> np.ndarray | None:
-        """
-        :return: a larger picture, or None without a render mode
-        """
         return self._game.get_info()[0]["rgb"] if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
-        """Free the game."""
         if self._game is not None:
             self._game.close()
             self._game = None

@@ -1,11 +1,12 @@
 """
-Ids of gymnasium for environments whose packages register none by themselves.
+Gymnasium ids for environments whose packages do not register any.
 
-``import sb3_dreamer.envs`` registers them, in rl_zoo3 also ``--algo dreamer`` alone. Nothing is imported before an
-environment is made, so the ids are there whether or not the package is.
+``import sb3_dreamer.envs`` registers them; in rl_zoo3, ``--algo dreamer`` does. A package is imported only when its
+environment is made, so the ids exist whether or not it is installed.
 """
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import gymnasium as gym
@@ -17,11 +18,10 @@ from sb3_dreamer.envs.procgen import GAMES as PROCGEN_GAMES
 
 def _specifications() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Id, entry point and arguments of each environment."""
-    for game in MINATAR_GAMES:
-        for version in (0, 1):
-            arguments = {"game": game, "use_minimal_action_set": version == 1}
-            name = game.title().replace("_", "")
-            yield f"MinAtar/{name}-v{version}", "sb3_dreamer.envs.minatar:make_minatar_env", arguments
+    for game, version in product(MINATAR_GAMES, (0, 1)):
+        arguments = {"game": game, "use_minimal_action_set": version == 1}
+        env_id = f"MinAtar/{game.title().replace('_', '')}-v{version}"
+        yield env_id, "sb3_dreamer.envs.minatar:make_minatar_env", arguments
     for name, reward in (("CrafterReward-v1", True), ("CrafterNoReward-v1", False)):
         yield name, "sb3_dreamer.envs.crafter:CrafterEnv", {"reward": reward}
     for domain, tasks in TASKS.items():
@@ -33,7 +33,7 @@ def _specifications() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def register_envs() -> None:
-    """Add the ids to gymnasium's registry. What is there already stays, so calling it again changes nothing."""
+    """Add the ids to gymnasium's registry, except those that exist already."""
     for env_id, entry_point, arguments in _specifications():
         if env_id not in gym.registry:
             gym.register(env_id, entry_point=entry_point, kwargs=arguments)

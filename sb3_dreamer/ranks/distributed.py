@@ -1,9 +1,9 @@
 """
 Several processes as one learner, started by torchrun: rank, world size, means over all ranks.
 
-In a process of its own everything here returns what it is given. The environment variables are those of torchrun (``RANK``,
-``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR``, ``MASTER_PORT``) and two of our own: ``SB3_DREAMER_DISTRIBUTED=0`` lets every
-process learn for itself, ``SB3_DREAMER_TIMEOUT`` is the number of seconds after which a silent rank is lost (600).
+Without torchrun, every function here returns what it is given. The environment variables are those of torchrun (``RANK``,
+``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR``, ``MASTER_PORT``) and two more: with ``SB3_DREAMER_DISTRIBUTED=0`` every
+process learns independently, and ``SB3_DREAMER_TIMEOUT`` is the number of seconds after which a silent rank is lost (600).
 """
 
 import atexit
@@ -20,31 +20,29 @@ from typing import Any
 import torch as th
 import torch.distributed as dist
 
-from sb3_dreamer.ranks.heartbeat import Heartbeat, RankError
+from sb3_dreamer.ranks.heartbeat import Heartbeat, RankError, first_line
 
-DEFAULT_TIMEOUT = 600.0
-#: Between two looks at the others while waiting, seconds
-POLL = timedelta(seconds=1)
-#: Waiting for a rank that lives has no end: it may evaluate for hours
-NEVER = timedelta(days=365)
+_DEFAULT_TIMEOUT = 600.0
+#: Time between two checks of the other ranks while waiting
+_POLL = timedelta(seconds=1)
+#: A rank that sends signs of life is waited for indefinitely: it may evaluate for hours
+_NEVER = timedelta(days=365)
 
 
 def _number(name: str, default: int) -> int:
-    """A whole number of the environment."""
+    """Value of an integer environment variable."""
     text = os.environ.get(name, "")
     try:
         return int(text) if text else default
     except ValueError:
-        raise RankError(
-            f"The environment variable {name} must be a whole number, but is {text!r}: start with torchrun."
-        ) from None
+        raise RankError(f"The environment variable {name} must be a whole number, but is {text!r}: use torchrun.") from None
 
 
 def timeout() -> float:
-    """Seconds after which a rank that is not heard of is lost."""
+    """Seconds after which a silent rank is lost."""
     text = os.environ.get("SB3_DREAMER_TIMEOUT", "")
     try:
-        seconds = float(text) if text else DEFAULT_TIMEOUT
+        seconds = float(text) if text else _DEFAULT_TIMEOUT
     except ValueError:
         seconds = -1.0
     if not 0.0 < seconds < float("inf"):
@@ -53,14 +51,14 @@ def timeout() -> float:
 
 
 def world_size() -> int:
-    """Number of processes that learn together, 1 without torchrun."""
+    """Number of processes that learn together; 1 without torchrun."""
     if os.environ.get("SB3_DREAMER_DISTRIBUTED", "1") == "0":
         return 1
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else max(_number("WORLD_SIZE", 1), 1)
 
 
 def rank() -> int:
-    """Number of this process among them; rank 0 logs, evaluates and saves."""
+    """Index of this process; rank 0 logs, evaluates and saves."""
     if world_size() == 1:
         return 0
     return dist.get_rank() if dist.is_initialized() else _number("RANK", 0)
@@ -68,35 +66,35 @@ def rank() -> int:
 
 def share(name: str, value: int) -> int:
     """
-    Share of every rank in something that all of them have together.
+    Divide a quantity equally among the ranks.
 
     :param name: of the option
-    :param value: for all ranks
-    :return: for one
-    :raises ValueError: naming rank and value, if there is a rest
+    :param value: for all ranks together
+    :return: for one rank
+    :raises ValueError: naming rank and value, if there is a remainder
     """
     size = world_size()
     if value % size:
         near = max(size * round(value / size), size)
-        raise ValueError(f"Rank {rank()}: {name}={value} cannot be divided among {size} ranks: give a multiple, e.g. {near}.")
+        raise ValueError(f"Rank {rank()}: {name}={value} cannot be divided among {size} ranks: use a multiple, e.g. {near}.")
     return value // size
 
 
 def device_of_rank(device: th.device | str) -> th.device | str:
     """
-    Every rank has a GPU of its own.
+    Choose this rank's GPU.
 
-    :param device: as given to the algorithm; one with a number is taken as it is
+    :param device: as given to the algorithm; only "auto" and "cuda" leave a choice
     :return: the same, or the GPU of this rank
-    :raises RankError: naming rank and number, if there are too few
+    :raises RankError: naming rank and GPU, if the machine has too few
     """
     if world_size() == 1 or str(device) not in ("auto", "cuda") or not th.cuda.is_available():
         return device
     local, available = _number("LOCAL_RANK", 0), th.cuda.device_count()
     if local >= available:
         raise RankError(
-            f"Rank {rank()} would need GPU {local} of its machine, which has {available}: start at most {available} processes "
-            "per machine, or use device='cpu'."
+            f"Rank {rank()} needs GPU {local} of its machine, which has {available}: start at most {available} processes per "
+            "machine, or use device='cpu'."
         )
     th.cuda.set_device(local)
     return th.device("cuda", local)
@@ -104,30 +102,30 @@ def device_of_rank(device: th.device | str) -> th.device | str:
 
 class Ranks:
     """
-    The processes that have found one another.
+    The connected processes.
 
-    Two groups: gradients go through the one that was there first (NCCL for GPUs, gloo for CPUs; a silent rank is an error
-    after the timeout), agreements through gloo, where a rank may be waited for as long as it lives.
+    Gradients use the default group (NCCL for GPUs, gloo for CPUs), where a silent rank is an error after the timeout.
+    Agreements use a second group (gloo), where a rank is waited for as long as it sends signs of life.
     """
 
     def __init__(self) -> None:
         self.size, self.rank = dist.get_world_size(), dist.get_rank()
-        self.control = dist.new_group(backend="gloo", timeout=NEVER)
+        self.control = dist.new_group(backend="gloo", timeout=_NEVER)
         store = dist.distributed_c10d._get_default_store()
         self.heartbeat = Heartbeat(store, self.rank, self.size, timeout())
 
     def finish(self, work: Any) -> None:
         """
-        Wait for a collective operation, whatever the others are doing before they come to it.
+        Wait for a collective operation, however long the other ranks take to reach it.
 
         :param work: the operation
-        :raises RankError: if a rank has gone, or nothing is heard of it
+        :raises RankError: if a rank is lost
         """
         with self.heartbeat.waiting():
             while True:
                 was_over = work.is_completed()
                 try:
-                    work.wait(POLL)
+                    work.wait(_POLL)
                     return
                 except RuntimeError as error:
                     if was_over:
@@ -136,8 +134,10 @@ class Ranks:
 
     def gather(self, mine: th.Tensor) -> list[th.Tensor]:
         """
-        :param mine: on the CPU, of one shape everywhere
-        :return: those of all ranks
+        Gather tensors of all ranks.
+
+        :param mine: on the CPU, of the same shape on all ranks
+        :return: the tensors by rank
         """
         everyone = [th.empty_like(mine) for _ in range(self.size)]
         self.finish(dist.all_gather(everyone, mine.contiguous(), group=self.control, async_op=True))
@@ -148,15 +148,15 @@ _ranks: Ranks | None = None
 
 
 def joined() -> Ranks | None:
-    """The processes that this one learns with; None before :func:`join`, and for a process of its own."""
+    """The connected processes; None before :func:`join`, and without torchrun."""
     return _ranks
 
 
 def join() -> None:
     """
-    Find the other processes; nothing happens the second time, or in a process of its own.
+    Connect to the other processes; does nothing without torchrun, or if they are connected already.
 
-    :raises RankError: naming rank and address, if they are not there
+    :raises RankError: naming rank and address, if they cannot be reached
     """
     global _ranks
     size = world_size()
@@ -168,33 +168,33 @@ def join() -> None:
         if missing or not 0 <= me < size:
             said = f"{', '.join(missing)} not set" if missing else f"RANK={me}"
             raise RankError(
-                f"Rank {me} of {size} has no rendezvous: {said}. Start with `torchrun --nproc-per-node {size} ...`; "
-                "SB3_DREAMER_DISTRIBUTED=0 lets every process learn for itself."
+                f"Rank {me} of {size} has no rendezvous: {said}. Start with `torchrun --nproc-per-node {size} ...`; with "
+                "SB3_DREAMER_DISTRIBUTED=0 every process learns independently."
             )
-        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         try:
             _meet(me, size, timedelta(seconds=seconds))
-        except (RuntimeError, ValueError) as error:  # whatever the store makes of it
+        except (RuntimeError, ValueError) as error:  # the store raises either
             raise RankError(
-                f"Rank {me} of {size} waited up to {seconds:g} s at {where} in vain: not all ranks came. {first_line(error)}"
+                f"Rank {me} of {size} waited up to {seconds:g} s at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}, "
+                f"but not all ranks arrived. ({type(error).__name__}: {first_line(error)})"
             ) from error
     _ranks = Ranks()
-    atexit.register(_ranks.heartbeat.stop)  # before the store goes
+    atexit.register(_ranks.heartbeat.stop)  # before the store is destroyed
 
 
 def _meet(me: int, size: int, patience: timedelta) -> None:
-    """Make the group that gradients go through."""
+    """Create the group for gradients."""
     store, _, _ = next(dist.rendezvous("env://", rank=me, world_size=size, timeout=patience))
     if os.environ.get("LOCAL_WORLD_SIZE") == str(size):
-        # With --master-port torchrun's store outlives a restart, and with it the addresses of those that have died; with more
-        # machines there has to be another rendezvous (--rdzv-backend c10d), which begins with a new store
+        # With --master-port torchrun's store survives a restart, and with it the addresses of dead processes. Several machines
+        # need another rendezvous (--rdzv-backend c10d), which starts with a new store
         store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "cpu:gloo,cuda:nccl" if th.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=me, world_size=size, timeout=patience)
 
 
 def leave() -> None:
-    """Forget the other processes; for tests, and for scripts that go on alone."""
+    """Disconnect from the other processes; for tests, and for scripts that continue as one process."""
     global _ranks
     if _ranks is not None:
         _ranks.heartbeat.stop()
@@ -202,26 +202,18 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def first_line(error: BaseException) -> str:
-    """
-    :param error: whose text may have many lines
-    :return: the first
-    """
-    return f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
-
-
 # ------------------------------------------------------------------------------------------------------------- tensors
 
 
 def add_up_(tensor: th.Tensor) -> None:
     """
-    Replace a tensor by its sum over all ranks, the same to the bit everywhere.
+    Replace a tensor by its sum over all ranks, the same bits on every rank.
 
-    Two ranks on CPUs send one another what they have, which takes gloo half of the time of its all-reduce: there a thread of
-    its own would have to run twice while the cores belong to the ranks.
+    Two ranks on CPUs exchange their tensors, in half the time of gloo's all-reduce: its background thread would have to run
+    twice while the ranks occupy the cores.
 
-    :param tensor: contiguous, of one shape everywhere
-    :raises RankError: if a rank has gone
+    :param tensor: contiguous, of the same shape on all ranks
+    :raises RankError: if a rank is lost
     """
     ranks = _ranks
     assert ranks is not None
@@ -244,9 +236,9 @@ def averages(tensors: Sequence[th.Tensor]) -> list[th.Tensor]:
     """
     Means over all ranks, in one operation.
 
-    :param tensors: of one dtype and device, the same shapes everywhere
-    :return: parts of one tensor, with the strides of what was given; the tensors themselves in a process of its own
-    :raises RankError: if a rank has gone
+    :param tensors: of one dtype and device, the same shapes on all ranks
+    :return: parts of one tensor, with the strides of the input; without torchrun the tensors themselves
+    :raises RankError: if a rank is lost
     """
     ranks = _ranks
     if ranks is None or not tensors:
@@ -260,8 +252,10 @@ def averages(tensors: Sequence[th.Tensor]) -> list[th.Tensor]:
 
 def average(tensor: th.Tensor) -> th.Tensor:
     """
+    Mean of a tensor over all ranks.
+
     :param tensor: any
-    :return: its mean over all ranks, a constant; the tensor itself in a process of its own
+    :return: a constant; without torchrun the tensor itself
     """
     if _ranks is None:
         return tensor
@@ -270,11 +264,11 @@ def average(tensor: th.Tensor) -> th.Tensor:
 
 def batch_mean(values: th.Tensor) -> th.Tensor:
     """
-    Mean over the batches of all ranks together, for functions of a mean that are not linear.
+    Mean over the batches of all ranks together, for losses that are not linear in the mean.
 
     The gradient is this rank's own part, so that the mean of the ranks' gradients is the gradient of the mean.
 
-    :param values: of this rank's batch, as many as on every rank
+    :param values: of this rank's batch, of the same size on all ranks
     :return: scalar
     """
     own = values.mean()
@@ -286,8 +280,10 @@ def batch_mean(values: th.Tensor) -> th.Tensor:
 
 def gather(value: Any) -> list[Any]:
     """
+    Gather objects of all ranks.
+
     :param value: anything that can be pickled
-    :return: those of all ranks, by rank; a list of one in a process of its own
+    :return: the values by rank; without torchrun a list of one
     """
     if _ranks is None:
         return [value]
@@ -301,8 +297,10 @@ def gather(value: Any) -> list[Any]:
 
 def broadcast(tensors_of: Any) -> Any:
     """
-    :param tensors_of: tree of tensors and plain values of rank 0, ignored on the others
-    :return: rank 0's, on the CPU where this is not rank 0
+    Send tensors of rank 0 to all ranks.
+
+    :param tensors_of: tree of tensors and plain values of rank 0, ignored on the other ranks
+    :return: rank 0's, on the CPU unless this is rank 0
     """
     if _ranks is None:
         return tensors_of
@@ -311,9 +309,8 @@ def broadcast(tensors_of: Any) -> Any:
         th.save(tensors_of, file)
     size = th.tensor([len(file.getvalue())])
     _ranks.finish(dist.broadcast(size, 0, group=_ranks.control, async_op=True))
-    content = th.zeros(int(size), dtype=th.uint8)
-    if _ranks.rank == 0:
-        content[:] = th.frombuffer(bytearray(file.getvalue()), dtype=th.uint8)
+    data = bytearray(file.getvalue()) if _ranks.rank == 0 else bytearray(int(size))
+    content = th.frombuffer(data, dtype=th.uint8)
     _ranks.finish(dist.broadcast(content, 0, group=_ranks.control, async_op=True))
     if _ranks.rank == 0:
         return tensors_of
@@ -323,8 +320,9 @@ def broadcast(tensors_of: Any) -> Any:
 @contextmanager
 def failures_are_told() -> Iterator[None]:
     """
-    While all ranks work together: whoever fails tells the others why, and the launcher's signal to end is an error with that
-    reason instead of silence.
+    Context in which a failing rank reports the reason to the others.
+
+    The launcher's SIGTERM then raises an error with this reason instead of ending the process silently.
     """
     ranks = _ranks
     assert ranks is not None

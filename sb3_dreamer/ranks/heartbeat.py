@@ -1,28 +1,38 @@
-"""Who of the ranks still lives, and who makes progress: told to one another through the launcher's key-value store."""
+"""Detects ranks that died or hang: signs of life and progress, exchanged through the launcher's key-value store."""
 
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, NamedTuple
 
 #: Seconds between two signs of life
-INTERVAL = 1.0
-KEY = "sb3_dreamer"
-CHECKPOINT = "The last checkpoint, if one was written, can be loaded."
+_INTERVAL = 1.0
+#: Prefix of all keys in the store
+_KEY = "sb3_dreamer"
 
 
 class RankError(RuntimeError):
     """
-    The ranks cannot work together, or no longer.
+    The ranks cannot start, or cannot continue, to work together.
 
     :param message: for the user
-    :param cause: what is told to the other ranks, without the name of this one
+    :param cause: what the other ranks are told, without this rank's prefix; None: the message
     """
 
     def __init__(self, message: str, cause: str | None = None):
         super().__init__(message)
         self.cause = cause or message
+
+
+def first_line(error: BaseException) -> str:
+    """
+    First line of an error's text, for messages that quote it.
+
+    :param error: its text may have any number of lines
+    :return: the line
+    """
+    return (str(error).splitlines() or [""])[0]
 
 
 class Sign(NamedTuple):
@@ -35,10 +45,10 @@ class Sign(NamedTuple):
 
 class Heartbeat:
     """
-    A thread that gives signs of life, and what the others' signs mean.
+    Sends signs of life from a background thread, and interprets those of the other ranks.
 
-    A rank is lost if nothing comes from it for ``timeout`` seconds, or if it has made no step in that time though it was
-    neither waiting nor in a callback. An evaluation may take as long as it likes.
+    A rank is lost if it sends no sign for ``timeout`` seconds, or if it makes no step in that time although it is neither
+    waiting nor in a callback. An evaluation may take any time.
 
     :param store: PyTorch's key-value store of the job
     :param rank: of this process
@@ -49,118 +59,115 @@ class Heartbeat:
     def __init__(self, store: Any, rank: int, size: int, timeout: float):
         self._store, self.rank, self.size, self.timeout = store, rank, size, timeout
         self.progress, self._free, self._beats = 0, 1, 0
-        #: Set while it is found out who is lost
+        #: Whether this rank is already stopping because another one is lost
         self.is_losing = False
-        self._last: dict[int, Sign] = {}
-        self._heard: dict[int, float] = {}
-        self._moved: dict[int, float] = {}
+        #: Last sign of every other rank, and when it last sent one and last made progress
+        self._others: dict[int, tuple[Sign, float, float]] = {}
         self._ended = threading.Event()
         self._give_sign()
         self._thread = threading.Thread(target=self._run, name="sb3_dreamer heartbeat", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._ended.wait(min(INTERVAL, self.timeout / 5.0)):
-            with suppress(RuntimeError):  # the store has gone: whoever waits will notice
+        while not self._ended.wait(min(_INTERVAL, self.timeout / 5.0)):
+            with suppress(RuntimeError):  # the store is gone: the thread that waits for the others raises the error
                 self._give_sign()
 
     def _give_sign(self) -> None:
         self._beats += 1
-        self._store.set(f"{KEY}/{self.rank}", f"{self._beats} {self.progress} {int(self._free > 0)}")
+        self._store.set(f"{_KEY}/{self.rank}", f"{self._beats} {self.progress} {int(self._free > 0)}")
 
     def stop(self) -> None:
-        """Give no more signs."""
+        """Stop sending signs of life."""
         self._ended.set()
         self._thread.join()
 
-    @contextmanager
-    def working(self) -> Iterator[None]:
-        """From here on steps are expected."""
-        self._free -= 1
-        try:
-            yield
-        finally:
-            self._free += 1
+    def working(self) -> AbstractContextManager[None]:
+        """Context in which this rank is expected to make progress."""
+        return self._freer_by(-1)
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Context in which this rank may pause, inside :meth:`working`."""
+        return self._freer_by(1)
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """No steps are expected here."""
-        self._free += 1
+    def _freer_by(self, change: int) -> Iterator[None]:
+        self._free += change
         try:
             yield
         finally:
-            self._free -= 1
+            self._free -= change
 
     def check(self) -> None:
         """
-        Look at the others' signs.
+        Check the signs of the other ranks.
 
-        :raises RankError: if one of them is lost, or has told why it ends
+        :raises RankError: if a rank is lost, or has reported a failure
         """
         now = time.monotonic()
-        told = self._told()
-        if told is not None:
-            raise self._error(told)
+        reported = self._reported()
+        if reported is not None:
+            raise self._error(reported)
         for other in range(self.size):
             sign = None if other == self.rank else self._sign_of(other)
             if sign is None:
                 continue
-            last = self._last.get(other)
-            if last is None or last.beats != sign.beats:
-                self._heard[other] = now
-            if last is None or last.progress != sign.progress or sign.is_free:
-                self._moved[other] = now
-            self._last[other] = sign
-            if now - self._heard[other] > self.timeout:
-                raise self._error(f"nothing has been heard of rank {other} for {self.timeout:g} s")
-            if now - self._moved[other] > self.timeout:
+            last, heard, moved = self._others.get(other, (sign, now, now))
+            heard = now if last.beats != sign.beats else heard
+            moved = now if last.progress != sign.progress or sign.is_free else moved
+            self._others[other] = sign, heard, moved
+            if now - heard > self.timeout:
+                raise self._error(f"rank {other} has sent no sign of life for {self.timeout:g} s")
+            if now - moved > self.timeout:
                 raise self._error(f"rank {other} has made no step for {self.timeout:g} s: an environment may hang")
 
     def lost(self, error: BaseException) -> RankError:
         """
+        Find out which rank is lost.
+
         :param error: of the connection
-        :return: one that says who is lost
+        :return: an error that names the rank
         """
-        self.is_losing = True  # the launcher may tell this process to end in the meantime
-        told = self._told() or (f"rank {1 - self.rank} has ended without a word (killed?)" if self.size == 2 else None)
-        if told is None:
+        self.is_losing = True  # the launcher may send SIGTERM in the meantime
+        reported, lost = self._reported(), f"rank {1 - self.rank}"
+        if reported is None and self.size > 2:
             before = {other: self._sign_of(other) for other in range(self.size)}
-            self._ended.wait(3.0 * INTERVAL)
+            self._ended.wait(3.0 * _INTERVAL)
             silent = [str(other) for other, sign in before.items() if other != self.rank and self._sign_of(other) == sign]
-            named = f"rank {', '.join(silent)}" if silent else "a rank"
-            told = self._told() or f"{named} has ended without a word (killed?)"
-        return self._error(f"{told} ({(str(error).splitlines() or [''])[0]})")
+            reported, lost = self._reported(), f"rank {', '.join(silent)}" if silent else "a rank"
+        return self._error(f"{reported or f'{lost} has ended without a message (killed?)'} ({first_line(error)})")
 
     def ended(self) -> RankError:
-        """What it means that the launcher tells this process to end."""
+        """Error for a SIGTERM from the launcher, with the reason if a rank has reported one."""
         self.is_losing = True
-        return self._error(self._told() or "told to end (SIGTERM), as launchers do when another rank has died")
+        return self._error(self._reported() or "received SIGTERM, which launchers send when another rank has died")
 
     def tell(self, error: BaseException) -> None:
         """
-        Tell the others why this rank ends; only the first to do so is believed.
+        Report to the other ranks why this one ends; only the first report counts.
 
         :param error: the reason
         """
         text = error.cause if isinstance(error, RankError) else f"rank {self.rank} ended with {type(error).__name__}: {error}"
         with suppress(RuntimeError):
-            self._store.compare_set(f"{KEY}/failure", "", text)
+            self._store.compare_set(f"{_KEY}/failure", "", text)
 
-    def _told(self) -> str | None:
-        """Why the first rank that failed did so, None if nobody has."""
+    def _reported(self) -> str | None:
+        """Reason of the first rank that failed, None if no rank has."""
         with suppress(RuntimeError):
-            if self._store.check([f"{KEY}/failure"]):
-                return self._store.get(f"{KEY}/failure").decode(errors="replace")
+            if self._store.check([f"{_KEY}/failure"]):
+                return self._store.get(f"{_KEY}/failure").decode(errors="replace")
         return None
 
     def _sign_of(self, other: int) -> Sign | None:
         try:
-            if self._store.check([f"{KEY}/{other}"]):
-                beats, progress, is_free = self._store.get(f"{KEY}/{other}").split()
+            if self._store.check([f"{_KEY}/{other}"]):
+                beats, progress, is_free = self._store.get(f"{_KEY}/{other}").split()
                 return Sign(int(beats), int(progress), is_free == b"1")
         except RuntimeError as error:
-            raise self._error("the launcher's store has gone, and with it the rank or agent that held it") from error
+            raise self._error("the launcher's store is gone, and so is the rank or agent that held it") from error
         return None
 
     def _error(self, text: str) -> RankError:
-        return RankError(f"Rank {self.rank} of {self.size} stops: {text}. {CHECKPOINT}", text)
+        hint = "The last checkpoint, if one was written, can be loaded."
+        return RankError(f"Rank {self.rank} of {self.size} stops: {text}. {hint}", text)

@@ -1,6 +1,7 @@
-"""Files that every rank has for itself, and who takes them when a run goes on with another number of ranks."""
+"""Files that belong to single ranks, and how they are redistributed when a run resumes with another number of ranks."""
 
 import re
+from itertools import count
 from pathlib import Path
 
 from sb3_dreamer.ranks.distributed import rank, world_size
@@ -8,7 +9,7 @@ from sb3_dreamer.ranks.distributed import rank, world_size
 
 def file_of_rank(path: str | Path, of: int | None = None) -> Path:
     """
-    Name of a file that each rank has: ``replay_buffer.pkl`` on rank 0, ``replay_buffer.rank1.pkl`` on rank 1.
+    Path of a rank's file: ``replay_buffer.pkl`` on rank 0, ``replay_buffer.rank1.pkl`` on rank 1.
 
     :param path: of rank 0's file
     :param of: the rank, None for this one
@@ -20,39 +21,41 @@ def file_of_rank(path: str | Path, of: int | None = None) -> Path:
 
 def folder_of_rank(path: str | Path) -> str:
     """
+    Path of this rank's folder: ``replay`` on rank 0, ``replay.rank1`` on rank 1.
+
     :param path: of rank 0's folder
-    :return: this rank's, ``replay`` or ``replay.rank1``
+    :return: path of this rank's folder
     """
     return str(path) if rank() == 0 else f"{path}.rank{rank()}"
 
 
-def number_of_ranks(path: str | Path) -> int:
+def number_of_ranks(path: str | Path, at_least: int = 1) -> int:
     """
+    Count the ranks that have saved their file.
+
     :param path: of rank 0's file
-    :return: how many ranks have saved theirs
+    :param at_least: ranks that need no check
+    :return: number of ranks
     """
-    number = 1
-    while file_of_rank(path, number).exists():
-        number += 1
-    return number
+    return next(number for number in count(at_least) if not file_of_rank(path, number).exists())
 
 
 def remove_others(path: str | Path) -> None:
     """
-    Remove files of ranks that this run does not have, left by a run that had more of them.
+    Remove files of ranks that this run does not have, left by a run with more ranks.
 
     :param path: of rank 0's file
     """
-    number = world_size()
-    while (old := file_of_rank(path, number)).exists():
-        old.unlink()
-        number += 1
+    for number in range(world_size(), number_of_ranks(path, at_least=world_size())):
+        file_of_rank(path, number).unlink()
 
 
 def is_of_rank(name: str) -> int:
     """
-    :param name: of a file
-    :return: the rank that it belongs to
+    Find the rank to which a file belongs.
+
+    :param name: of the file
+    :return: the rank
     """
     found = re.search(r"\.rank(\d+)(\.[^.]*)?$", name)
     return int(found[1]) if found else 0
@@ -60,12 +63,13 @@ def is_of_rank(name: str) -> int:
 
 def taken_by(number: int, size: int, saved: int) -> list[int]:
     """
-    Whose files a rank takes: all that were saved have one taker if there are fewer ranks now, and if there are more, the later
-    ones begin with copies.
+    Choose the saved files that a rank loads.
+
+    With fewer ranks than before, every file is loaded by exactly one rank. With more, the additional ranks load copies.
 
     :param number: of the rank
-    :param size: ranks now
-    :param saved: ranks then
-    :return: ranks of then
+    :param size: number of ranks now
+    :param saved: number of ranks that have saved
+    :return: ranks whose files are loaded
     """
     return list(range(number, saved, size)) or [number % saved]
