@@ -11,13 +11,13 @@ PACKAGE = Path(__file__).parents[1] / "sb3_dreamer"
 ROOMS: dict[str, tuple[str, str]] = {
     "ranks": ("heartbeat distributed rank_files", ""),
     "common": (
-        "one_hot type_aliases precision options files functional schedules distributions action_distributions layers heads "
-        "preprocessing observations normalization optimization metrics",
+        "version one_hot type_aliases precision options files functional schedules distributions action_distributions layers "
+        "heads preprocessing observations normalization optimization metrics",
         "ranks",
     ),
     "world_model": ("latents convolutions encoders decoders scan rssm world_model", "ranks common"),
     "behavior": ("actors actor_critic exploration", "ranks common"),
-    "replay": ("rows storage index disk_storage records windows pickling buffer conversion", "ranks common"),
+    "replay": ("rows index storage disk_storage records rings buffer conversion", "ranks common"),
     "saving": ("saved_files buffers checkpoint", "ranks common replay algorithm"),
     "algorithm": (
         "policy graphs engine originals diagnostics agreement team reporting acting sequence_algorithm",

@@ -22,6 +22,7 @@ from sb3_dreamer.ranks.rank_files import file_of_rank, folder_of_rank, number_of
 from sb3_dreamer.replay.buffer import SequenceReplayBuffer
 from sb3_dreamer.replay.conversion import refill
 from sb3_dreamer.replay.disk_storage import is_open
+from sb3_dreamer.replay.records import RecordFormat
 from sb3_dreamer.saving.saved_files import TRAILER, ChecksumWriter, check_model_file, unpickle, with_suffix
 
 SelfSaving = TypeVar("SelfSaving", bound="SavingAlgorithm")
@@ -276,7 +277,7 @@ class SavingAlgorithm(OffPolicyAlgorithm):
         if not isinstance(buffer, SequenceReplayBuffer):
             raise ValueError(f"{path} holds a {type(buffer).__name__}, not a SequenceReplayBuffer.")
         layout = self.policy.image_size, not self.policy.normalize_images
-        buffer.check_compatible(self.observation_space, self.action_space, buffer.n_envs, *layout)
+        buffer.check_compatible(RecordFormat(self.observation_space, self.action_space, buffer.n_envs, *layout))
         buffer.device = self.device
         return buffer
 

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from stable_baselines3.common.save_util import open_path
 
-from sb3_dreamer.common.files import StorageError, is_path
+from sb3_dreamer.common.files import FormatError, StorageError, is_path
 
 #: After the pickle of a buffer: this and the CRC-32 of the pickle. SB3's own reader stops before it
 TRAILER = b"sb3_dreamer replay buffer crc32 "
@@ -117,6 +117,8 @@ def unpickle(path: str | pathlib.Path | io.BufferedIOBase, verbose: int = 0) -> 
         raise
     except StorageError as error:
         raise StorageError(f"{path} refers to records on the disk. {error}") from error
+    except FormatError as error:
+        raise FormatError(f"{path} cannot be read. {error}") from error
     except Exception as error:  # pickle raises anything
         if isinstance(error, ImportError) and error.name == "zstandard":
             raise
