@@ -261,7 +261,7 @@ def open_storage(folder: Path) -> DiskStorage | None:
     layout = RecordFormat(env.observation_space, env.action_space, 1, (64, 64))
     compression = Compression(1) if json.loads((folder / "format.json").read_text())["compression"] else None
     size = OPTIONS["buffer_size"]
-    return DiskStorage(layout.fields, 1, size, folder, layout.description, True, compression)
+    return DiskStorage(layout.row, 1, size, folder, layout.description, True, compression)
 
 
 def full_disk(path: Path, seconds: float = 40.0) -> str | None:

@@ -17,7 +17,7 @@ ROOMS: dict[str, tuple[str, str]] = {
     ),
     "world_model": ("latents convolutions encoders decoders scan rssm world_model", "ranks common"),
     "behavior": ("actors actor_critic exploration", "ranks common"),
-    "replay": ("rows index storage disk_storage records rings buffer conversion", "ranks common"),
+    "replay": ("rows storage disk_storage records rings buffer", "ranks common"),
     "saving": ("saved_files buffers checkpoint", "ranks common replay algorithm"),
     "algorithm": (
         "policy graphs engine originals diagnostics agreement team reporting acting sequence_algorithm",

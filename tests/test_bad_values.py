@@ -89,10 +89,10 @@ def test_a_buffer_of_other_classes_does_not_fit() -> None:
     """Five inputs either way, but other ones."""
     same, shifted = OBSERVATIONS["multi-discrete"], OBSERVATIONS["multi-discrete from 1 and -1"]
     expected = RecordFormat(same, DISCRETE, 1, None)
-    SequenceReplayBuffer(10, same, DISCRETE, image_size=None).check_compatible(expected)
+    SequenceReplayBuffer(10, same, DISCRETE, image_size=None).format.check_compatible(expected)
     for space in (shifted, spaces.MultiDiscrete([3, 2])):
         buffer = SequenceReplayBuffer(10, space, DISCRETE, image_size=None)
         with pytest.raises(
             ValueError, match=r"observations: buffer has .*classes .*expected .*classes \[2, 3\] from \[0, 0\]"
         ):
-            buffer.check_compatible(expected)
+            buffer.format.check_compatible(expected)

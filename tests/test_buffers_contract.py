@@ -249,7 +249,7 @@ def test_extend_and_reset_as_in_sb3() -> None:
 def test_check_compatible() -> None:
     buffer = vector_buffer()
     fitting = (buffer.observation_space, buffer.action_space, 2, (8, 8))
-    buffer.check_compatible(RecordFormat(*fitting))
+    buffer.format.check_compatible(RecordFormat(*fitting))
     other_obs = spaces.Dict({"camera": spaces.Box(0, 255, (3, 36, 36), np.uint8), "arm": spaces.Box(-1, 1, (3,), np.float64)})
     for place, value, message in (
         (0, other_obs, r"uint8 \(1, 36, 36\).*uint8 \(3, 36, 36\)"),
@@ -260,6 +260,6 @@ def test_check_compatible() -> None:
         given: list[Any] = [*fitting]
         given[place] = value
         with pytest.raises(ValueError, match=message):
-            buffer.check_compatible(RecordFormat(*given))
+            buffer.format.check_compatible(RecordFormat(*given))
     with pytest.raises(ValueError, match=r"Discrete\(5\).*n_envs"):
-        buffer.check_compatible(RecordFormat(fitting[0], spaces.Discrete(5), 3, (8, 8)))
+        buffer.format.check_compatible(RecordFormat(fitting[0], spaces.Discrete(5), 3, (8, 8)))

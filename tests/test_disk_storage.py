@@ -21,10 +21,8 @@ from gymnasium import spaces
 from sb3_dreamer import DreamerV2, SequenceReplayBuffer
 from sb3_dreamer.algorithm.graphs import tensors_of
 from sb3_dreamer.replay import disk_storage
-from sb3_dreamer.replay.conversion import refill
 from sb3_dreamer.replay.disk_storage import DiskStorage
 from sb3_dreamer.replay.rows import CompressedRows, Compression
-from sb3_dreamer.replay.storage import Field
 from tests.small import DISCRETE, LEARN, SMALL, SMALL_POLICY, VECTOR, RandomEnv
 
 SPACE = spaces.Dict({"camera": spaces.Box(0, 255, (1, 6, 5), np.uint8), "arm": spaces.Box(-1.0, 1.0, (3,), np.float32)})
@@ -32,10 +30,7 @@ SPACE = spaces.Dict({"camera": spaces.Box(0, 255, (1, 6, 5), np.uint8), "arm": s
 CHUNK = 4
 PLAIN, COMPRESSED = None, Compression(1, CHUNK)
 KINDS = pytest.mark.parametrize("kind", [PLAIN, COMPRESSED], ids=["plain", "compressed"])
-FIELDS = {
-    "number": Field((4,), np.dtype(np.int64)),
-    **{name: Field((), np.dtype(bool)) for name in ("done", "timeout", "episode_start")},
-}
+ROW = np.dtype([("number", np.int64, (4,)), ("done", bool), ("timeout", bool), ("episode_start", bool)])
 
 
 @pytest.fixture(autouse=True)
@@ -175,7 +170,7 @@ def test_forgetting_everything(kind: Compression | None, tmp_path: Path) -> None
 def storage(
     folder: Path, kind: Compression | None = PLAIN, resume: bool = False, capacity: int = 16, flush_interval: int = 10
 ) -> DiskStorage:
-    return DiskStorage(FIELDS, 2, capacity, folder, "", resume, kind, flush_interval)
+    return DiskStorage(ROW, 2, capacity, folder, "", resume, kind, flush_interval)
 
 
 def append(target: DiskStorage, count: int) -> None:
@@ -248,7 +243,7 @@ def test_records_after_the_flush_that_a_power_cut_tore(kind: Compression | None,
     append(target, 20)
     target.flush()
     append(target, 4)
-    target.close_without_flush()
+    target.close(flush=False)
     index = disk_storage.INDEX.itemsize
     with open(tmp_path / "records.bin", "r+b") as file:
         file.seek(target._rows._place(0, 22))  # of ring 0: its index entry is on the disk, its content is not
@@ -279,7 +274,7 @@ def test_truncated_records_do_not_come_back(more: int, kind: Compression | None,
     again = storage(tmp_path, kind, resume=True)
     assert (again.first.tolist(), again.written.tolist()) == held and again.damaged() == []
     append(again, 1)
-    again.close_without_flush()
+    again.close(flush=False)
     last = storage(tmp_path, kind, resume=True)
     assert last.written.tolist() == [21, 21] and last.damaged() == []
     check(last)
@@ -311,7 +306,7 @@ def test_any_order_of_writing_hiding_and_kills(
     """What is seen is what was written last under its number; what was hidden comes back only if nothing took its place."""
     random = np.random.default_rng(seed)
     capacity, interval = int(random.integers(5, 40)), int(random.integers(1, 12))
-    open_again = partial(DiskStorage, FIELDS, 1, capacity, tmp_path, "", True, kind, interval)
+    open_again = partial(DiskStorage, ROW, 1, capacity, tmp_path, "", True, kind, interval)
     target, contents, serial = open_again(), list[int](), 0
 
     def look() -> None:
@@ -341,7 +336,7 @@ def test_any_order_of_writing_hiding_and_kills(
             except Kill:
                 killed = True
         if killed or random.random() < 0.2:
-            (target.close_without_flush if killed else target.close)()
+            target.close(flush=not killed)
             target = open_again()
             count = int(target.written[0])
             hidden = before[len(contents) :]  # they may be there again, or the record in the making
@@ -399,7 +394,7 @@ def test_whichever_write_finds_the_disk_full(
         check(target)
         held = target.written.copy()
         assert held[0] == held[1], "a step counts in all rings or in none"
-    target.close_without_flush()
+    target.close(flush=False)
     again = storage(tmp_path, kind, resume=True)
     assert again.damaged() == [] and (again.written >= held).all() and held[0] > 100
     check(again)
@@ -531,5 +526,5 @@ def test_damaged_records_are_not_copied(tmp_path: Path) -> None:
     fill(target, 12)
     held = target.num_records
     with pytest.raises(ValueError, match="has 1 damaged records, the first of them number 7 of ring 1: nothing was copied"):
-        refill(target, source)
+        target.refill(source)
     assert target.num_records == held > 0

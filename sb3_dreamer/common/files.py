@@ -38,7 +38,8 @@ def atomic_file(path: str | Path, suffix: str = "") -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
+        os.umask(mask := os.umask(0))
+        os.chmod(name, 0o666 & ~mask)
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -69,9 +70,3 @@ def is_path(target: object) -> bool:
     :return: whether it is a path
     """
     return not isinstance(target, io.IOBase) and isinstance(target, str | os.PathLike)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

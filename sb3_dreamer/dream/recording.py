@@ -149,7 +149,7 @@ def open_recording(
     if not isinstance(source, SequenceReplayBuffer):
         raise ValueError(f"Dreams begin in a SequenceReplayBuffer, the path of one or an environment, not in {source!r}.")
     layout = model.policy.image_size, not model.policy.normalize_images
-    source.check_compatible(RecordFormat(model.observation_space, model.action_space, source.n_envs, *layout))
+    source.format.check_compatible(RecordFormat(model.observation_space, model.action_space, source.n_envs, *layout))
     return Recording(source, vec_normalize)
 
 

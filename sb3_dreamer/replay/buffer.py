@@ -38,6 +38,22 @@ from sb3_dreamer.replay.storage import RamStorage, RecordStorage
 PICKLE_FORMAT = 3
 
 
+def _view_of(name: str, docstring: str) -> Any:
+    """Property that shows one field of all records, time first."""
+    return property(lambda buffer: buffer.storage.view(name).swapaxes(0, 1), doc=docstring)
+
+
+def _compression(level: int | None, path: str | None) -> Compression | None:
+    """The option ``storage_compression``, checked."""
+    if level is None:
+        return None
+    if path is None:
+        raise ValueError(f"storage_compression={level} needs a storage_path: records in memory are not compressed.")
+    if isinstance(level, bool) or not isinstance(level, int) or not 1 <= level <= 22:
+        raise ValueError(f"storage_compression must be a level of zstandard from 1 to 22, or None, but is {level!r}.")
+    return Compression(level)
+
+
 class SequenceReplayBuffer(ReplayBuffer):
     """
     Experience of the agent, sampled uniformly as sub-sequences of fixed length.
@@ -87,16 +103,13 @@ class SequenceReplayBuffer(ReplayBuffer):
     ) -> None:
         # ReplayBuffer.__init__ is not called: it allocates every frame twice
         if optimize_memory_usage:
-            raise ValueError(
-                "SequenceReplayBuffer does not support optimize_memory_usage=True: it stores every frame once anyway. "
-                "Leave the option out."
-            )
+            raise ValueError("optimize_memory_usage=True is not supported: every frame is stored once anyway. Leave it out.")
         if storage_resume and storage_path is None:
             raise ValueError("storage_resume=True needs a storage_path: there is no folder to resume from.")
         if batch_length < 1:
             raise ValueError(f"batch_length must be at least 1, but is {batch_length}.")
         self.storage_path = None if storage_path is None else str(Path(storage_path).absolute())
-        self.storage_compression = Compression.of_level(storage_compression, storage_path)
+        self.storage_compression = _compression(storage_compression, storage_path)
         self.rings = Rings(buffer_size, n_envs)
         self.buffer_size = self.rings.capacity
         self.observation_space = observation_space
@@ -117,12 +130,12 @@ class SequenceReplayBuffer(ReplayBuffer):
 
     def _make_storage(self, resume: bool, packed: Any = None) -> None:
         """Make the storage, with what it packed before, and count what its folder holds."""
-        spaces_ = self.observation_space, self.action_space
-        self._format = RecordFormat(*spaces_, self.n_envs, self.image_size, self.float_images)
-        size = self._format.fields, self.n_envs, self.buffer_size
+        layout = self.observation_space, self.action_space, self.n_envs, self.image_size, self.float_images
+        self.format = RecordFormat(*layout)
+        size = self.format.row, self.n_envs, self.buffer_size
         self.storage: RecordStorage = RamStorage(*size)
         if self.storage_path is not None:
-            how = self._format.description, resume, self.storage_compression
+            how = self.format.description, resume, self.storage_compression
             self.storage = DiskStorage(*size, self.storage_path, *how)
         if packed is not None:
             self.storage.unpack(packed)
@@ -167,11 +180,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         return self.size() == self.buffer_size
 
     def size(self) -> int:
-        """
-        Number of records in the fullest ring.
-
-        :return: at most ``buffer_size``
-        """
+        """Number of records in the fullest ring."""
         return int(self.rings.rows.max())
 
     @property
@@ -186,38 +195,20 @@ class SequenceReplayBuffer(ReplayBuffer):
         return int(np.maximum(end - first, 0).sum())
 
     def memory_bytes(self) -> int:
-        """
-        Memory or disk space of the full buffer, before compression. Nothing is allocated to compute it.
-
-        :return: in bytes
-        """
+        """Bytes that the full buffer takes in memory, or on the disk before compression; nothing is allocated to know this."""
         return self.storage.nbytes
 
     @property
     def observations(self) -> np.ndarray | dict[str, np.ndarray]:  # type: ignore[override]
         """Stored observations, (capacity, n_envs, *shape), a dict of them for Dict spaces; no rows before the first add."""
-        views = {key: self._time_first(OBSERVATION_PREFIX + key) for key in self._format.observations.parts}
+        keys = self.format.observations.parts
+        views = {key: self.storage.view(OBSERVATION_PREFIX + key).swapaxes(0, 1) for key in keys}
         return views if isinstance(self.observation_space, spaces.Dict) else views[OBSERVATION_KEY]
 
-    @property
-    def actions(self) -> np.ndarray:  # type: ignore[override]
-        """Buffer actions that led to the records, (capacity, n_envs, action_dim)."""
-        return self._time_first("action")
-
-    @property
-    def rewards(self) -> np.ndarray:  # type: ignore[override]
-        """Rewards on arrival, (capacity, n_envs)."""
-        return self._time_first("reward")
-
-    @property
-    def dones(self) -> np.ndarray:  # type: ignore[override]
-        """Whether the record ended an episode, (capacity, n_envs) bool."""
-        return self._time_first("done")
-
-    @property
-    def timeouts(self) -> np.ndarray:  # type: ignore[override]
-        """Whether a time limit ended it, (capacity, n_envs) bool."""
-        return self._time_first("timeout")
+    actions = _view_of("action", "Buffer actions that led to the records, (capacity, n_envs, action_dim).")
+    rewards = _view_of("reward", "Rewards on arrival, (capacity, n_envs).")
+    dones = _view_of("done", "Whether the record ended an episode, (capacity, n_envs) bool.")
+    timeouts = _view_of("timeout", "Whether a time limit ended it, (capacity, n_envs) bool.")
 
     def start_episodes(self, indices: np.ndarray | list[int] | None = None) -> None:
         """
@@ -248,12 +239,12 @@ class SequenceReplayBuffer(ReplayBuffer):
         :raises ValueError: if something has the wrong shape or dtype or is not finite, naming environment, key and value
         """
         starts = np.flatnonzero(self.rings.starting)
-        first = self._format.start_records(obs, starts) if len(starts) else {}
-        arrival = self._format.arrival_records(next_obs, action, reward, done, infos)
+        first = self.format.start_records(obs, starts) if len(starts) else {}
+        arrival = self.format.arrival_records(next_obs, action, reward, done, infos)
         if not self.handle_timeout_termination:
             arrival["timeout"][:] = False
         if len(starts):
-            self.rings.begin(starts)
+            self.rings.episode_first[starts] = self.rings.written[starts]
             self.append(starts, first)
         self.append(np.arange(self.n_envs), arrival)
         self.rings.starting = arrival["done"]
@@ -284,21 +275,10 @@ class SequenceReplayBuffer(ReplayBuffer):
         :param env: see :meth:`sample`
         :return: see :meth:`sample`
         """
-        return self._format.batch(self.storage.read(envs, starts, length), env, self._to_device)
-
-    def check_compatible(self, expected: RecordFormat) -> None:
-        """
-        Check that this buffer, read from a file, can serve an algorithm.
-
-        :param expected: format of the algorithm's records
-        :raises ValueError: naming everything that differs
-        """
-        differences = self._format.differences(expected)
-        if differences:
-            raise ValueError("The replay buffer does not fit the algorithm: " + "; ".join(differences) + ".")
+        return self.format.batch(self.storage.read(envs, starts, length), env, self._to_device)
 
     def __getstate__(self) -> dict[str, Any]:
-        attributes = {name: value for name, value in self.__dict__.items() if name not in ("_format", "storage")}
+        attributes = {name: value for name, value in self.__dict__.items() if name not in ("format", "storage")}
         return {
             "format": PICKLE_FORMAT,
             "package_version": VERSION,
@@ -351,13 +331,40 @@ class SequenceReplayBuffer(ReplayBuffer):
             raise
         self.rings.append(envs, records["done"])
 
+    def refill(self, *sources: "SequenceReplayBuffer") -> int:
+        """
+        Replace all records by those of other buffers, episode by episode, the oldest first.
+
+        :param sources: with the same spaces; numbers of environments and records may differ
+        :return: number of records that had no room, the oldest
+        :raises ValueError: if records of a source on the disk are damaged; this buffer is as it was
+        """
+        for source in sources:
+            damaged = source.storage.damaged()
+            if damaged:  # a copy would give them a new checksum
+                raise ValueError(
+                    f"{source.storage_path} has {len(damaged)} damaged records, the first of them number {damaged[0][1]} of "
+                    f"ring {damaged[0][0]}: nothing was copied."
+                )
+        self.reset()
+        episodes = [
+            (first - int(source.rings.written[env]), source, env, first, end)
+            for source in sources
+            for env, first, end in source.rings.episodes()
+        ]
+        for _, source, env, first, end in sorted(episodes, key=lambda part: part[0]):
+            ring = np.array([self.rings.written.argmin()])
+            for number in range(first, end):
+                records = source.storage.read(np.array([env]), np.array([number]), 1)
+                record = {name: value[0] for name, value in records.items()}
+                record["episode_start"] |= number == first
+                self.append(ring, record)
+        return sum(source.num_records for source in sources) - self.num_records
+
     def reopen(self) -> None:
         """Take back the folder that another buffer of this process has opened in the meantime."""
         if isinstance(self.storage, DiskStorage) and self.storage.closed:
             self._make_storage(True, {"written": self.rings.written.tolist()})
-
-    def _time_first(self, name: str) -> np.ndarray:
-        return self.storage.view(name).swapaxes(0, 1)
 
     def _to_device(self, array: np.ndarray) -> th.Tensor:
         values = th.from_numpy(array)

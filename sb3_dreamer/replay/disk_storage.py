@@ -19,29 +19,71 @@ import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
 
 from sb3_dreamer.common.files import StorageError, atomic_file
 from sb3_dreamer.common.version import VERSION
-from sb3_dreamer.replay.index import FLAGS, INDEX, RecordIndex
-from sb3_dreamer.replay.rows import CompressedRows, Compression, PlainRows
-from sb3_dreamer.replay.storage import Field, RecordStorage
+from sb3_dreamer.replay.rows import CompressedRows, Compression, PlainRows, RingFile
+from sb3_dreamer.replay.storage import RecordStorage
 
 FORMAT = 1
+INDEX = np.dtype([("number", "<i8"), ("checksum", "<u4"), ("flags", "u1"), ("unused", "u1", (3,))])
+FLAGS = ("done", "timeout", "episode_start")
+PIECE = 1 << 14  # index entries that are read together
+#: An index entry that belongs to no record, from its first byte on
+NOTHING = np.array([(-1, 0, 0, (0, 0, 0))], dtype=INDEX).tobytes()
 OTHERS = "than this file refers to: training has gone on from an earlier state, and its records took the place of these."
 
 #: Folders that this process has open. Opening one again takes it over
 _OPEN: WeakValueDictionary[Path, "DiskStorage"] = WeakValueDictionary()
 
 
+class _RecordIndex(RingFile):
+    """Rings of entries, one for every record: its number, its checksum and its flags."""
+
+    name = "index.bin"
+
+    def enter(self, env: int, number: int, content: bytes, flags: int) -> None:
+        """Make a record count."""
+        self.write(env, number, np.array((number, _checksum(content, number, flags), flags, 0), dtype=INDEX).tobytes())
+
+    def erase(self, env: int, number: int) -> None:
+        """Erase whatever entry is in the place of a record."""
+        self.write(env, number, NOTHING)
+
+    def checksum(self, env: int, number: int) -> int:
+        """Checksum of a record, or 0 if it has no entry."""
+        entry = self.read(env, number, 1)[0]
+        return int(entry["checksum"]) if entry["number"] == number else 0
+
+    def fits(self, env: int, number: int, content: bytes) -> bool:
+        """Whether a record has an entry that fits this content."""
+        entry = self.read(env, number, 1)[0]
+        return bool(entry["number"] == number and entry["checksum"] == _checksum(content, number, int(entry["flags"])))
+
+    def oldest(self, env: int, count: int) -> int:
+        """The oldest record from which on none is missing, if ``count`` have ever been written."""
+        first = max(0, count - self._capacity)
+        entries = self.read(env, first, count - first)
+        missing = np.flatnonzero((entries["number"] != np.arange(first, count)) | (entries["checksum"] == 0))
+        return first + int(missing[-1]) + 1 if len(missing) else first
+
+    def erase_others(self, env: int, first: int, end: int) -> None:
+        """Erase the entries of all other records, which would count again once newer records precede them."""
+        for start in range(0, self._capacity, PIECE):
+            piece = self.read(env, start, min(PIECE, self._capacity - start))
+            dead = (piece["checksum"] != 0) & ((piece["number"] < first) | (piece["number"] >= end))
+            for row in np.flatnonzero(dead).tolist():
+                self.erase(env, start + row)
+
+
 class DiskStorage(RecordStorage):
     """
     Records in a folder.
 
-    :param fields: shape and dtype of a record, per name
+    :param row: names, dtypes and shapes of the fields of a record
     :param n_envs: number of rings
     :param capacity: records per ring
     :param folder: created if it does not exist
@@ -58,7 +100,7 @@ class DiskStorage(RecordStorage):
 
     def __init__(
         self,
-        fields: Mapping[str, Field],
+        row: np.dtype,
         n_envs: int,
         capacity: int,
         folder: str | Path,
@@ -67,11 +109,10 @@ class DiskStorage(RecordStorage):
         compression: Compression | None = None,
         flush_interval: int = 1000,
     ) -> None:
+        super().__init__(row.newbyteorder("<"), n_envs, capacity)
         self.folder = Path(folder).absolute()
         self.flush_interval = min(flush_interval, capacity)  # what was not flushed has not been overwritten
-        self._n_envs, self._capacity = n_envs, capacity
-        self._row = np.dtype([(name, field.dtype.newbyteorder("<"), field.shape) for name, field in fields.items()])
-        self._index = RecordIndex(n_envs, capacity)
+        self._index = _RecordIndex(INDEX, n_envs, capacity)
         size = self._row, n_envs, capacity
         self._rows = PlainRows(*size)
         if compression is not None:
@@ -115,7 +156,7 @@ class DiskStorage(RecordStorage):
 
     @property
     def nbytes(self) -> int:
-        return (self._row.itemsize + INDEX.itemsize) * self._n_envs * self._capacity
+        return super().nbytes + INDEX.itemsize * self._n_envs * self._capacity
 
     def view(self, name: str) -> np.ndarray:
         shape = self._n_envs, self._capacity
@@ -268,14 +309,14 @@ class DiskStorage(RecordStorage):
         """Ring and number of every record."""
         return ((env, number) for env in range(self._n_envs) for number in range(self.first[env], self.written[env]))
 
-    def close(self) -> None:
-        """Flush, and let others write the folder."""
-        if self._files:
-            self.flush()
-        self.close_without_flush()
+    def close(self, flush: bool = True) -> None:
+        """
+        Let others write the folder.
 
-    def close_without_flush(self) -> None:
-        """Leave the folder as a kill would."""
+        :param flush: False leaves it as a kill would
+        """
+        if self._files and flush:
+            self.flush()
         for descriptor in self._files.values():
             os.close(descriptor)
         self._open_files({}, self.written)  # other files may get the descriptors
@@ -288,8 +329,6 @@ class DiskStorage(RecordStorage):
             self.close()
         except (OSError, AttributeError, TypeError, ImportError):  # the interpreter is shutting down
             pass
-
-    # ---------------------------------------------------------------------------------------------------------- opening
 
     @property
     def _sizes(self) -> dict[str, int]:
@@ -305,7 +344,14 @@ class DiskStorage(RecordStorage):
             file.write(json.dumps({**self._format, "sb3_dreamer": VERSION}, indent=1).encode())
 
     def _open(self) -> None:
-        found = _read_format(self.folder / "format.json")
+        path = self.folder / "format.json"
+        try:
+            found = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise StorageError(f"{path} is damaged or missing: {error}.") from error
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            other = found.get("format") if isinstance(found, dict) else found
+            raise StorageError(f"{path} has format {other!r}, expected {FORMAT}: another version of sb3_dreamer wrote it.")
         different = [name for name, value in self._format.items() if found.get(name) != value]
         if different:
             texts = [f"{name}: the folder has {found.get(name)}, expected {self._format[name]}" for name in different]
@@ -360,13 +406,17 @@ class DiskStorage(RecordStorage):
 
 def is_open(folder: str | Path) -> bool:
     """
-    Whether this process has a folder open.
+    Tell whether this process has a folder open.
 
     :param folder: of a buffer
-    :return: whether it has
     """
     place = os.path.realpath(folder)
     return any(os.path.realpath(storage.folder) == place for storage in _OPEN.values() if not storage.closed)
+
+
+def _checksum(content: bytes, number: int, flags: int) -> int:
+    """CRC-32 of a record with its number and flags, but never 0, which an unwritten entry has."""
+    return zlib.crc32(number.to_bytes(8, "little") + bytes([flags]), zlib.crc32(content)) or 1
 
 
 def _lock_folder(folder: Path) -> int | None:
@@ -382,14 +432,3 @@ def _lock_folder(folder: Path) -> int | None:
         os.close(descriptor)
         raise StorageError(f"The replay buffer in {folder} is in use by another buffer or process.") from error
     return descriptor
-
-
-def _read_format(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise StorageError(f"{path} is damaged or missing: {error}.") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        other = found.get("format") if isinstance(found, dict) else found
-        raise StorageError(f"{path} has format {other!r}, expected {FORMAT}: another version of sb3_dreamer wrote it.")
-    return found

@@ -11,7 +11,6 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_dreamer.common.observations import OBSERVATION_KEY, ObservationFormat, refuse
 from sb3_dreamer.common.preprocessing import ImageSize, NumpyObs, action_blocks, action_dim, encode_actions
 from sb3_dreamer.common.type_aliases import SequenceBatch
-from sb3_dreamer.replay.storage import Field
 
 OBSERVATION_PREFIX = "observation/"  # a user's key may be called "action"
 
@@ -42,11 +41,11 @@ class RecordFormat:
         self._envs = np.arange(n_envs)
         self.observations = ObservationFormat(observation_space, image_size, float_images)
         parts = self.observations.parts.items()
-        #: What a storage has to hold
-        self.fields = {OBSERVATION_PREFIX + key: Field(part.stored_shape, part.stored_dtype) for key, part in parts}
-        action_dtype = np.dtype(np.float32 if self._action_blocks is None else np.int64)
-        self.fields |= {"action": Field((self._action_dim,), action_dtype), "reward": Field((), np.dtype(np.float32))}
-        self.fields |= {name: Field((), np.dtype(bool)) for name in ("done", "timeout", "episode_start")}
+        fields: list[Any] = [(OBSERVATION_PREFIX + key, part.stored_dtype, part.stored_shape) for key, part in parts]
+        fields += [("action", np.float32 if self._action_blocks is None else np.int64, (self._action_dim,))]
+        fields += [("reward", np.float32), ("done", bool), ("timeout", bool), ("episode_start", bool)]
+        #: Names, dtypes and shapes of the fields of a record
+        self.row = np.dtype(fields)
 
     def start_records(self, obs: NumpyObs, envs: np.ndarray) -> dict[str, np.ndarray]:
         """
@@ -57,10 +56,9 @@ class RecordFormat:
         :return: one array (n, *shape) per field
         :raises ValueError: as for :meth:`arrival_records`
         """
-        records = self._observations(obs, envs, "obs")
-        for name, field in self.fields.items():
-            if name not in records:
-                records[name] = np.zeros((len(envs), *field.shape), dtype=field.dtype)
+        row = self.row
+        records = {name: np.zeros((len(envs), *row[name].shape), dtype=row[name].base) for name in row.names or ()}
+        records |= self._observations(obs, envs, "obs")
         records["episode_start"][:] = True
         return records
 
@@ -116,22 +114,24 @@ class RecordFormat:
             episode_starts=episode_starts,
         )
 
-    def differences(self, other: "RecordFormat") -> list[str]:
+    def check_compatible(self, expected: "RecordFormat") -> None:
         """
-        List where two formats disagree.
+        Check that a buffer of this format, read from a file, can serve an algorithm.
 
         Bounds of observations do not matter; those of actions do, since buffer actions are relative to them.
 
-        :param other: the format that is expected
-        :return: one phrase per difference, naming both sides
+        :param expected: format of the algorithm's records
+        :raises ValueError: naming everything that differs
         """
         pairs = {
-            "observations": (self._layout(False), other._layout(False)),
-            "observations resized to image_size": (self._layout(True), other._layout(True)),
-            "action space": (self._action_space, other._action_space),
-            "n_envs": (len(self._envs), len(other._envs)),
+            "observations": (self._layout(False), expected._layout(False)),
+            "observations resized to image_size": (self._layout(True), expected._layout(True)),
+            "action space": (self._action_space, expected._action_space),
+            "n_envs": (len(self._envs), len(expected._envs)),
         }
-        return [f"{name}: buffer has {ours}, expected {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
+        found = [f"{name}: buffer has {ours}, expected {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
+        if found:
+            raise ValueError("The replay buffer does not fit the algorithm: " + "; ".join(found) + ".")
 
     @property
     def description(self) -> str:
@@ -194,10 +194,9 @@ class RecordFormat:
 
     def _numbers(self, value: Any, name: str) -> np.ndarray:
         """One for each environment."""
-        array = np.asarray(value)
-        if array.shape != self._envs.shape or array.dtype.kind not in "biuf":
-            expected = f"numbers of shape {self._envs.shape}"
-            raise ValueError(f"{name} has shape {array.shape} and dtype {array.dtype}, expected {expected}.")
+        array, shape = np.asarray(value), self._envs.shape
+        if array.shape != shape or array.dtype.kind not in "biuf":
+            raise ValueError(f"{name} has shape {array.shape} and dtype {array.dtype}, expected numbers of shape {shape}.")
         return array
 
     def _finite(self, value: np.ndarray, name: str) -> np.ndarray:

@@ -2,16 +2,8 @@
 
 from bisect import bisect_left
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
-
-
-class RecordRange(NamedTuple):
-    """Records of each ring that may be sampled."""
-
-    first: np.ndarray  # (n_envs,)
-    end: np.ndarray  # (n_envs,) exclusive; not larger than ``first`` where there is nothing
 
 
 class Rings:
@@ -35,7 +27,7 @@ class Rings:
         self.starting = np.ones(self._n_envs, dtype=bool)  # whether the next step begins an episode
         self.ends: list[list[int]] = [[] for _ in range(self._n_envs)]  # records that end an episode, ascending
         self._lost = np.zeros(self._n_envs, dtype=np.int64)  # older records than this are lost, overwritten or not
-        self._episode_first = np.zeros(self._n_envs, dtype=np.int64)  # first record of the latest episode
+        self.episode_first = np.zeros(self._n_envs, dtype=np.int64)  # first record of the latest episode
 
     def take_over(self, written: np.ndarray, first: np.ndarray, ends: list[list[int]]) -> None:
         """
@@ -58,23 +50,15 @@ class Rings:
         """Number of records in each ring, (n_envs,)."""
         return self.written - self.first
 
-    def sampleable(self, running: bool) -> RecordRange:
+    def sampleable(self, running: bool) -> tuple[np.ndarray, np.ndarray]:
         """
         Records that may be sampled now.
 
         :param running: whether those of episodes that have not ended are among them
-        :return: one range for each ring
+        :return: first and last (exclusive) of each ring, (n_envs,); the last is not larger where there is nothing
         """
         waiting = ~self.starting & (not running)
-        return RecordRange(self.first, np.where(waiting, self._episode_first, self.written))
-
-    def begin(self, envs: np.ndarray) -> None:
-        """
-        Begin an episode with the next record.
-
-        :param envs: in these rings, (n,)
-        """
-        self._episode_first[envs] = self.written[envs]
+        return self.first, np.where(waiting, self.episode_first, self.written)
 
     def append(self, envs: np.ndarray, done: np.ndarray) -> None:
         """
@@ -124,8 +108,8 @@ class Rings:
         :return: rings and numbers of the first records, both (B,), and records per sub-sequence, T
         :raises ValueError: if no ring can ever hold so many, or none has a record yet
         """
-        first, end = records = self.sampleable(running)
-        length = self._usable_length(batch_length, records)
+        first, end = self.sampleable(running)
+        length = self._usable_length(batch_length, int((end - first).max()))
         windows = np.maximum(end - first - length + 1, 0)
         earliest = [bisect_left(ring, start + length - 1) for ring, start in zip(self.ends, first.tolist(), strict=True)]
         ended = np.array([len(ring) - index for ring, index in zip(self.ends, earliest, strict=True)])
@@ -142,14 +126,13 @@ class Rings:
             starts[b] = self.ends[env][index] - length + 1
         return envs, starts, length
 
-    def _usable_length(self, batch_length: int, records: RecordRange) -> int:
+    def _usable_length(self, batch_length: int, longest: int) -> int:
         if not 1 <= batch_length <= self.capacity:
             raise ValueError(
                 f"batch_length={batch_length} does not fit the replay buffer: buffer_size={self._total_size} over "
                 f"n_envs={self._n_envs} environments holds {self.capacity} records of each. Choose a batch_length from 1 to "
                 f"{self.capacity}, a larger buffer_size or fewer environments."
             )
-        longest = int((records.end - records.first).max())
         if longest < 1:
             count = int(self.rows.sum())
             waiting = " (with sample_running=False they become available when their episode ends)" if count else ""

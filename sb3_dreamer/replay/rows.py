@@ -22,43 +22,26 @@ class Compression(NamedTuple):
     level: int  # of zstandard: 1 is the fastest, 22 the smallest
     chunk: int = 64  # records that are compressed, and read, together
 
-    @classmethod
-    def of_level(cls, level: int | None, path: str | None) -> "Compression | None":
-        """
-        Check the option ``storage_compression``.
-
-        :param level: as the user gave it
-        :param path: folder of the buffer
-        :return: None for None
-        :raises ValueError: if there is no such level, or no folder
-        """
-        if level is None:
-            return None
-        if path is None:
-            raise ValueError(f"storage_compression={level} needs a storage_path: records in memory are not compressed.")
-        if isinstance(level, bool) or not isinstance(level, int) or not 1 <= level <= 22:
-            raise ValueError(f"storage_compression must be a level of zstandard from 1 to 22, or None, but is {level!r}.")
-        return cls(level)
-
 
 class RingFile:
     """
     Rings of rows in one file: number n of a ring is in row ``n % capacity``.
 
-    :param name: of the file
     :param row: layout of a row
     :param n_envs: number of rings
     :param capacity: rows per ring
     """
 
-    def __init__(self, name: str, row: np.dtype, n_envs: int, capacity: int) -> None:
-        self._name, self._row, self._n_envs, self._capacity = name, row, n_envs, capacity
+    name: str  # of the file
+
+    def __init__(self, row: np.dtype, n_envs: int, capacity: int) -> None:
+        self._row, self._n_envs, self._capacity = row, n_envs, capacity
         self._files: dict[str, int] = {}
 
     @property
     def sizes(self) -> dict[str, int]:
         """Bytes of each file, written or not."""
-        return {self._name: self._row.itemsize * self._n_envs * self._capacity}
+        return {self.name: self._row.itemsize * self._n_envs * self._capacity}
 
     def open(self, files: dict[str, int], flushed: np.ndarray) -> None:
         """
@@ -78,7 +61,7 @@ class RingFile:
         :param content: of the row
         :raises OSError: if the disk is full
         """
-        _write_at(self._files[self._name], content, self._place(env, number))
+        _write_at(self._files[self.name], content, self._place(env, number))
 
     def read(self, env: int, number: int, count: int) -> np.ndarray:
         """
@@ -91,31 +74,20 @@ class RingFile:
         :raises ValueError: if the file ends early, or a chunk is damaged
         """
         head = min(count, self._capacity - number % self._capacity)
-        rows = self._contiguous(env, number, head)
-        return rows if head == count else np.concatenate([rows, self._contiguous(env, number + head, count - head)])
+        content = _read_at(self._files[self.name], head * self._row.itemsize, self._place(env, number))
+        rows = np.frombuffer(content, self._row)
+        return rows if head == count else np.concatenate([rows, RingFile.read(self, env, number + head, count - head)])
 
     def _place(self, env: int, number: int) -> int:
         return (env * self._capacity + number % self._capacity) * self._row.itemsize
 
-    def _contiguous(self, env: int, number: int, count: int) -> np.ndarray:
-        content = _read_at(self._files[self._name], count * self._row.itemsize, self._place(env, number))
-        return np.frombuffer(content, self._row)
-
 
 class PlainRows(RingFile):
-    """
-    Records in ``records.bin``, one row each.
+    """Records, one row each."""
 
-    :param row: layout of a record
-    :param n_envs: number of rings
-    :param capacity: records per ring
-    """
-
+    name = "records.bin"
     #: What must agree when the files are opened again
     format: dict[str, Any] | None = None
-
-    def __init__(self, row: np.dtype, n_envs: int, capacity: int) -> None:
-        super().__init__("records.bin", row, n_envs, capacity)
 
     def settle(self, env: int, written: int) -> None:
         """
@@ -162,12 +134,18 @@ class CompressedRows(PlainRows):
     """
 
     def __init__(self, row: np.dtype, n_envs: int, capacity: int, compression: Compression, flush_interval: int) -> None:
+        try:
+            import zstandard
+        except ImportError as error:
+            raise ImportError(
+                "storage_compression needs the package zstandard: pip install zstandard, or leave the option out.",
+                name="zstandard",
+            ) from error
         self._chunk = compression.chunk
         super().__init__(row, n_envs, flush_interval + 2 * self._chunk)
         self._slots = -(-capacity // self._chunk)  # per ring
         self._slot_bytes = HEADER.itemsize + self._chunk * row.itemsize
         self.format = {"name": "zstandard", "chunk": self._chunk, "rows": self._capacity}  # the level may change
-        zstandard = _import_zstandard()
         self._compressor, self._decompressor = zstandard.ZstdCompressor(compression.level), zstandard.ZstdDecompressor()
         self._settled = np.zeros(n_envs, dtype=np.int64)  # records of each ring that are in chunks
         self._latest: dict[tuple[int, int], np.ndarray] = {}  # the chunk that was read last
@@ -233,17 +211,6 @@ class CompressedRows(PlainRows):
         content = data if len(data) == limit else self._decompressor.decompress(data)
         self._latest = {(env, first): np.frombuffer(content, self._row)}
         return self._latest[env, first]
-
-
-def _import_zstandard() -> Any:
-    try:
-        import zstandard
-    except ImportError as error:
-        raise ImportError(
-            "storage_compression needs the package zstandard: pip install zstandard, or leave the option out.",
-            name="zstandard",
-        ) from error
-    return zstandard
 
 
 def _read_at(descriptor: int, count: int, offset: int) -> bytes:

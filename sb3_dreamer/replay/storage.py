@@ -6,16 +6,9 @@ With time as the second axis a sub-sequence of one environment is one slice, one
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-
-
-class Field(NamedTuple):
-    """What one record holds under one name."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
 
 
 class RecordStorage(ABC):
@@ -23,12 +16,19 @@ class RecordStorage(ABC):
     One ring of records per environment. A ring numbers its records from 0, and record n is in row ``n % capacity``.
 
     A storage knows no episodes; :class:`~sb3_dreamer.replay.rings.Rings` knows which records may be read.
+
+    :param row: names, dtypes and shapes of the fields of a record
+    :param n_envs: number of rings
+    :param capacity: records per ring
     """
 
+    def __init__(self, row: np.dtype, n_envs: int, capacity: int) -> None:
+        self._row, self._n_envs, self._capacity = row, n_envs, capacity
+
     @property
-    @abstractmethod
     def nbytes(self) -> int:
         """Bytes of all records when every ring is full, before compression; computed, not measured."""
+        return self._row.itemsize * self._n_envs * self._capacity
 
     @abstractmethod
     def view(self, name: str) -> np.ndarray:
@@ -83,13 +83,13 @@ class RecordStorage(ABC):
         :raises StorageError: if the folder has lost these records
         """
 
-    @abstractmethod
     def damaged(self) -> list[tuple[int, int]]:
         """
         Compare everything on the disk with its checksums.
 
         :return: ring and number of every record that is not what was written
         """
+        return []
 
 
 class RamStorage(RecordStorage):
@@ -98,27 +98,18 @@ class RamStorage(RecordStorage):
 
     The arrays are allocated at the first write, as untouched zero pages: the operating system gives real memory row by
     row, when it is written.
-
-    :param fields: shape and dtype of a record, per name
-    :param n_envs: number of rings
-    :param capacity: records per ring
     """
 
-    def __init__(self, fields: Mapping[str, Field], n_envs: int, capacity: int) -> None:
-        self._fields, self._n_envs, self._capacity = dict(fields), n_envs, capacity
+    def __init__(self, row: np.dtype, n_envs: int, capacity: int) -> None:
+        super().__init__(row, n_envs, capacity)
         self._arrays: dict[str, np.ndarray] = {}
-
-    @property
-    def nbytes(self) -> int:
-        record = sum(field.dtype.itemsize * int(np.prod(field.shape)) for field in self._fields.values())
-        return record * self._n_envs * self._capacity
 
     def view(self, name: str) -> np.ndarray:
         return self._arrays[name] if self._arrays else self._zeros(name, 0)
 
     def write(self, envs: np.ndarray, numbers: np.ndarray, records: Mapping[str, np.ndarray]) -> None:
         if not self._arrays:
-            self._arrays = {name: self._zeros(name, self._capacity) for name in self._fields}
+            self._arrays = {name: self._zeros(name, self._capacity) for name in self._row.names or ()}
         rows = numbers % self._capacity
         for name, array in self._arrays.items():
             array[envs, rows] = records[name]
@@ -148,16 +139,12 @@ class RamStorage(RecordStorage):
     def unpack(self, packed: dict[str, list[np.ndarray]]) -> None:
         while packed:
             name, parts = packed.popitem()
-            if parts[0].shape == (self._n_envs, self._capacity, *self._fields[name].shape):
+            if parts[0].shape == (self._n_envs, self._capacity, *self._row[name].shape):
                 self._arrays[name] = parts[0]  # of full rings, adopted without a copy
                 continue
             self._arrays[name] = self._zeros(name, self._capacity)
             for env, part in enumerate(parts):
                 self._arrays[name][env, : len(part)] = part
 
-    def damaged(self) -> list[tuple[int, int]]:
-        return []
-
     def _zeros(self, name: str, rows: int) -> np.ndarray:
-        field = self._fields[name]
-        return np.zeros((self._n_envs, rows, *field.shape), dtype=field.dtype)
+        return np.zeros((self._n_envs, rows, *self._row[name].shape), dtype=self._row[name].base)

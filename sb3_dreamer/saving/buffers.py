@@ -20,7 +20,6 @@ from sb3_dreamer.common.files import atomic_file, is_path
 from sb3_dreamer.ranks.distributed import rank, world_size
 from sb3_dreamer.ranks.rank_files import file_of_rank, folder_of_rank, number_of_ranks, remove_others, taken_by
 from sb3_dreamer.replay.buffer import SequenceReplayBuffer
-from sb3_dreamer.replay.conversion import refill
 from sb3_dreamer.replay.disk_storage import is_open
 from sb3_dreamer.replay.records import RecordFormat
 from sb3_dreamer.saving.saved_files import TRAILER, ChecksumWriter, check_model_file, unpickle, with_suffix
@@ -237,7 +236,7 @@ class SavingAlgorithm(OffPolicyAlgorithm):
     def _copy_buffer(self, present: SequenceReplayBuffer, loaded: SequenceReplayBuffer) -> None:
         """Of another number of environments, or at another place."""
         target = self._in_its_place(present, loaded)
-        dropped = refill(target, loaded)
+        dropped = target.refill(loaded)
         self.replay_buffer = target
         places = [buffer.storage_path or "memory" for buffer in (loaded, target)]
         where = f"in {places[0]}, that of this model in {places[1]}"
@@ -277,7 +276,7 @@ class SavingAlgorithm(OffPolicyAlgorithm):
         if not isinstance(buffer, SequenceReplayBuffer):
             raise ValueError(f"{path} holds a {type(buffer).__name__}, not a SequenceReplayBuffer.")
         layout = self.policy.image_size, not self.policy.normalize_images
-        buffer.check_compatible(RecordFormat(self.observation_space, self.action_space, buffer.n_envs, *layout))
+        buffer.format.check_compatible(RecordFormat(self.observation_space, self.action_space, buffer.n_envs, *layout))
         buffer.device = self.device
         return buffer
 
@@ -292,7 +291,7 @@ class SavingAlgorithm(OffPolicyAlgorithm):
             return
         taken = taken_by(me, size, saved)
         buffers = [self._read_buffer(file_of_rank(path, other)) for other in taken]
-        dropped = refill(self.replay_buffer, *buffers)
+        dropped = self.replay_buffer.refill(*buffers)
         warnings.warn(
             f"{said}: the episodes of rank {', '.join(map(str, taken))} were copied"
             + (f", but for the oldest {dropped} steps, for which there is no room." if dropped else ".")
