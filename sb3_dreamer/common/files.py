@@ -38,7 +38,8 @@ def atomic_file(path: str | Path, suffix: str = "") -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.umask(mask := os.umask(0))
+        mask = os.umask(0)  # there is no other way to read it
+        os.umask(mask)
         os.chmod(name, 0o666 & ~mask)
         os.replace(name, path)
     except BaseException:
