@@ -224,7 +224,7 @@ class Folder:
         try:
             model = DreamerV2.resume(self.path / "checkpoints", Faulty())
             model.learn(5, reset_num_timesteps=False)
-            model.replay_buffer.storage.close()  # type: ignore[union-attr]
+            model.replay_buffer.storage.close()  # type: ignore[attr-defined]
             self.checks["resumed"] += 1
         except Exception as error:  # any error is a finding
             self.checks["unloadable"] += 1
@@ -289,7 +289,7 @@ def full_disk(path: Path, seconds: float = 40.0) -> str | None:
     storage = open_storage(path / "replay")
     torn = storage.damaged() if storage is not None else []
     if storage is not None:
-        storage.close_without_flush()
+        storage.close(flush=False)
     for checkpoint in checkpoints(path / "checkpoints"):
         DreamerV2.load(checkpoint / "model.zip")
     return f"full disk: torn records {torn[:3]}" if torn else None

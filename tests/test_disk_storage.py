@@ -83,7 +83,7 @@ def same_samples(a: SequenceReplayBuffer, b: SequenceReplayBuffer) -> None:
 def test_the_same_buffer(steps: int, kind: Compression | None, tmp_path: Path) -> None:
     """Beside one in memory, while it is written, and opened again."""
     memory, disk = make_buffer(None), make_buffer(tmp_path / "replay", kind=kind)
-    assert isinstance(disk.storage._rows, CompressedRows) == (kind is not None)  # type: ignore[union-attr]
+    assert isinstance(disk.storage._rows, CompressedRows) == (kind is not None)  # type: ignore[attr-defined]
     for buffer in (memory, disk):
         fill(buffer, steps)
     same_samples(memory, disk)
@@ -93,7 +93,7 @@ def test_the_same_buffer(steps: int, kind: Compression | None, tmp_path: Path) -
         np.testing.assert_array_equal(getattr(memory, name)[rows], getattr(disk, name)[rows])
     again = make_buffer(tmp_path / "replay", resume=True, kind=kind)
     same_samples(memory, again)
-    assert again.storage.damaged() == []  # type: ignore[union-attr]
+    assert again.storage.damaged() == []  # type: ignore[attr-defined]
     for buffer in (memory, again):
         buffer.start_episodes()
         fill(buffer, 7, seed=1)
@@ -371,7 +371,7 @@ def test_a_full_disk_is_one_error_and_loses_nothing(
     assert calls[0] == 1
     same_samples(memory, buffer)
     again = make_buffer(tmp_path, resume=True, kind=kind)
-    assert again.storage.damaged() == []  # type: ignore[union-attr]
+    assert again.storage.damaged() == []  # type: ignore[attr-defined]
     same_samples(memory, again)
 
 
@@ -458,7 +458,7 @@ def test_what_can_be_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             obs = random.integers(2 if name == "dark" else 256, size=(2, 1, 1, 64, 64), dtype=np.uint8)
             obs[:, :, :, 2:] *= name == "noise"
             buffer.add(obs[0], obs[1], np.zeros(1, np.int64), np.zeros(1), np.zeros(1, bool), [{}])
-        buffer.storage.flush()  # type: ignore[union-attr]
+        buffer.storage.flush()  # type: ignore[attr-defined]
         used[name] = (folder / "chunks.bin").stat().st_blocks * 512 / (384 * 4096)
     assert used["dark"] < 0.1 and 0.9 < used["noise"] < 1.1
 

@@ -260,6 +260,7 @@ class DiskStorage(RecordStorage):
         self._hidden = (held, first) if np.any(held > wanted) else None
 
     def _forget_hidden(self) -> None:
+        """Make room for a record in the place of the hidden ones."""
         hidden, self._hidden, self._unflushed = self._hidden, None, 1
         assert hidden is not None
         try:
@@ -359,7 +360,7 @@ class DiskStorage(RecordStorage):
         for name, size in self._sizes.items():
             path = self.folder / name
             held = path.stat().st_size if path.exists() else 0
-            if held != size or not path.exists():
+            if held != size:  # which is never 0
                 raise StorageError(f"{path} is damaged: it has {held} bytes, expected {size}.")
             self._files[name] = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
         flushed = self._flushed_counts()
