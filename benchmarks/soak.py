@@ -94,7 +94,7 @@ class Report(ResumableCheckpointCallback):
         self.told = os.open(told, os.O_RDWR | os.O_CREAT)
 
     def _on_step(self) -> bool:
-        written = int(self.model.replay_buffer._written.sum())  # the step of this call is stored after it
+        written = int(self.model.replay_buffer.rings.written.sum())  # the step of this call is stored after it
         os.pwrite(self.told, written.to_bytes(8, "little"), 0)
         return super()._on_step()
 
@@ -224,7 +224,7 @@ class Folder:
         try:
             model = DreamerV2.resume(self.path / "checkpoints", Faulty())
             model.learn(5, reset_num_timesteps=False)
-            model.replay_buffer._storage.close()  # type: ignore[union-attr]
+            model.replay_buffer.storage.close()  # type: ignore[attr-defined]
             self.checks["resumed"] += 1
         except Exception as error:  # any error is a finding
             self.checks["unloadable"] += 1
@@ -261,7 +261,7 @@ def open_storage(folder: Path) -> DiskStorage | None:
     layout = RecordFormat(env.observation_space, env.action_space, 1, (64, 64))
     compression = Compression(1) if json.loads((folder / "format.json").read_text())["compression"] else None
     size = OPTIONS["buffer_size"]
-    return DiskStorage(layout.fields(), 1, size, folder, layout.description, True, compression)
+    return DiskStorage(layout.row, 1, size, folder, layout.description, True, compression)
 
 
 def full_disk(path: Path, seconds: float = 40.0) -> str | None:
@@ -289,7 +289,7 @@ def full_disk(path: Path, seconds: float = 40.0) -> str | None:
     storage = open_storage(path / "replay")
     torn = storage.damaged() if storage is not None else []
     if storage is not None:
-        storage.close_without_flush()
+        storage.close(flush=False)
     for checkpoint in checkpoints(path / "checkpoints"):
         DreamerV2.load(checkpoint / "model.zip")
     return f"full disk: torn records {torn[:3]}" if torn else None

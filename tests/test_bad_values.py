@@ -8,6 +8,7 @@ from gymnasium import spaces
 
 from sb3_dreamer import DreamerV2
 from sb3_dreamer.replay import SequenceReplayBuffer
+from sb3_dreamer.replay.records import RecordFormat
 from tests.small import DISCRETE, OBSERVATIONS, RandomEnv, random_envs, samples, small_model
 
 MIXED = OBSERVATIONS["dict"]
@@ -87,11 +88,11 @@ def test_observations_of_predict_are_checked() -> None:
 def test_a_buffer_of_other_classes_does_not_fit() -> None:
     """Five inputs either way, but other ones."""
     same, shifted = OBSERVATIONS["multi-discrete"], OBSERVATIONS["multi-discrete from 1 and -1"]
-    wanted = (same, DISCRETE, 1, None)
-    SequenceReplayBuffer(10, same, DISCRETE, image_size=None).check_compatible(*wanted)
+    expected = RecordFormat(same, DISCRETE, 1, None)
+    SequenceReplayBuffer(10, same, DISCRETE, image_size=None).format.check_compatible(expected)
     for space in (shifted, spaces.MultiDiscrete([3, 2])):
         buffer = SequenceReplayBuffer(10, space, DISCRETE, image_size=None)
         with pytest.raises(
             ValueError, match=r"observations: buffer has .*classes .*expected .*classes \[2, 3\] from \[0, 0\]"
         ):
-            buffer.check_compatible(*wanted)
+            buffer.format.check_compatible(expected)

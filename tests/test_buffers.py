@@ -125,7 +125,7 @@ def test_reset_without_done_starts_an_episode() -> None:
     collector.buffer.start_episodes([1])
     collector.collect(1)
     assert collector.buffer.num_records == 2 * 4 + 1
-    episode_starts = collector.buffer._storage.view("episode_start")[:, :5]
+    episode_starts = collector.buffer.storage.view("episode_start")[:, :5]
     assert episode_starts.tolist() == [[True, False, False, False, False], [True, False, False, True, False]]
     assert collector.buffer.positions.tolist() == [4, 5]
     assert collector.buffer.pos == collector.buffer.size() == 5

@@ -53,8 +53,8 @@ def scripted_model(n_envs: int = 1, **kwargs: Any) -> DreamerV2:
 def records(model: DreamerV2, env: int = 0) -> list[Step]:
     """Everything in one ring that has not wrapped."""
     buffer = model.replay_buffer
-    assert isinstance(buffer.observations, np.ndarray) and buffer._written[env] <= buffer.buffer_size
-    return read_steps(buffer.observations[: buffer._written[env], env])
+    assert isinstance(buffer.observations, np.ndarray) and buffer.rings.written[env] <= buffer.buffer_size
+    return read_steps(buffer.observations[: buffer.rings.written[env], env])
 
 
 def check_records(model: DreamerV2, seams: int = 0) -> None:

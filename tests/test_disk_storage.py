@@ -21,10 +21,8 @@ from gymnasium import spaces
 from sb3_dreamer import DreamerV2, SequenceReplayBuffer
 from sb3_dreamer.algorithm.graphs import tensors_of
 from sb3_dreamer.replay import disk_storage
-from sb3_dreamer.replay.conversion import refill
 from sb3_dreamer.replay.disk_storage import DiskStorage
 from sb3_dreamer.replay.rows import CompressedRows, Compression
-from sb3_dreamer.replay.storage import Field
 from tests.small import DISCRETE, LEARN, SMALL, SMALL_POLICY, VECTOR, RandomEnv
 
 SPACE = spaces.Dict({"camera": spaces.Box(0, 255, (1, 6, 5), np.uint8), "arm": spaces.Box(-1.0, 1.0, (3,), np.float32)})
@@ -32,10 +30,7 @@ SPACE = spaces.Dict({"camera": spaces.Box(0, 255, (1, 6, 5), np.uint8), "arm": s
 CHUNK = 4
 PLAIN, COMPRESSED = None, Compression(1, CHUNK)
 KINDS = pytest.mark.parametrize("kind", [PLAIN, COMPRESSED], ids=["plain", "compressed"])
-FIELDS = {
-    "number": Field((4,), np.dtype(np.int64)),
-    **{name: Field((), np.dtype(bool)) for name in ("done", "timeout", "episode_start")},
-}
+ROW = np.dtype([("number", np.int64, (4,)), ("done", bool), ("timeout", bool), ("episode_start", bool)])
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +83,7 @@ def same_samples(a: SequenceReplayBuffer, b: SequenceReplayBuffer) -> None:
 def test_the_same_buffer(steps: int, kind: Compression | None, tmp_path: Path) -> None:
     """Beside one in memory, while it is written, and opened again."""
     memory, disk = make_buffer(None), make_buffer(tmp_path / "replay", kind=kind)
-    assert isinstance(disk._storage._rows, CompressedRows) == (kind is not None)  # type: ignore[union-attr]
+    assert isinstance(disk.storage._rows, CompressedRows) == (kind is not None)  # type: ignore[attr-defined]
     for buffer in (memory, disk):
         fill(buffer, steps)
     same_samples(memory, disk)
@@ -98,7 +93,7 @@ def test_the_same_buffer(steps: int, kind: Compression | None, tmp_path: Path) -
         np.testing.assert_array_equal(getattr(memory, name)[rows], getattr(disk, name)[rows])
     again = make_buffer(tmp_path / "replay", resume=True, kind=kind)
     same_samples(memory, again)
-    assert again._storage.damaged() == []  # type: ignore[union-attr]
+    assert again.storage.damaged() == []  # type: ignore[attr-defined]
     for buffer in (memory, again):
         buffer.start_episodes()
         fill(buffer, 7, seed=1)
@@ -175,7 +170,7 @@ def test_forgetting_everything(kind: Compression | None, tmp_path: Path) -> None
 def storage(
     folder: Path, kind: Compression | None = PLAIN, resume: bool = False, capacity: int = 16, flush_interval: int = 10
 ) -> DiskStorage:
-    return DiskStorage(FIELDS, 2, capacity, folder, "", resume, kind, flush_interval)
+    return DiskStorage(ROW, 2, capacity, folder, "", resume, kind, flush_interval)
 
 
 def append(target: DiskStorage, count: int) -> None:
@@ -184,14 +179,20 @@ def append(target: DiskStorage, count: int) -> None:
         numbers = target.written.copy()
         records = {"number": np.repeat(numbers[:, None], 4, axis=1)}
         records |= {name: np.zeros(2, bool) for name in ("done", "timeout", "episode_start")}
-        target.write(np.arange(2), numbers % target._capacity, records)
+        target.write(np.arange(2), numbers, records)
+
+
+def truncate(target: DiskStorage, count: int) -> None:
+    """What writing does after hiding, without the new record."""
+    target.hide([count, count])
+    target._forget_hidden()
 
 
 def check(target: DiskStorage) -> None:
     """Every record that counts is the one it says it is."""
     for env in range(2):
         for number in range(int(target.first[env]), int(target.written[env])):
-            found = target.read(np.array([env]), np.array([number % target._capacity]), 1)["number"]
+            found = target.read(np.array([env]), np.array([number]), 1)["number"]
             assert (found == number).all(), (env, number, found)
 
 
@@ -242,7 +243,7 @@ def test_records_after_the_flush_that_a_power_cut_tore(kind: Compression | None,
     append(target, 20)
     target.flush()
     append(target, 4)
-    target.close_without_flush()
+    target.close(flush=False)
     index = disk_storage.INDEX.itemsize
     with open(tmp_path / "records.bin", "r+b") as file:
         file.seek(target._rows._place(0, 22))  # of ring 0: its index entry is on the disk, its content is not
@@ -264,16 +265,16 @@ def test_truncated_records_do_not_come_back(more: int, kind: Compression | None,
     """Neither at once nor behind the records that take their places, nor do the rows that they overwrote."""
     target = storage(tmp_path, kind)
     append(target, 23)
-    target.truncate([18, 18])
+    truncate(target, 18)
     check(target)
     append(target, more)
-    target.truncate([20, 20])
+    truncate(target, 20)
     held = (target.first.tolist(), target.written.tolist())
     target.close()
     again = storage(tmp_path, kind, resume=True)
     assert (again.first.tolist(), again.written.tolist()) == held and again.damaged() == []
     append(again, 1)
-    again.close_without_flush()
+    again.close(flush=False)
     last = storage(tmp_path, kind, resume=True)
     assert last.written.tolist() == [21, 21] and last.damaged() == []
     check(last)
@@ -305,13 +306,13 @@ def test_any_order_of_writing_hiding_and_kills(
     """What is seen is what was written last under its number; what was hidden comes back only if nothing took its place."""
     random = np.random.default_rng(seed)
     capacity, interval = int(random.integers(5, 40)), int(random.integers(1, 12))
-    open_again = partial(DiskStorage, FIELDS, 1, capacity, tmp_path, "", True, kind, interval)
+    open_again = partial(DiskStorage, ROW, 1, capacity, tmp_path, "", True, kind, interval)
     target, contents, serial = open_again(), list[int](), 0
 
     def look() -> None:
         first, end = int(target.first[0]), int(target.written[0])
         assert first <= lowest, "none is lost"
-        found = [int(target.read(np.array([0]), np.array([n % capacity]), 1)["number"][0, 0, 0]) for n in range(first, end)]
+        found = [int(target.read(np.array([0]), np.array([n]), 1)["number"][0, 0, 0]) for n in range(first, end)]
         assert found == contents[first:end] and target.damaged() == []
 
     lowest = 0
@@ -329,21 +330,17 @@ def test_any_order_of_writing_hiding_and_kills(
                 for _ in range(int(random.integers(1, 9))):
                     serial += 1
                     record = {"number": np.full((1, 4), serial), **{n: np.zeros(1, bool) for n in disk_storage.FLAGS}}
-                    target.write(np.array([0]), np.array([len(contents) % capacity]), record)
+                    target.write(np.array([0]), np.array([len(contents)]), record)
                     contents, before = [*contents, serial], []
                     lowest = max(lowest, len(contents) - capacity)
             except Kill:
                 killed = True
         if killed or random.random() < 0.2:
-            (target.close_without_flush if killed else target.close)()
+            target.close(flush=not killed)
             target = open_again()
             count = int(target.written[0])
             hidden = before[len(contents) :]  # they may be there again, or the record in the making
-            newest = (
-                target.read(np.array([0]), np.array([(count - 1) % capacity]), 1)["number"][0, 0, 0]
-                if count > target.first[0]
-                else 0
-            )
+            newest = target.read(np.array([0]), np.array([count - 1]), 1)["number"][0, 0, 0] if count > target.first[0] else 0
             hidden = [serial] if killed and count == len(contents) + 1 and newest == serial else hidden
             assert len(contents) <= count <= len(contents) + len(hidden)
             contents = [*contents, *hidden][:count]
@@ -374,7 +371,7 @@ def test_a_full_disk_is_one_error_and_loses_nothing(
     assert calls[0] == 1
     same_samples(memory, buffer)
     again = make_buffer(tmp_path, resume=True, kind=kind)
-    assert again._storage.damaged() == []  # type: ignore[union-attr]
+    assert again.storage.damaged() == []  # type: ignore[attr-defined]
     same_samples(memory, again)
 
 
@@ -397,7 +394,7 @@ def test_whichever_write_finds_the_disk_full(
         check(target)
         held = target.written.copy()
         assert held[0] == held[1], "a step counts in all rings or in none"
-    target.close_without_flush()
+    target.close(flush=False)
     again = storage(tmp_path, kind, resume=True)
     assert again.damaged() == [] and (again.written >= held).all() and held[0] > 100
     check(again)
@@ -461,7 +458,7 @@ def test_what_can_be_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             obs = random.integers(2 if name == "dark" else 256, size=(2, 1, 1, 64, 64), dtype=np.uint8)
             obs[:, :, :, 2:] *= name == "noise"
             buffer.add(obs[0], obs[1], np.zeros(1, np.int64), np.zeros(1), np.zeros(1, bool), [{}])
-        buffer._storage.flush()  # type: ignore[union-attr]
+        buffer.storage.flush()  # type: ignore[attr-defined]
         used[name] = (folder / "chunks.bin").stat().st_blocks * 512 / (384 * 4096)
     assert used["dark"] < 0.1 and 0.9 < used["noise"] < 1.1
 
@@ -520,7 +517,7 @@ def test_damaged_records_are_not_copied(tmp_path: Path) -> None:
     """Copying would give them a new checksum."""
     source = make_buffer(tmp_path)
     fill(source, 20)
-    storage_: Any = source._storage
+    storage_: Any = source.storage
     storage_.flush()
     with open(tmp_path / "records.bin", "r+b") as file:
         file.seek(storage_._rows._place(1, 7) + 3)
@@ -529,5 +526,5 @@ def test_damaged_records_are_not_copied(tmp_path: Path) -> None:
     fill(target, 12)
     held = target.num_records
     with pytest.raises(ValueError, match="has 1 damaged records, the first of them number 7 of ring 1: nothing was copied"):
-        refill(target, source)
+        target.refill(source)
     assert target.num_records == held > 0

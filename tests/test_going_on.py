@@ -18,7 +18,7 @@ from sb3_dreamer.algorithm.diagnostics import NonFiniteError
 from sb3_dreamer.algorithm.reporting import training_summary
 from sb3_dreamer.algorithm.team import refuse_inner
 from sb3_dreamer.callbacks import ResumableCheckpointCallback, VideoPredictionCallback
-from sb3_dreamer.common.files import StorageError
+from sb3_dreamer.common.files import FormatError, StorageError
 from sb3_dreamer.dream.__main__ import main as dream
 from sb3_dreamer.dream.recording import read_buffer
 from sb3_dreamer.dreamer_v2.exchange import export_model, import_model
@@ -42,8 +42,7 @@ def on_disk(folder: Path, **more: Any) -> dict[str, Any]:
 def rewards(model: DreamerV2) -> list[float]:
     """Of all records, the oldest first."""
     buffer = model.replay_buffer
-    first = int(buffer._written[0] - buffer._rows()[0])
-    return buffer.recall(np.array([0]), np.array([first]), int(buffer._rows()[0])).rewards[:, 0].tolist()
+    return buffer.recall(np.array([0]), buffer.rings.first, int(buffer.rings.rows[0])).rewards[:, 0].tolist()
 
 
 # ------------------------------------------------------------------------------------------------------ the buffer on disk
@@ -73,12 +72,12 @@ def test_looking_at_an_older_checkpoint_changes_nothing(level: int | None, tmp_p
 def test_records_that_were_overwritten_are_counted_in_a_warning(tmp_path: Path) -> None:
     model = make(**on_disk(tmp_path / "records"), buffer_size=100)
     model.learn(90)
-    early = int(model.replay_buffer._written[0])
+    early = int(model.replay_buffer.rings.written[0])
     model.save_replay_buffer(tmp_path / "early.pkl")
     model.learn(60, reset_num_timesteps=False)
     newest = rewards(model)
     model.save_replay_buffer(tmp_path / "late.pkl")
-    left = 100 - (int(model.replay_buffer._written[0]) - early)
+    left = 100 - (int(model.replay_buffer.rings.written[0]) - early)
     assert 0 < left < 100 < early
     with pytest.warns(UserWarning, match=f"has {left} of the 100 records that it had"):
         model.load_replay_buffer(tmp_path / "early.pkl")
@@ -123,6 +122,21 @@ def test_loading_one_buffer_after_another_touches_neither(tmp_path: Path) -> Non
     with pytest.raises(StorageError, match=r"b.pkl refers to records on the disk. The records .* there is no such buffer"):
         model.load_replay_buffer(tmp_path / "b.pkl")
     assert rewards(model) == held, "the present one is kept, with the newer records out of sight"
+
+
+def test_a_buffer_file_of_another_version_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make()
+    model.learn(20)
+    with monkeypatch.context() as patch:
+        patch.setattr("sb3_dreamer.replay.buffer.PICKLE_FORMAT", 2)
+        patch.setattr("sb3_dreamer.replay.buffer.VERSION", "0.0.7")
+        model.save_replay_buffer(tmp_path / "old.pkl")
+    held = rewards(model)
+    with pytest.raises(
+        FormatError, match=r"old\.pkl cannot be read\. .* saved in format 2 by sb3_dreamer 0\.0\.7; .* format 3"
+    ):
+        model.load_replay_buffer(tmp_path / "old.pkl")
+    assert rewards(model) == held
 
 
 def test_a_folder_with_records_is_not_filled_with_others(tmp_path: Path) -> None:

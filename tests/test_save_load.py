@@ -422,7 +422,7 @@ def test_buffer_of_another_number_of_environments(n_from: int, n_to: int, size: 
     assert target.n_envs == n_to and (target.num_records == source.replay_buffer.num_records or not fits)
     for env in range(n_to):
         rows = target.size() if target.full else int(target.positions[env])
-        done, starts = target.dones[:rows, env], target._time_first("episode_start")[:rows, env]
+        done, starts = target.dones[:rows, env], target.storage.view("episode_start")[env, :rows]
         if not target.full:
             assert starts[0] and (starts[1:] >= done[:-1]).all(), "after an end there is a beginning"
     model.learn(24, reset_num_timesteps=False)

@@ -15,7 +15,7 @@ from sb3_dreamer.common.preprocessing import scale_actions
 from sb3_dreamer.common.type_aliases import SequenceBatch
 from sb3_dreamer.dream.decoding import as_dict
 from sb3_dreamer.replay.buffer import SequenceReplayBuffer
-from sb3_dreamer.replay.conversion import episodes
+from sb3_dreamer.replay.records import RecordFormat
 from sb3_dreamer.saving import buffers
 from sb3_dreamer.saving.saved_files import with_suffix
 
@@ -50,7 +50,7 @@ class Recording:
             raise ValueError(NO_EXPERIENCE.format("the replay buffer is empty"))
         self._seen = state
         # ring, first and last record (exclusive) of each
-        self._ring, self._first, self._end = np.array(episodes(self.buffer), dtype=np.int64).T
+        self._ring, self._first, self._end = np.array(self.buffer.rings.episodes(), dtype=np.int64).T
         oldest = np.full(self.buffer.n_envs, np.iinfo(np.int64).max)
         np.minimum.at(oldest, self._ring, self._first)
         self._oldest = oldest[self._ring]
@@ -150,7 +150,7 @@ def open_recording(
     if not isinstance(source, SequenceReplayBuffer):
         raise ValueError(f"Dreams begin in a SequenceReplayBuffer, the path of one or an environment, not in {source!r}.")
     layout = model.policy.image_size, not model.policy.normalize_images
-    source.check_compatible(model.observation_space, model.action_space, source.n_envs, *layout)
+    source.format.check_compatible(RecordFormat(model.observation_space, model.action_space, source.n_envs, *layout))
     return Recording(source, vec_normalize)
 
 

@@ -1,5 +1,5 @@
 """
-The replay buffer of the world model: SB3's vocabulary outside, arrival records and sub-sequences inside.
+The replay buffer of the world model: SB3's interface, but with arrival records and sub-sequences.
 
 Record t is (observation, action that led to it, reward on arrival, done, timeout, episode start):
 
@@ -11,7 +11,7 @@ No frame is stored twice, the terminal observation and its reward are learned fr
 has the zero action. Environments end their episodes at different times, hence one write position per environment.
 """
 
-from bisect import bisect_left
+import warnings
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,34 @@ from stable_baselines3.common.preprocessing import get_obs_shape
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_dreamer.common.files import FormatError, StorageError
 from sb3_dreamer.common.observations import OBSERVATION_KEY
 from sb3_dreamer.common.preprocessing import ImageSize, NumpyObs, action_dim
 from sb3_dreamer.common.type_aliases import SequenceBatch
+from sb3_dreamer.common.version import VERSION
 from sb3_dreamer.replay.disk_storage import DiskStorage
-from sb3_dreamer.replay.pickling import restore, state_of
 from sb3_dreamer.replay.records import OBSERVATION_PREFIX, RecordFormat
+from sb3_dreamer.replay.rings import Rings
 from sb3_dreamer.replay.rows import Compression
-from sb3_dreamer.replay.storage import RamStorage
-from sb3_dreamer.replay.windows import RecordRange, draw_windows, usable_length
+from sb3_dreamer.replay.storage import RamStorage, RecordStorage
+
+PICKLE_FORMAT = 3
+
+
+def _view_of(name: str, docstring: str) -> Any:
+    """Property that shows one field of all records, time first."""
+    return property(lambda buffer: buffer.storage.view(name).swapaxes(0, 1), doc=docstring)
+
+
+def _compression(level: int | None, path: str | None) -> Compression | None:
+    """The option ``storage_compression``, checked."""
+    if level is None:
+        return None
+    if path is None:
+        raise ValueError(f"storage_compression={level} needs a storage_path: records in memory are not compressed.")
+    if isinstance(level, bool) or not isinstance(level, int) or not 1 <= level <= 22:
+        raise ValueError(f"storage_compression must be a level of zstandard from 1 to 22, or None, but is {level!r}.")
+    return Compression(level)
 
 
 class SequenceReplayBuffer(ReplayBuffer):
@@ -47,20 +66,20 @@ class SequenceReplayBuffer(ReplayBuffer):
     :param action_space: Discrete, MultiDiscrete, MultiBinary or Box
     :param device: where sampled tensors go
     :param n_envs: number of environments, each of which gets ``buffer_size // n_envs`` records
-    :param optimize_memory_usage: not supported, as no frame is stored twice anyway
+    :param optimize_memory_usage: not supported: no frame is stored twice anyway
     :param handle_timeout_termination: an episode cut by a time limit (``infos[i]["TimeLimit.truncated"]``) has ended, but
         has not terminated: its last record keeps ``continues = 1``. With False every end is a termination
     :param batch_length: records per sub-sequence, T (50 in the released DreamerV2 code)
     :param image_size: (height, width) to which frames are resized before they are stored; None keeps their size
-    :param float_images: whether float Boxes of rank 3 are images; these are stored as they come
+    :param float_images: whether float Boxes of rank 3 are images; these are stored unchanged
     :param prioritize_ends: every sub-sequence has the same probability mass 1, and one whose last record ends an episode
         has ``batch_length`` more, as in the released code (True there); uniform if False. An episode cut off by a reset
         of the environment has no end in this sense, since nothing happened there
     :param storage_path: folder in which the records are kept on the disk instead of in memory; see docs/reliability.md
-    :param storage_resume: go on with what this folder holds; otherwise it must be empty
-    :param storage_compression: level of zstandard, 1 (fastest) to 22, that compresses the records there
-    :param sample_running: whether records of episodes that have not ended may be sampled; if not, as in the released code,
-        they wait until the episode ends or is cut off by a reset
+    :param storage_resume: continue with the records in this folder; otherwise it must be empty
+    :param storage_compression: compress the records there, with this level of zstandard from 1 (fastest) to 22 (smallest)
+    :param sample_running: whether records of running episodes may be sampled; if not, as in the released code, they wait
+        until the episode ends or is cut off by a reset
     :raises ValueError: if an option or a space is not supported
     """
 
@@ -84,18 +103,15 @@ class SequenceReplayBuffer(ReplayBuffer):
     ) -> None:
         # ReplayBuffer.__init__ is not called: it allocates every frame twice
         if optimize_memory_usage:
-            raise ValueError(
-                "SequenceReplayBuffer does not support optimize_memory_usage=True: it stores every frame once anyway. "
-                "Leave the option out."
-            )
+            raise ValueError("optimize_memory_usage=True is not supported: every frame is stored once anyway. Leave it out.")
         if storage_resume and storage_path is None:
-            raise ValueError("storage_resume=True needs a storage_path: there is no folder to go on with.")
+            raise ValueError("storage_resume=True needs a storage_path: there is no folder to resume from.")
         if batch_length < 1:
             raise ValueError(f"batch_length must be at least 1, but is {batch_length}.")
         self.storage_path = None if storage_path is None else str(Path(storage_path).absolute())
-        self.storage_compression = Compression.of_level(storage_compression, storage_path)
-        self._total_size = int(buffer_size)
-        self.buffer_size = max(self._total_size // n_envs, 1)
+        self.storage_compression = _compression(storage_compression, storage_path)
+        self.rings = Rings(buffer_size, n_envs)
+        self.buffer_size = self.rings.capacity
         self.observation_space = observation_space
         self.action_space = action_space
         self.device = get_device(device)
@@ -111,27 +127,20 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.action_dim = action_dim(action_space)
         self.obs_shape = get_obs_shape(observation_space)  # type: ignore[assignment]  # SB3 annotates the Box case only
         self.seed(None)
-        self._start_counting()
-        self._take_over_counts()
 
-    def _make_storage(self, resume: bool) -> None:
-        spaces_ = self.observation_space, self.action_space
-        self._format = RecordFormat(*spaces_, self.n_envs, self.image_size, self.float_images)
-        size = self._format.fields(), self.n_envs, self.buffer_size
-        self._storage: RamStorage | DiskStorage = RamStorage(*size)
+    def _make_storage(self, resume: bool, packed: Any = None) -> None:
+        """Make the storage, with what it packed before, and count what its folder holds."""
+        layout = self.observation_space, self.action_space, self.n_envs, self.image_size, self.float_images
+        self.format = RecordFormat(*layout)
+        size = self.format.row, self.n_envs, self.buffer_size
+        self.storage: RecordStorage = RamStorage(*size)
         if self.storage_path is not None:
-            how = resume, self.storage_compression
-            self._storage = DiskStorage(*size, self.storage_path, self._format.description, *how)
-
-    def _take_over_counts(self) -> None:
-        """Go on with what a folder holds already."""
-        if not isinstance(self._storage, DiskStorage) or not self._storage.written.any():
-            return
-        self._written, self._first = self._storage.written.copy(), self._storage.first.copy()
-        for env in range(self.n_envs):
-            done, _, starts = self._storage.flags(env).T
-            self._ends[env] = (self._first[env] + np.flatnonzero(done)).tolist()
-            self._episode_first[env] = self._first[env] + (np.flatnonzero(starts)[-1] if starts.any() else 0)
+            how = self.format.description, resume, self.storage_compression
+            self.storage = DiskStorage(*size, self.storage_path, *how)
+        if packed is not None:
+            self.storage.unpack(packed)
+        if isinstance(self.storage, DiskStorage):
+            self.rings.take_over(self.storage.written, self.storage.first, self.storage.ends())
 
     def seed(self, seed: int | None) -> None:
         """
@@ -143,7 +152,7 @@ class SequenceReplayBuffer(ReplayBuffer):
 
     @property
     def random_state(self) -> dict[str, Any]:
-        """Of the choice of sub-sequences, as values for JSON."""
+        """State of the generator that chooses sub-sequences, as values for JSON."""
         return self._rng.bit_generator.state  # type: ignore[return-value]
 
     @random_state.setter
@@ -151,23 +160,14 @@ class SequenceReplayBuffer(ReplayBuffer):
         self._rng.bit_generator.state = state
 
     def reset(self) -> None:
-        """Forget everything; memory once allocated, and files, are kept for what comes."""
-        if isinstance(self._storage, DiskStorage):
-            self._storage.clear()
-        self._start_counting()
-
-    def _start_counting(self) -> None:
-        # Records are counted without end, a ring's row is the count modulo its capacity: no special case after wrapping
-        self._written = np.zeros(self.n_envs, dtype=np.int64)
-        self._first = np.zeros(self.n_envs, dtype=np.int64)  # oldest record that is still there
-        self._episode_first = np.zeros(self.n_envs, dtype=np.int64)  # first record of the latest episode
-        self._starting = np.ones(self.n_envs, dtype=bool)  # whether the next add begins an episode
-        self._ends: list[list[int]] = [[] for _ in range(self.n_envs)]  # records that end an episode, ascending
+        """Forget all records; memory once allocated, and files, are kept."""
+        self.storage.clear()
+        self.rings.clear()
 
     @property
     def positions(self) -> np.ndarray:
         """Row that each ring writes next, (n_envs,)."""
-        return self._written % self.buffer_size
+        return self.rings.written % self.buffer_size
 
     @property
     def pos(self) -> int:  # type: ignore[override]  # an attribute in SB3, which has one position for all environments
@@ -180,61 +180,43 @@ class SequenceReplayBuffer(ReplayBuffer):
         return self.size() == self.buffer_size
 
     def size(self) -> int:
-        """
-        :return: the largest number of records in one ring
-        """
-        return int(self._rows().max())
+        """Number of records in the fullest ring."""
+        return int(self.rings.rows.max())
 
     @property
     def num_records(self) -> int:
         """Records stored over all environments."""
-        return int(self._rows().sum())
+        return int(self.rings.rows.sum())
 
     @property
     def num_sampleable(self) -> int:
         """Records that :meth:`sample` may use now: with ``sample_running=False`` those of running episodes wait."""
-        first, end = self._sampleable()
+        first, end = self.rings.sampleable(self.sample_running)
         return int(np.maximum(end - first, 0).sum())
 
     def memory_bytes(self) -> int:
-        """
-        :return: bytes that the full buffer takes; nothing is allocated to know this
-        """
-        return self._storage.nbytes
+        """Bytes that the full buffer takes in memory, or on the disk before compression; nothing is allocated to know this."""
+        return self.storage.nbytes
 
     @property
     def observations(self) -> np.ndarray | dict[str, np.ndarray]:  # type: ignore[override]
         """Stored observations, (capacity, n_envs, *shape), a dict of them for Dict spaces; no rows before the first add."""
-        views = {key: self._time_first(OBSERVATION_PREFIX + key) for key in self._format.observation_keys}
+        keys = self.format.observations.parts
+        views = {key: self.storage.view(OBSERVATION_PREFIX + key).swapaxes(0, 1) for key in keys}
         return views if isinstance(self.observation_space, spaces.Dict) else views[OBSERVATION_KEY]
 
-    @property
-    def actions(self) -> np.ndarray:  # type: ignore[override]
-        """Buffer actions that led to the records, (capacity, n_envs, action_dim)."""
-        return self._time_first("action")
-
-    @property
-    def rewards(self) -> np.ndarray:  # type: ignore[override]
-        """Rewards on arrival, (capacity, n_envs)."""
-        return self._time_first("reward")
-
-    @property
-    def dones(self) -> np.ndarray:  # type: ignore[override]
-        """Whether the record ended an episode, (capacity, n_envs) bool."""
-        return self._time_first("done")
-
-    @property
-    def timeouts(self) -> np.ndarray:  # type: ignore[override]
-        """Whether a time limit ended it, (capacity, n_envs) bool."""
-        return self._time_first("timeout")
+    actions = _view_of("action", "Buffer actions that led to the records, (capacity, n_envs, action_dim).")
+    rewards = _view_of("reward", "Rewards on arrival, (capacity, n_envs).")
+    dones = _view_of("done", "Whether the record ended an episode, (capacity, n_envs) bool.")
+    timeouts = _view_of("timeout", "Whether a time limit ended it, (capacity, n_envs) bool.")
 
     def start_episodes(self, indices: np.ndarray | list[int] | None = None) -> None:
         """
-        Tell the buffer that environments were reset: their next :meth:`add` begins an episode, whatever came before.
+        Tell the buffer that environments were reset: their next :meth:`add` begins an episode.
 
         :param indices: the environments; None means all of them
         """
-        self._starting[slice(None) if indices is None else indices] = True
+        self.rings.starting[slice(None) if indices is None else indices] = True
 
     def add(  # type: ignore[override]  # SB3 annotates arrays, and passes dicts as well
         self,
@@ -246,7 +228,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         infos: list[dict[str, Any]],
     ) -> None:
         """
-        Store one transition of every environment. Nothing is changed if anything is refused.
+        Store one transition of every environment. Nothing is stored if an argument is refused.
 
         :param obs: observations before the step, (n_envs, *shape) or a dict; read only where an episode begins
         :param next_obs: observations after it; where an episode ended its last one, not the first of the next
@@ -256,16 +238,16 @@ class SequenceReplayBuffer(ReplayBuffer):
         :param infos: one dict for each environment
         :raises ValueError: if something has the wrong shape or dtype or is not finite, naming environment, key and value
         """
-        starts = np.flatnonzero(self._starting)
-        first = self._format.start_records(obs, starts) if len(starts) else {}
-        arrival = self._format.arrival_records(next_obs, action, reward, done, infos)
+        starts = np.flatnonzero(self.rings.starting)
+        first = self.format.start_records(obs, starts) if len(starts) else {}
+        arrival = self.format.arrival_records(next_obs, action, reward, done, infos)
         if not self.handle_timeout_termination:
             arrival["timeout"][:] = False
         if len(starts):
-            self._episode_first[starts] = self._written[starts]
+            self.rings.episode_first[starts] = self.rings.written[starts]
             self.append(starts, first)
         self.append(np.arange(self.n_envs), arrival)
-        self._starting = arrival["done"]
+        self.rings.starting = arrival["done"]
 
     def sample(  # type: ignore[override]  # sequences, where SB3 returns single transitions
         self, batch_size: int, env: VecNormalize | None = None, batch_length: int | None = None
@@ -274,57 +256,55 @@ class SequenceReplayBuffer(ReplayBuffer):
         Draw sub-sequences of consecutive records; as long as no ring holds enough of them, shorter ones.
 
         :param batch_size: number of sub-sequences, B
-        :param env: normalizes vector observations and rewards with its present statistics
+        :param env: normalizes vector observations and rewards with its current statistics
         :param batch_length: records per sub-sequence, T; None means the constructor's value
         :return: tensors (T, B, ...) on the buffer's device; no memory is shared with the buffer
         :raises ValueError: if there is nothing to sample (see :attr:`num_sampleable`), or the ring is too small for T
         """
-        wanted = self.batch_length if batch_length is None else batch_length
-        length = usable_length(wanted, self._sampleable(), self.num_records, self.buffer_size, self._total_size)
-        envs, starts = draw_windows(self._rng, batch_size, length, self._sampleable(), self._ends, self.prioritize_ends)
-        return self.recall(envs, starts, length, env)
+        length = self.batch_length if batch_length is None else batch_length
+        windows = self.rings.draw_windows(self._rng, batch_size, length, self.sample_running, self.prioritize_ends)
+        return self.recall(*windows, env)
 
     def recall(self, envs: np.ndarray, starts: np.ndarray, length: int, env: VecNormalize | None = None) -> SequenceBatch:
         """
         Read chosen sub-sequences.
 
         :param envs: the ring of each, (B,)
-        :param starts: number of its first record, counted since the first one ever written, (B,)
+        :param starts: number of its first record in the ring, (B,)
         :param length: records per sub-sequence, T
         :param env: see :meth:`sample`
         :return: see :meth:`sample`
         """
-        records = self._storage.read(envs, starts % self.buffer_size, length)
-        return self._format.batch(records, env, self._to_device)
-
-    def check_compatible(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
-        n_envs: int,
-        image_size: ImageSize,
-        float_images: bool = False,
-    ) -> None:
-        """
-        Whether this buffer, read from a file, can serve an algorithm.
-
-        :param observation_space: the algorithm's (vectorized) observation space; its bounds do not matter
-        :param action_space: its action space
-        :param n_envs: its number of environments
-        :param image_size: size of its frames, None for native
-        :param float_images: whether its float Boxes of rank 3 are images
-        :raises ValueError: naming everything that differs
-        """
-        wanted = RecordFormat(observation_space, action_space, n_envs, image_size, float_images)
-        differences = self._format.differences(wanted)
-        if differences:
-            raise ValueError("The replay buffer does not fit the algorithm: " + "; ".join(differences) + ".")
+        return self.format.batch(self.storage.read(envs, starts, length), env, self._to_device)
 
     def __getstate__(self) -> dict[str, Any]:
-        return state_of(self)
+        attributes = {name: value for name, value in self.__dict__.items() if name not in ("format", "storage")}
+        return {
+            "format": PICKLE_FORMAT,
+            "package_version": VERSION,
+            "attributes": attributes | {"device": str(self.device), "rings": deepcopy(self.rings)},
+            "records": self.storage.pack(self.rings.rows.tolist()),
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        restore(self, state)
+        if state.get("format") != PICKLE_FORMAT:
+            raise FormatError(
+                f"This replay buffer was saved in format {state.get('format')} by sb3_dreamer {state.get('package_version')}; "
+                f"sb3_dreamer {VERSION} reads format {PICKLE_FORMAT}. Load it with the version that saved it, or record the "
+                "data again."
+            )
+        self.__dict__.update(state["attributes"])
+        self.device = get_device(self.device)  # the CPU, if it was saved on a GPU that is not here
+        self.start_episodes()  # whoever continues has reset the environments
+        if self.storage_path is not None and not Path(self.storage_path, "format.json").exists():
+            raise StorageError(f"The records of this replay buffer are in {self.storage_path}, but there is no such buffer.")
+        held = self.num_records
+        self._make_storage(True, state["records"])
+        if self.num_records < held:
+            warnings.warn(
+                f"The replay buffer in {self.storage_path} has {self.num_records} of the {held} records that it had when this "
+                "file was written: later ones have overwritten the others."
+            )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SequenceReplayBuffer":
         if self.storage_path is not None:
@@ -334,51 +314,60 @@ class SequenceReplayBuffer(ReplayBuffer):
             )
         memo[id(self)] = copied = type(self).__new__(type(self))
         copied.__setstate__(deepcopy(self.__getstate__(), memo))
-        copied._starting = self._starting.copy()
+        copied.rings = deepcopy(self.rings)
         return copied
 
     def append(self, envs: np.ndarray, records: dict[str, np.ndarray]) -> None:
         """
-        Append finished records, one to each of some rings; :meth:`add` is the checked door for transitions.
+        Append finished records, one to each of some rings; :meth:`add` checks transitions and makes records of them.
 
         :param envs: the rings, (n,)
         :param records: one array (n, *shape) for every field
         """
         try:
-            self._storage.write(envs, self._written[envs] % self.buffer_size, records)
-        except OSError:  # a full disk: the rows of the oldest records may have been written to
-            self._first = np.maximum(self._first, self._written + 1 - self.buffer_size)
+            self.storage.write(envs, self.rings.written[envs], records)
+        except OSError:  # a full disk
+            self.rings.lose_next_rows()
             raise
-        for env in envs[records["done"]]:
-            ends = self._ends[env]
-            ends.append(int(self._written[env]))
-            overwritten = bisect_left(ends, int(self._written[env]) - self.buffer_size + 1)
-            if 2 * overwritten > len(ends):  # seldom enough to cost nothing, often enough to stay small
-                del ends[:overwritten]
-        self._written[envs] += 1
+        self.rings.append(envs, records["done"])
+
+    def refill(self, *sources: "SequenceReplayBuffer") -> int:
+        """
+        Replace all records by those of other buffers, episode by episode, the oldest first.
+
+        :param sources: with the same spaces; numbers of environments and records may differ
+        :return: number of records that had no room, the oldest
+        :raises ValueError: if records of a source on the disk are damaged; this buffer is as it was
+        """
+        for source in sources:
+            damaged = source.storage.damaged()
+            if damaged:  # a copy would give them a new checksum
+                raise ValueError(
+                    f"{source.storage_path} has {len(damaged)} damaged records, the first of them number {damaged[0][1]} of "
+                    f"ring {damaged[0][0]}: nothing was copied."
+                )
+        self.reset()
+        episodes = [
+            (first - int(source.rings.written[env]), source, env, first, end)
+            for source in sources
+            for env, first, end in source.rings.episodes()
+        ]
+        for _, source, env, first, end in sorted(episodes, key=lambda part: part[0]):
+            ring = np.array([self.rings.written.argmin()])
+            for number in range(first, end):
+                records = source.storage.read(np.array([env]), np.array([number]), 1)
+                record = {name: value[0] for name, value in records.items()}
+                record["episode_start"] |= number == first
+                self.append(ring, record)
+        return sum(source.num_records for source in sources) - self.num_records
 
     def reopen(self) -> None:
         """Take back the folder that another buffer of this process has opened in the meantime."""
-        if isinstance(self._storage, DiskStorage) and self._storage.closed:
-            written = self._written.tolist()
-            self._make_storage(resume=True)
-            assert isinstance(self._storage, DiskStorage)
-            self._storage.hide(written)
-            self._start_counting()
-            self._take_over_counts()
-
-    def _rows(self) -> np.ndarray:
-        return self._written - np.maximum(self._first, self._written - self.buffer_size)
-
-    def _time_first(self, name: str) -> np.ndarray:
-        return self._storage.view(name).swapaxes(0, 1)
+        if isinstance(self.storage, DiskStorage) and self.storage.closed:
+            self._make_storage(True, {"written": self.rings.written.tolist()})
 
     def _to_device(self, array: np.ndarray) -> th.Tensor:
         values = th.from_numpy(array)
         if self.device.type != "cuda":
             return values.to(self.device)
-        return values.pin_memory().to(self.device, non_blocking=True)  # nobody waits for an update that is still running
-
-    def _sampleable(self) -> RecordRange:
-        running = ~self._starting & (not self.sample_running)
-        return RecordRange(self._written - self._rows(), np.where(running, self._episode_first, self._written))
+        return values.pin_memory().to(self.device, non_blocking=True)  # does not wait for a running update

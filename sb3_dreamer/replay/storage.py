@@ -1,87 +1,121 @@
 """
 Where the replay buffer keeps its records: named arrays of layout (n_envs, capacity, *shape).
 
-With time as the second axis a sub-sequence of one environment is one slice, one read, one chunk. A storage knows
-neither episodes nor write positions; whoever owns it says which rows are in use.
+With time as the second axis a sub-sequence of one environment is one slice, one read, one chunk.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
 
-class Field(NamedTuple):
-    """What one record holds under one name."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-
-class RamStorage:
+class RecordStorage(ABC):
     """
-    Records in main memory, one ring per environment.
+    One ring of records per environment. A ring numbers its records from 0, and record n is in row ``n % capacity``.
 
-    The arrays are allocated at the first write, as untouched zero pages: the operating system gives real memory row by
-    row, when it is written.
+    A storage knows no episodes; :class:`~sb3_dreamer.replay.rings.Rings` knows which records may be read.
 
-    :param fields: shape and dtype of a record, per name
+    :param row: names, dtypes and shapes of the fields of a record
     :param n_envs: number of rings
     :param capacity: records per ring
     """
 
-    def __init__(self, fields: Mapping[str, Field], n_envs: int, capacity: int) -> None:
-        self._fields = dict(fields)
-        self._n_envs = n_envs
-        self._capacity = capacity
-        self._arrays: dict[str, np.ndarray] = {}
-
-    @property
-    def allocated(self) -> bool:
-        """Whether the arrays exist."""
-        return bool(self._arrays)
+    def __init__(self, row: np.dtype, n_envs: int, capacity: int) -> None:
+        self._row, self._n_envs, self._capacity = row, n_envs, capacity
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays when every ring is full; computed, not measured."""
-        record = sum(field.dtype.itemsize * int(np.prod(field.shape)) for field in self._fields.values())
-        return record * self._n_envs * self._capacity
+        """Bytes of all records when every ring is full, before compression; computed, not measured."""
+        return self._row.itemsize * self._n_envs * self._capacity
 
+    @abstractmethod
     def view(self, name: str) -> np.ndarray:
         """
-        The array itself, to read.
+        One field of all rows, to read; copied only if the records are compressed.
 
-        :param name: name of a field
+        :param name: of the field
         :return: (n_envs, capacity, *shape), or (n_envs, 0, *shape) as long as nothing is allocated
         """
-        if self._arrays:
-            return self._arrays[name]
-        field = self._fields[name]
-        return np.zeros((self._n_envs, 0, *field.shape), dtype=field.dtype)
 
-    def write(self, envs: np.ndarray, positions: np.ndarray, records: Mapping[str, np.ndarray]) -> None:
+    @abstractmethod
+    def write(self, envs: np.ndarray, numbers: np.ndarray, records: Mapping[str, np.ndarray]) -> None:
         """
-        Copy one record into each of some rings.
+        Append one record to each of some rings.
 
         :param envs: the rings, (n,)
-        :param positions: the row in each of them, (n,)
+        :param numbers: of the records, which follow the newest of their rings, (n,)
         :param records: one array (n, *shape) for every field
+        :raises OSError: if the disk is full; none of the records counts then
         """
-        if not self._arrays:
-            self._arrays = {name: self._allocate(field) for name, field in self._fields.items()}
-        for name, array in self._arrays.items():
-            array[envs, positions] = records[name]
 
-    def read(self, envs: np.ndarray, starts: np.ndarray, length: int) -> dict[str, np.ndarray]:
+    @abstractmethod
+    def read(self, envs: np.ndarray, numbers: np.ndarray, length: int) -> dict[str, np.ndarray]:
         """
-        Copy sub-sequences, which may run over the end of the arrays to their beginning.
+        Copy sub-sequences.
 
         :param envs: the ring of each sub-sequence, (B,)
-        :param starts: its first row, (B,)
-        :param length: rows per sub-sequence, T, at most the capacity
+        :param numbers: of its first record, (B,)
+        :param length: records per sub-sequence, T, at most the capacity
         :return: one new array (T, B, *shape) per field
         """
-        windows = list(zip(envs.tolist(), starts.tolist(), strict=True))
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Forget all records; memory once allocated, and files, are kept."""
+
+    @abstractmethod
+    def pack(self, rows: Sequence[int]) -> Any:
+        """
+        What a pickle needs to have the records again.
+
+        :param rows: number of records in each ring
+        :return: the records themselves, or where they end in the folder
+        """
+
+    @abstractmethod
+    def unpack(self, packed: Any) -> None:
+        """
+        Take over what :meth:`pack` returned.
+
+        :param packed: emptied on the way, so that its arrays can be freed
+        :raises StorageError: if the folder has lost these records
+        """
+
+    def damaged(self) -> list[tuple[int, int]]:
+        """
+        Compare everything on the disk with its checksums.
+
+        :return: ring and number of every record that is not what was written
+        """
+        return []
+
+
+class RamStorage(RecordStorage):
+    """
+    Records in main memory.
+
+    The arrays are allocated at the first write, as untouched zero pages: the operating system gives real memory row by
+    row, when it is written.
+    """
+
+    def __init__(self, row: np.dtype, n_envs: int, capacity: int) -> None:
+        super().__init__(row, n_envs, capacity)
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def view(self, name: str) -> np.ndarray:
+        return self._arrays[name] if self._arrays else self._zeros(name, 0)
+
+    def write(self, envs: np.ndarray, numbers: np.ndarray, records: Mapping[str, np.ndarray]) -> None:
+        if not self._arrays:
+            self._arrays = {name: self._zeros(name, self._capacity) for name in self._row.names or ()}
+        rows = numbers % self._capacity
+        for name, array in self._arrays.items():
+            array[envs, rows] = records[name]
+
+    def read(self, envs: np.ndarray, numbers: np.ndarray, length: int) -> dict[str, np.ndarray]:
+        windows = list(zip(envs.tolist(), (numbers % self._capacity).tolist(), strict=True))
         result = {}
         for name, array in self._arrays.items():
             target = np.empty((length, len(windows), *array.shape[2:]), dtype=array.dtype)
@@ -93,32 +127,24 @@ class RamStorage:
             result[name] = target
         return result
 
-    def pack(self, rows: Sequence[int]) -> dict[str, list[np.ndarray]]:
-        """
-        The rows in use, as contiguous views: pickle (protocol 5) streams these to a file without a copy.
+    def clear(self) -> None:
+        pass  # rows are overwritten, never read before
 
-        :param rows: how many rows of each ring are in use, counted from row 0
-        :return: per field one array for each ring, or, when all rings are full, one for all of them together
-        """
+    def pack(self, rows: Sequence[int]) -> dict[str, list[np.ndarray]]:
+        # Contiguous views, of each ring or of all if they are full: pickle (protocol 5) streams them to a file without a copy
         if all(count == self._capacity for count in rows):
             return {name: [array] for name, array in self._arrays.items()}
         return {name: [array[env, :count] for env, count in enumerate(rows)] for name, array in self._arrays.items()}
 
     def unpack(self, packed: dict[str, list[np.ndarray]]) -> None:
-        """
-        Take over what :meth:`pack` returned. Full rings are adopted as they are, others copied field by field.
-
-        :param packed: emptied on the way, so that its arrays can be freed
-        """
         while packed:
             name, parts = packed.popitem()
-            if parts[0].shape == (self._n_envs, self._capacity, *self._fields[name].shape):
-                self._arrays[name] = parts[0]
+            if parts[0].shape == (self._n_envs, self._capacity, *self._row[name].shape):
+                self._arrays[name] = parts[0]  # of full rings, adopted without a copy
                 continue
-            array = self._allocate(self._fields[name])
+            self._arrays[name] = self._zeros(name, self._capacity)
             for env, part in enumerate(parts):
-                array[env, : len(part)] = part
-            self._arrays[name] = array
+                self._arrays[name][env, : len(part)] = part
 
-    def _allocate(self, field: Field) -> np.ndarray:
-        return np.zeros((self._n_envs, self._capacity, *field.shape), dtype=field.dtype)
+    def _zeros(self, name: str, rows: int) -> np.ndarray:
+        return np.zeros((self._n_envs, rows, *self._row[name].shape), dtype=self._row[name].base)

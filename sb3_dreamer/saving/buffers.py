@@ -15,8 +15,8 @@ from sb3_dreamer.common.files import atomic_file, is_path
 from sb3_dreamer.ranks.distributed import rank, world_size
 from sb3_dreamer.ranks.rank_files import file_of_rank, folder_of_rank, number_of_ranks, remove_others, taken_by
 from sb3_dreamer.replay.buffer import SequenceReplayBuffer
-from sb3_dreamer.replay.conversion import refill
 from sb3_dreamer.replay.disk_storage import is_open
+from sb3_dreamer.replay.records import RecordFormat
 from sb3_dreamer.saving.saved_files import TRAILER, ChecksumWriter, unpickle, with_suffix
 
 BufferFile = str | pathlib.Path | io.BufferedIOBase
@@ -56,7 +56,7 @@ def read_buffer(path: Any, like: SequenceReplayBuffer, verbose: int = 0) -> Sequ
     if not isinstance(buffer, SequenceReplayBuffer):
         raise ValueError(f"{path} holds a {type(buffer).__name__}, not a SequenceReplayBuffer.")
     spaces = like.observation_space, like.action_space
-    buffer.check_compatible(*spaces, buffer.n_envs, like.image_size, like.float_images)
+    buffer.format.check_compatible(RecordFormat(*spaces, buffer.n_envs, like.image_size, like.float_images))
     buffer.device = like.device
     return buffer
 
@@ -174,7 +174,7 @@ class BufferLoader:
 
 def _refill(target: SequenceReplayBuffer, sources: Sequence[SequenceReplayBuffer], said: str) -> None:
     """Copy all episodes, and say so."""
-    dropped = refill(target, *sources)
+    dropped = target.refill(*sources)
     warnings.warn(said + (f", except the oldest {dropped} steps, for which there is no room." if dropped else "."))
 
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from stable_baselines3.common.save_util import open_path
 
-from sb3_dreamer.common.files import StorageError, is_path
+from sb3_dreamer.common.files import FormatError, StorageError, is_path
 
 #: Attribute of a model that says how its file is written, and the present way
 FORMAT_ATTRIBUTE, MODEL_FORMAT = "_file_format", 2
@@ -125,6 +125,8 @@ def unpickle(path: str | pathlib.Path | io.BufferedIOBase, verbose: int = 0) -> 
         raise
     except StorageError as error:
         raise StorageError(f"{path} refers to records on the disk. {error}") from error
+    except FormatError as error:
+        raise FormatError(f"{path} cannot be read. {error}") from error
     except Exception as error:  # pickle raises anything
         if isinstance(error, ImportError) and error.name == "zstandard":
             raise
