@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "sb3_dreamer"
 ROOMS: dict[str, tuple[str, str]] = {
     "ranks": ("heartbeat distributed rank_files", ""),
     "common": (
-        "one_hot type_aliases precision options files functional schedules distributions action_distributions layers heads "
-        "preprocessing observations normalization optimization metrics",
+        "version one_hot type_aliases precision options files functional schedules distributions action_distributions layers "
+        "heads preprocessing observations normalization optimization metrics",
         "ranks",
     ),
     "world_model": ("latents convolutions encoders decoders scan rssm world_model", "ranks common"),
@@ -29,7 +29,7 @@ ROOMS: dict[str, tuple[str, str]] = {
     ),
     "envs": ("atari atari_vec_env scaling wrappers optional crafter dmc minatar procgen registration", "common"),
     "dream": (
-        "decoding recording imagination drawing window vec_env env rollout plots inspection zoo_run model_card __init__ "
+        "decoding recording dynamics drawing window vec_env env rollout plots inspection zoo_run model_card __init__ "
         "__main__",
         "ranks common world_model behavior replay saving algorithm dreamer_v2 envs",
     ),

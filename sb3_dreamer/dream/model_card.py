@@ -1,16 +1,16 @@
-"""A README in the format of the Hugging Face Hub, for sharing a model with what is known about it."""
+"""A README in the format of the Hugging Face Hub, for sharing a model."""
 
 import json
 import platform
 import re
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from stable_baselines3.common.evaluation import evaluate_policy
 
+from sb3_dreamer.common.version import VERSION
 from sb3_dreamer.dream.zoo_run import ZooRun
 from sb3_dreamer.dreamer_v2.dreamer_v2 import DreamerV2
 
@@ -48,7 +48,7 @@ python -m rl_zoo3.enjoy --algo dreamer --env {env_id} -f logs
 python -m sb3_dreamer.dream play logs/dreamer/{folder}/{file}
 ```
 
-Pass the state that `predict` returns to its next call: the agent has a memory.
+The agent has a memory: pass the state that `predict` returns to its next call.
 
 ## Training
 
@@ -71,7 +71,7 @@ def write_card(model: DreamerV2, run: ZooRun, model_path: Path, episodes: int = 
     :param model: the agent
     :param run: in which it was trained
     :param model_path: of its zip file
-    :param episodes: to evaluate
+    :param episodes: number of evaluation episodes
     :param seed: of the evaluation environments, far from the training's
     :return: the path of the card
     """
@@ -83,33 +83,23 @@ def write_card(model: DreamerV2, run: ZooRun, model_path: Path, episodes: int = 
     env.close()
     path = run.folder / "README.md"
     actions = "most probable" if deterministic else "sampled"
-    path.write_text(card_text(model, run, model_path, np.array(returns), actions), encoding="utf-8")
+    path.write_text(_card_text(model, run, model_path, np.array(returns), actions), encoding="utf-8")
     return path
 
 
-def card_text(model: DreamerV2, run: ZooRun, model_path: Path, returns: np.ndarray, actions: str) -> str:
-    """
-    :param model: the agent
-    :param run: in which it was trained
-    :param model_path: of its zip file
-    :param returns: of evaluation episodes
-    :param actions: how they were chosen
-    :return: the whole README
-    """
+def _card_text(model: DreamerV2, run: ZooRun, model_path: Path, returns: np.ndarray, actions: str) -> str:
+    """The whole README, from the returns of evaluation episodes and the way their actions were chosen."""
     import yaml
 
     saved = next(run.folder.glob("*/args.yml")).parent
     command = saved / "command.txt"
-    # ordered pairs of Python objects in the zoo's own file
+    # rl_zoo3 writes Python objects (an OrderedDict) into this file
     given: Any = dict(yaml.load((saved / "config.yml").read_text(), Loader=yaml.UnsafeLoader))
     hyperparams = json.loads(json.dumps(given, default=str))
-    versions = {
-        "sb3-dreamer": files("sb3_dreamer").joinpath("version.txt").read_text().strip(),
-        "Python": platform.python_version(),
-    }
+    versions = {"sb3-dreamer": VERSION, "Python": platform.python_version()}
     versions |= {name: version(name) for name in PACKAGES}
     return TEMPLATE.format(
-        metadata=metadata(run.env_id, returns),
+        metadata=_metadata(run.env_id, returns),
         env_id=run.env_id,
         episodes=len(returns),
         mean=returns.mean(),
@@ -119,28 +109,21 @@ def card_text(model: DreamerV2, run: ZooRun, model_path: Path, returns: np.ndarr
         updates=model._n_updates,
         file=model_path.name,
         folder=run.folder.name,
-        command=re.sub(r"^\S*python\S*", "python", command.read_text().strip()) if command.exists() else train_command(run),
+        command=re.sub(r"^\S*python\S*", "python", command.read_text().strip()) if command.exists() else _train_command(run),
         hyperparams=yaml.safe_dump(hyperparams, sort_keys=False, default_flow_style=False).strip(),
         versions=", ".join(f"{name} {number}" for name, number in versions.items()),
     )
 
 
-def train_command(run: ZooRun) -> str:
-    """
-    :param run: a run of RL Zoo
-    :return: the command that repeats it, as far as its saved arguments tell
-    """
+def _train_command(run: ZooRun) -> str:
+    """The command that repeats a run, as far as its saved arguments tell."""
     arguments = run.arguments
     steps = f" -n {arguments['n_timesteps']}" if arguments.get("n_timesteps", -1) > 0 else ""
     return f"python -m rl_zoo3.train --algo dreamer --env {run.env_id} --seed {arguments['seed']}{steps}"
 
 
-def metadata(env_id: str, returns: np.ndarray) -> str:
-    """
-    :param env_id: of the environment
-    :param returns: of evaluation episodes
-    :return: the YAML block by which the Hub files models
-    """
+def _metadata(env_id: str, returns: np.ndarray) -> str:
+    """The YAML block that the Hub reads, with the returns of evaluation episodes."""
     from huggingface_hub import EvalResult, ModelCardData
 
     result = EvalResult(
