@@ -36,7 +36,7 @@ ROOMS: dict[str, tuple[str, str]] = {
     "callbacks": ("callbacks", "ranks common world_model behavior replay saving algorithm dreamer_v2 dream"),
     "presets": ("presets", "common dreamer_v2"),
     "zoo": (
-        "hyperparams_opt ranks __init__ report __main__",
+        "hyperparams_opt algorithms manager ranks __init__ report __main__",
         "ranks common replay saving algorithm dreamer_v2 callbacks envs presets dream",
     ),
     "": ("__init__", "common world_model behavior replay dreamer_v2 presets"),

@@ -31,6 +31,7 @@ from sb3_dreamer.dream.env import idle_action, key_table
 from sb3_dreamer.dream.inspection import calibrate, inspect
 from sb3_dreamer.dream.plots import prediction_frames
 from sb3_dreamer.dream.rollout import OpenLoop
+from sb3_dreamer.dream.zoo_run import find_run
 from sb3_dreamer.saving.checkpoint import checkpoints
 from tests.envs import ScriptedEnv
 from tests.installed import run_python
@@ -637,9 +638,11 @@ def test_report_films_pictures(tmp_path: Path, cartpole_run: Path) -> None:
     model = small_model(PixelCatch(rows=14), seed=0, policy_kwargs=dict(image_size=(16, 16)), **LEARN).learn(40)
     gym.register("tests/TallCatch-v0", entry_point="tests.tasks:PixelCatch", kwargs={"rows": 14})
     folder = zoo_run(tmp_path / "TallCatch-v0_1", "tests/TallCatch-v0", model)
-    said = film_dream(folder / "tests-TallCatch-v0.zip", folder, 0, "cpu")
+    run, blind = find_run(folder), find_run(cartpole_run)
+    assert run is not None and blind is not None
+    said = film_dream(model, run, 0)
     assert said is not None and "5 frames seen, 9 dreamt" in said and (folder / "dream.gif").exists()
-    assert film_dream(cartpole_run / "CartPole-v1.zip", cartpole_run, 0, "cpu") is None, "no pictures, no film"
+    assert film_dream(DreamerV2.load(cartpole_run / "CartPole-v1"), blind, 0) is None, "no images, no film"
 
 
 def test_code_of_the_page_runs(cartpole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,12 +128,7 @@ def _video(args: argparse.Namespace) -> None:
         if len(loop.truth) > 1:
             target = target.with_name(f"{target.stem}_{safe_name(key)}{target.suffix}")
         save_film(prediction_frames(loop, key), target, args.fps)
-        error = loop.error(key)
-        better = int((error.model < error.copy_last).sum())
-        print(
-            f"{target}: {loop.context} frames seen, {len(error.model)} dreamt; mean error {error.model.mean():.4g}, of a copy "
-            f"of the last frame {error.copy_last.mean():.4g} (the model is better in {better} of {len(error.model)} steps)"
-        )
+        print(f"{target}: {loop.summary(key)}")
 
 
 def _inspect(args: argparse.Namespace) -> None:

@@ -39,13 +39,7 @@ class DreamEnv(gym.Env[Any, Any]):
         self._window = Window(FPS)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """
-        Begin a dream.
-
-        :param seed: of everything that follows
-        :param options: none are known
-        :return: observation and info
-        """
+        """Begin a dream; there are no ``options``."""
         super().reset(seed=seed)
         if seed is not None:
             self._dreams.seed(seed)
@@ -53,12 +47,7 @@ class DreamEnv(gym.Env[Any, Any]):
         return self._shown(), {"continue_probability": 1.0}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """
-        Act in the dream.
-
-        :param action: of the environment's action space
-        :return: observation, reward, whether the episode has ended, whether the dream was cut off, info
-        """
+        """Act in the dream: ``terminated`` is the predicted end of the episode, ``truncated`` the end of the horizon."""
         reward, terminated, truncated, continues = self._dreams.advance(np.asarray(action)[None])
         info = {"continue_probability": float(continues[0])}
         return self._shown(), float(reward[0]), bool(terminated[0]), bool(truncated[0]), info
@@ -76,11 +65,7 @@ class DreamEnv(gym.Env[Any, Any]):
         return self._dreams.observation(0)
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
-        """
-        Draw the current observation.
-
-        :return: with ``"rgb_array"`` its first image, or bars for numbers, (height, width, 3) uint8
-        """
+        """Draw the first image of the current observation, or bars for numbers, with ``"rgb_array"``."""
         return self._dreams.get_images()[0] if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
@@ -88,11 +73,7 @@ class DreamEnv(gym.Env[Any, Any]):
         self._window.close()
 
     def get_keys_to_action(self) -> dict[tuple[int, ...], Any]:
-        """
-        Choose keys for ``gymnasium.utils.play``: arrows for the first choices, digits for all; see :func:`key_table`.
-
-        :return: from key codes to actions
-        """
+        """Choose keys for ``gymnasium.utils.play``, see :func:`key_table`; from key codes to actions."""
         return {codes: action for codes, (_, action) in key_table(self.action_space).items()}
 
 

@@ -5,10 +5,8 @@ import platform
 import re
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_dreamer.common.version import VERSION
 from sb3_dreamer.dream.zoo_run import ZooRun
@@ -19,17 +17,17 @@ TEMPLATE = """---
 {metadata}
 ---
 
-# DreamerV2 on {env_id}
+# DreamerV2 on {run.env_id}
 
 A trained [DreamerV2](https://arxiv.org/abs/2010.02193) agent and its world model, for
 [sb3-dreamer](https://github.com/sb3-dreamer/sb3-dreamer) with Stable-Baselines3 and RL Baselines3 Zoo.
 
 | evaluation | result |
 |---|---|
-| mean return, {episodes} episodes of {env_id} | {mean:.2f} ± {std:.2f} |
+| mean return, {episodes} episodes of {run.env_id} | {mean:.2f} ± {std:.2f} |
 | actions | {actions} |
-| environment steps of the training | {steps:,} |
-| updates | {updates:,} |
+| environment steps of the training | {model.num_timesteps:,} |
+| updates | {model._n_updates:,} |
 
 ## Use
 
@@ -37,15 +35,15 @@ A trained [DreamerV2](https://arxiv.org/abs/2010.02193) agent and its world mode
 import gymnasium as gym
 from sb3_dreamer import DreamerV2
 
-model = DreamerV2.load("{file}")
+model = DreamerV2.load("{path.name}")
 ```
 
-In RL Zoo, with this folder as `logs/dreamer/{folder}`:
+In RL Zoo, with this folder as `logs/dreamer/{run.folder.name}`:
 
 ```bash
 pip install sb3-dreamer
-python -m rl_zoo3.enjoy --algo dreamer --env {env_id} -f logs
-python -m sb3_dreamer.dream play logs/dreamer/{folder}/{file}
+python -m rl_zoo3.enjoy --algo dreamer --env {run.env_id} -f logs
+python -m sb3_dreamer.dream play logs/dreamer/{run.folder.name}/{path.name}
 ```
 
 The agent has a memory: pass the state that `predict` returns to its next call.
@@ -75,40 +73,34 @@ def write_card(model: DreamerV2, run: ZooRun, model_path: Path, episodes: int = 
     :param seed: of the evaluation environments, far from the training's
     :return: the path of the card
     """
-    from rl_zoo3.exp_manager import ExperimentManager
-
-    deterministic = not (ExperimentManager.is_atari(run.env_id) or ExperimentManager.is_minigrid(run.env_id))  # as in rl_zoo3
     env = run.make_env(min(episodes, 10), seed)
-    returns, _ = evaluate_policy(model, env, episodes, deterministic=deterministic, return_episode_rewards=True)  # type: ignore[arg-type]
+    returns = run.evaluate(model, env, episodes)
     env.close()
     path = run.folder / "README.md"
-    actions = "most probable" if deterministic else "sampled"
-    path.write_text(_card_text(model, run, model_path, np.array(returns), actions), encoding="utf-8")
+    path.write_text(_card_text(model, run, model_path, returns), encoding="utf-8")
     return path
 
 
-def _card_text(model: DreamerV2, run: ZooRun, model_path: Path, returns: np.ndarray, actions: str) -> str:
-    """The whole README, from the returns of evaluation episodes and the way their actions were chosen."""
+def _card_text(model: DreamerV2, run: ZooRun, model_path: Path, returns: np.ndarray) -> str:
+    """The whole README, from the returns of evaluation episodes."""
     import yaml
 
     saved = next(run.folder.glob("*/args.yml")).parent
     command = saved / "command.txt"
     # rl_zoo3 writes Python objects (an OrderedDict) into this file
-    given: Any = dict(yaml.load((saved / "config.yml").read_text(), Loader=yaml.UnsafeLoader))
+    given = dict(yaml.load((saved / "config.yml").read_text(), Loader=yaml.UnsafeLoader))
     hyperparams = json.loads(json.dumps(given, default=str))
     versions = {"sb3-dreamer": VERSION, "Python": platform.python_version()}
     versions |= {name: version(name) for name in PACKAGES}
     return TEMPLATE.format(
+        model=model,
+        run=run,
+        path=model_path,
         metadata=_metadata(run.env_id, returns),
-        env_id=run.env_id,
         episodes=len(returns),
         mean=returns.mean(),
         std=returns.std(),
-        actions=actions,
-        steps=model.num_timesteps,
-        updates=model._n_updates,
-        file=model_path.name,
-        folder=run.folder.name,
+        actions="most probable" if run.deterministic else "sampled",
         command=re.sub(r"^\S*python\S*", "python", command.read_text().strip()) if command.exists() else _train_command(run),
         hyperparams=yaml.safe_dump(hyperparams, sort_keys=False, default_flow_style=False).strip(),
         versions=", ".join(f"{name} {number}" for name, number in versions.items()),

@@ -187,9 +187,8 @@ def record(
     :raises ValueError: if the environment has other spaces than the model
     """
     venv = model._wrap_env(env, verbose=0, monitor_wrapper=False)
-    spaces_ = {"observation": (model.observation_space, venv.observation_space)}
-    spaces_["action"] = (model.action_space, venv.action_space)
-    for name, (ours, given) in spaces_.items():
+    for name in ("observation", "action"):
+        ours, given = (getattr(holder, f"{name}_space") for holder in (model, venv))
         if ours != given:
             raise ValueError(
                 f"The environment has the {name} space {given}, but the model was trained with {ours}: wrap the environment "

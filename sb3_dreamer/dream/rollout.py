@@ -61,6 +61,19 @@ class OpenLoop(NamedTuple):
             errors.append(wrong.mean(axis=tuple(range(1, truth.ndim))))
         return HorizonError(*errors)
 
+    def summary(self, key: str) -> str:
+        """
+        Say in one line how good the predictions are.
+
+        :param key: of an observation
+        :return: the text
+        """
+        model, copy_last = self.error(key)
+        return (
+            f"{self.context} frames seen, {len(model)} dreamt; mean error {model.mean():.4g}, of a copy of the last frame "
+            f"{copy_last.mean():.4g} (the model is better in {(model < copy_last).sum()} of {len(model)} steps)"
+        )
+
 
 @th.no_grad()
 def open_loop(

@@ -102,14 +102,8 @@ class DreamVecEnv(VecEnv):
         self._random = np.random.default_rng(seed)
         self._generator.manual_seed(int(self._random.integers(2**63 - 1)))
         self._pool: LatentState | None = None
-        self._pool_used = 0
 
     def reset(self) -> VecEnvObs:
-        """
-        Begin all dreams.
-
-        :return: (n_envs, *shape), or a dict of these
-        """
         if self._seeds[0] is not None:
             self._seed_all(self._seeds[0])
         self._reset_seeds()
@@ -180,14 +174,13 @@ class DreamVecEnv(VecEnv):
 
     def _draw_starts(self, count: int) -> LatentState:
         """States after recorded steps; inferred in advance, since dreams end one by one."""
-        while self._pool is None or len(self._pool.deterministic) - self._pool_used < count:
-            rest = None if self._pool is None else LatentState(*(x[self._pool_used :] for x in self._pool))
+        while self._pool is None or len(self._pool.deterministic) < count:
             batch = self.recording.starts(self._random, max(POOL, count), self.context, self.start_at_reset)
             more = LatentState(*(x[-1] for x in self.dynamics.observe(batch).states))
-            self._pool = more if rest is None else LatentState(*(th.cat(pair) for pair in zip(rest, more, strict=True)))
-            self._pool_used = 0
-        begin, self._pool_used = self._pool_used, self._pool_used + count
-        return LatentState(*(x[begin : begin + count] for x in self._pool))
+            parts = [more] if self._pool is None else [self._pool, more]
+            self._pool = LatentState(*(th.cat(pair) for pair in zip(*parts, strict=True)))
+        drawn, self._pool = (LatentState(*(x[rows] for x in self._pool)) for rows in (slice(count), slice(count, None)))
+        return drawn
 
     @th.no_grad()
     def _observe(self, states: LatentState) -> dict[str, np.ndarray]:
@@ -205,21 +198,10 @@ class DreamVecEnv(VecEnv):
         return self._states
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """
-        Draw the current observation of each dream.
-
-        :return: per dream its first image, or bars for numbers, (height, width, 3) uint8
-        """
+        """Draw each dream: the first image of its current observation, or bars for numbers, (height, width, 3) uint8."""
         return [draw_observation(self.decoder, {k: v[i] for k, v in self._seen.items()}) for i in range(self.num_envs)]
 
     def render(self, mode: str | None = None) -> np.ndarray | None:
-        """
-        Draw all dreams in one image.
-
-        :param mode: ``"rgb_array"`` or ``"human"``; None is ``render_mode``
-        :return: the image with ``"rgb_array"``; ``"human"`` shows it in a window
-        :raises RuntimeError: for a window without a display
-        """
         if self.render_mode != "human":
             return super().render(mode)
         image = tile_images(self.get_images())  # type: ignore[arg-type]  # none is None here
@@ -238,14 +220,7 @@ class DreamVecEnv(VecEnv):
         return self._for_each(getattr(self, attr_name), indices)
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """
-        Set an attribute of all dreams.
-
-        :param attr_name: name of the attribute
-        :param value: new value
-        :param indices: of dreams; only all of them can be changed
-        :raises ValueError: for some of the dreams
-        """
+        """Set an attribute of all dreams; a ValueError refuses to do it for some of them."""
         if len(self._for_each(value, indices)) != self.num_envs:
             raise ValueError(f"All dreams share {attr_name!r}: it cannot be set for some of them.")
         setattr(self, attr_name, value)

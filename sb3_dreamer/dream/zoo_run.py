@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 #: File of the replay buffer, with ``--save-replay-buffer``
@@ -51,6 +54,25 @@ class ZooRun(NamedTuple):
             env_kwargs=self.arguments.get("env_kwargs") or env_kwargs,
             vec_env_cls=DummyVecEnv,
         )
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether agents are evaluated with their most probable actions; as in RL Zoo, in Atari and MiniGrid they are not."""
+        from rl_zoo3.exp_manager import ExperimentManager
+
+        return not (ExperimentManager.is_atari(self.env_id) or ExperimentManager.is_minigrid(self.env_id))
+
+    def evaluate(self, model: BaseAlgorithm, env: VecEnv, episodes: int) -> np.ndarray:
+        """
+        Evaluate an agent of the run.
+
+        :param model: the agent
+        :param env: to play in
+        :param episodes: number of episodes
+        :return: return of each episode
+        """
+        returns, _ = evaluate_policy(model, env, episodes, deterministic=self.deterministic, return_episode_rewards=True)
+        return np.array(returns)
 
 
 def _register_all() -> None:
