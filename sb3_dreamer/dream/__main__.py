@@ -45,40 +45,39 @@ def _open_model(args: argparse.Namespace) -> Opened:
     run = find_run(path)
     model = DreamerV2.load(path, device=args.device)
     env, buffer = _find_experience(args, path, run)
-    if env is None and buffer is None:
-        raise ValueError(NO_EXPERIENCE.format("there is none beside it") + " Here: --env ID or --replay-buffer FILE.")
-    normalize = unwrap_vec_normalize(env) if isinstance(env, VecEnv) else None
-    played: VecEnv | gym.Env | None = env
-    if args.vec_normalize is not None or (normalize is None and model.behind_vec_normalize):
-        beside = path.parent if run is None or run.stats_path is None else Path(run.stats_path)
-        statistics = _load_statistics(args.vec_normalize or beside / NORMALIZE)
-        if env is not None:
-            venv = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])  # type: ignore[list-item, return-value]
-            statistics.set_venv(venv if normalize is None else normalize.venv)
-            played = statistics
-        normalize = statistics
-    recording = open_recording(model, buffer or played, normalize, args.steps, args.seed)
+    statistics = unwrap_vec_normalize(env) if isinstance(env, VecEnv) else None
+    if args.vec_normalize is not None or (statistics is None and model.behind_vec_normalize):
+        beside = Path(getattr(run, "stats_path", None) or path.parent)
+        statistics = _load_statistics(args.vec_normalize or beside / NORMALIZE, env)
+        env = None if env is None else statistics
+    recording = open_recording(model, buffer or env, statistics, args.steps, args.seed)
     return Opened(model, path, run, recording)
 
 
 def _find_experience(args: argparse.Namespace, path: Path, run: ZooRun | None) -> tuple[VecEnv | gym.Env | None, Path | None]:
     """The environment, if experience or statistics are needed from it, and the file of the buffer, if there is one."""
-    buffer = args.replay_buffer
+    if args.env is not None and args.replay_buffer is not None:
+        raise ValueError("Either --env or --replay-buffer says where experience comes from, not both.")
     if args.env is not None:
-        if buffer is not None:
-            raise ValueError("Either --env or --replay-buffer says where experience comes from, not both.")
-        if run is not None and run.env_id == args.env:
-            return run.make_env(seed=args.seed), None
-        return make_plain_env(args.env), None
-    if run is None:
-        beside = path.parent / BUFFER
-        return None, buffer or (beside if beside.exists() else None)
-    buffer = buffer or run.buffer
-    return run.make_env(seed=args.seed) if run.stats_path is not None or buffer is None else None, buffer
+        return _make_env(args, run), None
+    buffer, beside = args.replay_buffer, path.parent / BUFFER
+    if buffer is None and beside.exists():
+        buffer = beside
+    if run is not None and (run.stats_path is not None or buffer is None):
+        return run.make_env(seed=args.seed), buffer
+    if buffer is None:
+        raise ValueError(NO_EXPERIENCE.format("there is none beside it") + " Here: --env ID or --replay-buffer FILE.")
+    return None, buffer
 
 
-def _load_statistics(path: Path) -> VecNormalize:
-    """Read what ``VecNormalize.save`` wrote, without an environment."""
+def _make_env(args: argparse.Namespace, run: ZooRun | None) -> VecEnv | gym.Env:
+    if run is not None and run.env_id == args.env:
+        return run.make_env(seed=args.seed)
+    return make_plain_env(args.env)
+
+
+def _load_statistics(path: Path, env: VecEnv | gym.Env | None) -> VecNormalize:
+    """Read what ``VecNormalize.save`` wrote, and put it around an environment in the place of its own statistics."""
     if not path.is_file():
         raise FileNotFoundError(
             f"The model was trained behind VecNormalize, but there is no {path}: --vec-normalize FILE names what "
@@ -88,6 +87,10 @@ def _load_statistics(path: Path) -> VecNormalize:
     if not isinstance(found, VecNormalize):
         raise ValueError(f"{path} holds a {type(found).__name__}, not a VecNormalize.")
     found.training = False
+    if env is not None:
+        venv = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
+        own = unwrap_vec_normalize(venv)
+        found.set_venv(venv if own is None else own.venv)
     return found
 
 

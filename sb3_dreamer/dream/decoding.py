@@ -40,18 +40,14 @@ class ObservationDecoder:
         channels_last: bool | None = None,
     ) -> None:
         self.world_model = model.policy.world_model
-        format_ = model.policy.observations
-        self.keys = format_.chosen(keys, "keys")
-        self._is_dict = format_.is_dict
-        missing = [key for key in self.keys if key not in self.world_model.decoder_keys]
-        if missing or not self.keys:
-            raise ValueError(
-                f"The model does not reconstruct {missing or 'any of these keys'}, only {self.world_model.decoder_keys}. "
-                "Ask for keys=[...] of these, or train with policy_kwargs=dict(decoder_keys=None)."
-            )
+        observations = model.policy.observations
+        self._is_dict, self.keys = observations.is_dict, observations.chosen(keys, "keys")
+        self._check_keys()
         self.vec_normalize = vec_normalize if vec_normalize is not None else model.get_vec_normalize_env()
         self._check_statistics(model)
-        self._parts = {key: format_.parts[key] for key in self.keys}
+        self._parts = {key: observations.parts[key] for key in self.keys}
+        #: How each key is drawn and compared: ``"image"`` (frames of bytes), ``"numbers"`` or ``"classes"`` (and bits)
+        self.kinds = {key: part.kind for key, part in self._parts.items()}
         if channels_last is None:  # SB3 has moved the channels of the model's environment to the front, if they were last
             channels_last = model.env is None or is_vecenv_wrapped(model.env, VecTransposeImage)
         self.channels_last = channels_last
@@ -59,6 +55,15 @@ class ObservationDecoder:
         self._spaces = {key: part.own_space(given[key], channels_last) for key, part in self._parts.items()}
         #: The space of the environment
         self.observation_space = spaces.Dict(self._spaces) if self._is_dict else self._spaces[OBSERVATION_KEY]
+
+    def _check_keys(self) -> None:
+        decoded = self.world_model.decoder_keys
+        missing = [key for key in self.keys if key not in decoded]
+        if missing or not self.keys:
+            raise ValueError(
+                f"The model does not reconstruct {missing or 'any of these keys'}, only {decoded}. "
+                "Ask for keys=[...] of these, or train with policy_kwargs=dict(decoder_keys=None)."
+            )
 
     def _check_statistics(self, model: SequenceOffPolicyAlgorithm) -> None:
         """Without ``VecNormalize`` the model must have seen what its environment gave."""
@@ -72,15 +77,6 @@ class ObservationDecoder:
                 "vec_normalize=VecNormalize.load('vecnormalize.pkl', env), or load the model with its env."
             )
 
-    def kind(self, key: str) -> str:
-        """
-        How an observation is drawn and compared.
-
-        :param key: one of :attr:`keys`
-        :return: ``"image"`` for frames of bytes, ``"classes"`` for classes and bits, else ``"numbers"``
-        """
-        return self._parts[key].kind
-
     def predicted(self, features: th.Tensor) -> dict[str, np.ndarray]:
         """
         Decode what the world model expects to be seen in some states.
@@ -89,15 +85,10 @@ class ObservationDecoder:
         :return: per key (n, *shape), in the environment's own spaces
         """
         predictions: Mapping[str, Distribution] = self.world_model.decoder(features)
-        return self.own({key: predictions[key].mode for key in self.keys})
+        return self._own({key: predictions[key].mode for key in self.keys})
 
-    def own(self, encoded: Mapping[str, th.Tensor]) -> dict[str, np.ndarray]:
-        """
-        Convert from the networks' units to the environment's.
-
-        :param encoded: per key (n, *encoded shape), as ``WorldModel.encode`` returns them
-        :return: per key (n, *shape)
-        """
+    def _own(self, encoded: Mapping[str, th.Tensor]) -> dict[str, np.ndarray]:
+        """From the networks' units, per key (n, *encoded shape), to the environment's, (n, *shape)."""
         normalizer, statistics = self.world_model.normalizer, self._statistics()
         results = {}
         for key, part in self._parts.items():
@@ -128,27 +119,20 @@ class ObservationDecoder:
         """
         time = len(next(iter(observations.values())))
         encoded = self.world_model.encode({key: flatten_time(observations[key]) for key in observations})
-        return {key: value.reshape(time, -1, *value.shape[1:]) for key, value in self.own(encoded).items()}
+        return {key: value.reshape(time, -1, *value.shape[1:]) for key, value in self._own(encoded).items()}
 
-    def row(self, values: dict[str, np.ndarray], index: int) -> dict[str, Any]:
+    def copied(self, values: dict[str, np.ndarray], rows: int | slice = slice(None)) -> NumpyObs:
         """
-        Pick one observation out of many.
+        Copy observations in the form of the space.
 
         :param values: per key (n, *shape)
-        :param index: of a row
-        :return: a copy of it, per key (*shape); classes as numbers, as gymnasium has them
+        :param rows: one of them or several
+        :return: a dict for a Dict space, else the one array in it; a single class is a number, as in gymnasium
         """
-        discrete = {key: isinstance(self._spaces[key], spaces.Discrete) for key in values}
-        return {key: value[index] if discrete[key] else value[index, ...].copy() for key, value in values.items()}
-
-    def as_observation(self, values: dict[str, np.ndarray]) -> NumpyObs:
-        """
-        Give observations the form of the space.
-
-        :param values: by key
-        :return: the dict itself for a Dict space, else the one array in it
-        """
-        return values if self._is_dict else values[OBSERVATION_KEY]
+        copies = {key: value[rows, ...].copy() for key, value in values.items()}
+        for key, copy in copies.items():
+            copies[key] = copy[()] if isinstance(self._spaces[key], spaces.Discrete) else copy
+        return copies if self._is_dict else copies[OBSERVATION_KEY]
 
 
 def _unnormalized_space(model: SequenceOffPolicyAlgorithm, vec_normalize: VecNormalize | None) -> spaces.Space:

@@ -25,7 +25,7 @@ def draw_observation(decoder: ObservationDecoder, values: dict[str, np.ndarray])
     :return: its first image in colors, or a bar for each number, (height, width, 3) uint8
     """
     for key in decoder.keys:
-        if decoder.kind(key) == "image":
+        if decoder.kinds[key] == "image":
             return in_colors(np.moveaxis(values[key], -1, -3) if decoder.channels_last else values[key])
     return _draw_bars(np.concatenate([np.asarray(values[key], dtype=np.float64).reshape(-1) for key in decoder.keys]))
 

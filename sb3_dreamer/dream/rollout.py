@@ -127,7 +127,7 @@ def open_loop(
         step.continues.reshape(shape),
         context,
         channels_first=not decoder.channels_last,
-        kinds={key: decoder.kind(key) for key in decoder.keys},
+        kinds=decoder.kinds,
     )
 
 

@@ -113,7 +113,7 @@ class DreamVecEnv(VecEnv):
         self._returns = np.zeros(self.num_envs)
         self.reset_infos = [{} for _ in range(self.num_envs)]
         self._seen = self._observe(self._states)
-        return self._copy()
+        return self.decoder.copied(self._seen)
 
     def step_async(self, actions: np.ndarray) -> None:
         self._actions = actions
@@ -130,7 +130,7 @@ class DreamVecEnv(VecEnv):
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": bool(cut)} for cut in truncated]
         if dones.any():
             self._begin_again(np.flatnonzero(dones), infos)
-        return self._copy(), rewards, dones, infos
+        return self.decoder.copied(self._seen), rewards, dones, infos
 
     @th.no_grad()
     def advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -157,7 +157,7 @@ class DreamVecEnv(VecEnv):
         :param index: of the dream
         :return: in the space of observations
         """
-        return self.decoder.as_observation(self.decoder.row(self._seen, index))
+        return self.decoder.copied(self._seen, index)
 
     def _begin_again(self, ended: np.ndarray, infos: list[dict[str, Any]]) -> None:
         """New starts in the place of dreams that have ended, whose last observation goes into the infos."""
@@ -185,10 +185,6 @@ class DreamVecEnv(VecEnv):
     @th.no_grad()
     def _observe(self, states: LatentState) -> dict[str, np.ndarray]:
         return self.decoder.predicted(states.features)
-
-    def _copy(self) -> VecEnvObs:
-        """Current observations, in arrays that later steps do not overwrite."""
-        return self.decoder.as_observation({key: value.copy() for key, value in self._seen.items()})
 
     @property
     def states(self) -> LatentState:

@@ -10,7 +10,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-#: File of the replay buffer, with ``--save-replay-buffer``
+#: File of the replay buffer beside the model, with ``--save-replay-buffer``
 BUFFER = "replay_buffer.pkl"
 
 
@@ -22,12 +22,6 @@ class ZooRun(NamedTuple):
     hyperparams: dict[str, Any]  # as saved, for the environments
     arguments: dict[str, Any]  # of the command line
     stats_path: str | None  # folder of vecnormalize.pkl, if the environment is normalized
-
-    @property
-    def buffer(self) -> Path | None:
-        """The saved replay buffer, if there is one."""
-        path = self.folder / BUFFER
-        return path if path.exists() else None
 
     def make_env(self, n_envs: int = 1, seed: int = 0) -> VecEnv:
         """

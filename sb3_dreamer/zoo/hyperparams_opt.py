@@ -24,9 +24,9 @@ SIZES: dict[str, dict[str, Any]] = {
 
 def _chosen_sizes(trial: "optuna.Trial") -> list[str]:
     """
-    The sizes that a trial draws from, since all trials of a study have to draw from the same: those of earlier trials, or those
-    that the environment variable ``SB3_DREAMER_SIZES`` names. Otherwise they are all sizes with a GPU, and ``tiny`` and
-    ``small`` without one, where a trial of the larger ones would take hours.
+    The sizes that a trial draws from: those of the study's earlier trials, since all must draw from the same, or those that
+    the environment variable ``SB3_DREAMER_SIZES`` names. Otherwise they are all sizes with a GPU, and ``tiny`` and ``small``
+    without one, where a trial of the larger ones would take hours.
     """
     for earlier in trial.study.get_trials(deepcopy=False):
         if "size" in earlier.distributions:
