@@ -632,7 +632,7 @@ def test_lost_statistics_are_named(tmp_path: Path, cartpole_run: Path) -> None:
         main(["inspect", str(folder)])
 
 
-def test_report_films_pictures(tmp_path: Path, cartpole_run: Path) -> None:
+def test_report_films_images(tmp_path: Path, cartpole_run: Path) -> None:
     from sb3_dreamer.zoo.report import film_dream
 
     model = small_model(PixelCatch(rows=14), seed=0, policy_kwargs=dict(image_size=(16, 16)), **LEARN).learn(40)
@@ -642,7 +642,7 @@ def test_report_films_pictures(tmp_path: Path, cartpole_run: Path) -> None:
     assert run is not None and blind is not None
     said = film_dream(model, run, 0)
     assert said is not None and "5 frames seen, 9 dreamt" in said and (folder / "dream.gif").exists()
-    assert film_dream(DreamerV2.load(cartpole_run / "CartPole-v1"), blind, 0) is None, "no images, no film"
+    assert film_dream(DreamerV2.load(cartpole_run / "CartPole-v1.zip"), blind, 0) is None, "no images, no film"
 
 
 def test_code_of_the_page_runs(cartpole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,28 +66,22 @@ def film(truth: np.ndarray, model: np.ndarray, context: int) -> np.ndarray:
     """
     error = ((model.astype(np.int16) - truth.astype(np.int16)) // 2 + MIDDLE).clip(0, 255).astype(np.uint8)
     scale = max(1, -(-SMALLEST_SIDE // truth.shape[-1]))
-    rows = []
-    for sequence in range(truth.shape[1]):
-        panels = []
-        for panel, values in enumerate((truth, model, error)):
-            frames = in_colors(values[:, sequence]).repeat(scale, axis=1).repeat(scale, axis=2)
-            frames = np.pad(frames, ((0, 0), (GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255)
-            if panel == 1:
-                _frame(frames[:context], SEEN)
-                _frame(frames[context:], DREAMT)
-            panels.append(frames)
-        rows.append(np.concatenate(panels, axis=2))
-    return np.concatenate(rows, axis=1)
+    panels = []
+    for values in (truth, model, error):
+        frames = in_colors(values).repeat(scale, axis=2).repeat(scale, axis=3)
+        panels.append(np.pad(frames, ((0, 0), (0, 0), (GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255))
+    _frame(panels[1][:context], SEEN)
+    _frame(panels[1][context:], DREAMT)
+    rows = np.concatenate(panels, axis=3)  # (T, B, height, width of the film, 3)
+    return rows.reshape(len(rows), -1, *rows.shape[3:])
 
 
 def _frame(frames: np.ndarray, color: tuple[int, int, int]) -> None:
-    """Paint the inner half of the gap around images."""
-    inner = slice(GAP // 2, -(GAP // 2))
-    height, width = frames.shape[1], frames.shape[2]
-    mask = np.zeros((height, width), dtype=bool)
-    mask[inner, inner] = True
-    mask[GAP : height - GAP, GAP : width - GAP] = False
-    frames[:, mask] = color
+    """Paint the inner half of the gap around images, (T, B, height, width, 3)."""
+    mask = np.zeros(frames.shape[2:4], dtype=bool)
+    mask[GAP // 2 : -(GAP // 2), GAP // 2 : -(GAP // 2)] = True
+    mask[GAP:-GAP, GAP:-GAP] = False
+    frames[:, :, mask] = color
 
 
 def safe_name(key: str) -> str:
