@@ -28,11 +28,14 @@ class _PeriodicCallback(BaseCallback):
     model: SequenceOffPolicyAlgorithm  # type: ignore[assignment]
     save_freq: int
     _acted_at = 0
+    _refusal: str  # of other algorithms
 
     def _act(self) -> None:
         raise NotImplementedError
 
     def _init_callback(self) -> None:
+        if not isinstance(self.model, SequenceOffPolicyAlgorithm):
+            raise ValueError(self._refusal.format(type(self.model).__name__))
         self._acted_at = self.model.num_timesteps
 
     @property
@@ -73,6 +76,7 @@ class ResumableCheckpointCallback(_PeriodicCallback):
 
     #: With several processes, callbacks run on rank 0 only, unless they set this; every rank writes its part of a checkpoint
     every_rank = True
+    _refusal = "ResumableCheckpointCallback is for DreamerV2, not {}: SB3's CheckpointCallback fits that."
 
     def __init__(self, save_freq: int, folder: str | Path, keep: int | None = 2, verbose: int = 0):
         super().__init__(verbose)
@@ -81,9 +85,6 @@ class ResumableCheckpointCallback(_PeriodicCallback):
         self.save_freq, self.folder, self.keep = save_freq, Path(folder), keep
 
     def _init_callback(self) -> None:
-        if not isinstance(self.model, SequenceOffPolicyAlgorithm):
-            name = type(self.model).__name__
-            raise ValueError(f"ResumableCheckpointCallback is for DreamerV2, not {name}: SB3's CheckpointCallback fits that.")
         super()._init_callback()
         if rank() == 0:
             set_aside(self.folder, self.model.num_timesteps)
@@ -118,6 +119,8 @@ class VideoPredictionCallback(_PeriodicCallback):
     :param verbose: 1 prints each path
     """
 
+    _refusal = "VideoPredictionCallback shows world models, but {} has none."
+
     def __init__(
         self,
         save_freq: int = 10_000,
@@ -144,10 +147,8 @@ class VideoPredictionCallback(_PeriodicCallback):
         self._problem: str | None = "no rollout has ended yet"
 
     def _init_callback(self) -> None:
-        if not isinstance(self.model, SequenceOffPolicyAlgorithm):
-            raise ValueError(f"VideoPredictionCallback shows world models, but {type(self.model).__name__} has none.")
-        ObservationDecoder(self.model, self.keys or self.model.policy.world_model.decoder_keys)  # refuses unknown keys
         super()._init_callback()
+        ObservationDecoder(self.model, self.keys or self.model.policy.world_model.decoder_keys)  # refuses unknown keys
         if "mp4" in self.formats and importlib.util.find_spec("moviepy") is None:
             raise ImportError("VideoPredictionCallback(formats=('mp4',)) needs moviepy: pip install moviepy, or use 'gif'.")
         self._folder = self._find_folder() if self.formats else None

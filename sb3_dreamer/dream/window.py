@@ -23,7 +23,8 @@ class Window:
     """
 
     def __init__(self, fps: int) -> None:
-        self._fps, self._surface = fps, None  # type: int, Any
+        self._fps = fps
+        self._surface: Any = None  # of pygame
 
     def show(self, image: np.ndarray) -> None:
         """
@@ -35,26 +36,19 @@ class Window:
         import pygame
 
         scale = -(-WINDOW // image.shape[0])
-        large = image.repeat(scale, axis=0).repeat(scale, axis=1)
+        large = image.repeat(scale, axis=0).repeat(scale, axis=1).swapaxes(0, 1)
         if self._surface is None:
-            self._surface = self._open(large.shape[1], large.shape[0])
-        self._surface.blit(pygame.surfarray.make_surface(large.swapaxes(0, 1)), (0, 0))
+            check_display()
+            try:
+                pygame.display.init()
+                self._surface = pygame.display.set_mode(large.shape[:2])
+            except pygame.error as error:
+                raise RuntimeError(NO_DISPLAY.format(error)) from error
+            pygame.display.set_caption("sb3_dreamer: a dream")
+        self._surface.blit(pygame.surfarray.make_surface(large), (0, 0))
         pygame.event.pump()
         pygame.display.flip()
         pygame.time.wait(1000 // self._fps)
-
-    @staticmethod
-    def _open(width: int, height: int) -> Any:
-        import pygame
-
-        check_display()
-        try:
-            pygame.display.init()
-            surface = pygame.display.set_mode((width, height))
-        except pygame.error as error:
-            raise RuntimeError(NO_DISPLAY.format(error)) from error
-        pygame.display.set_caption("sb3_dreamer: a dream")
-        return surface
 
     def close(self) -> None:
         """Close the window, if it is open."""

@@ -71,17 +71,15 @@ def extend(module: ModuleType) -> None:
 
 
 def _extend_utils(module: Any) -> None:
+    """
+    Add the algorithms, and look for their agents in ``logs`` too: without ``-f``, rl_zoo3's ``enjoy`` looks in a collection of
+    pretrained agents, which has none of ours, and would try to download one that does not exist.
+    """
     for name, algorithm in ALGORITHMS.items():
         module.ALGOS.setdefault(name, algorithm.algorithm_class)
-    if not hasattr(module.get_model_path, "_knows_sb3_dreamer"):
-        module.get_model_path = _with_own_logs(module.get_model_path)
-
-
-def _with_own_logs(get_model_path: Callable[..., Any]) -> Callable[..., Any]:
-    """
-    Look for our agents in ``logs`` too: without ``-f``, rl_zoo3's ``enjoy`` looks in a collection of pretrained agents, which
-    has none of ours, and would try to download one that does not exist.
-    """
+    get_model_path = module.get_model_path
+    if hasattr(get_model_path, "_knows_sb3_dreamer"):
+        return
 
     @functools.wraps(get_model_path)
     def wrapper(exp_id: int, folder: str, algo: str, *args: Any, **kwargs: Any) -> Any:
@@ -92,7 +90,7 @@ def _with_own_logs(get_model_path: Callable[..., Any]) -> Callable[..., Any]:
         return get_model_path(exp_id, folder, algo, *args, **kwargs)
 
     wrapper._knows_sb3_dreamer = True  # type: ignore[attr-defined]
-    return wrapper
+    module.get_model_path = wrapper
 
 
 def _extend_optimization(module: Any) -> None:
