@@ -78,7 +78,7 @@ def preset(name: str, config: str | Path = "dreamer.yml") -> dict[str, Any]:
 
     :param name: a section of ``dreamer.yml``: an env id (``ALE/...`` and ``...NoFrameskip-v4`` are ``"atari"``),
         ``"default"``, ``"default_pixels"``, ``"continuous_pixels"``, ``"atari"``, ``"dreamer_v1"``, ...
-    :param config: hyperparameter file, see :func:`~sb3_dreamer.presets.default_config`
+    :param config: name of a hyperparameter file of this package, or the absolute path of any other
     :return: constructor arguments of ``DreamerV2``, a new dict at each call; those that concern the env (wrapper,
         number of envs, ...) and the number of steps are left out
     :raises ValueError: if there is no such section
