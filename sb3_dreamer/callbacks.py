@@ -2,7 +2,8 @@
 
 import importlib.util
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,99 +18,108 @@ from sb3_dreamer.dream.drawing import gif_bytes, safe_name, save_film
 from sb3_dreamer.dream.plots import draw_lines, prediction_frames
 from sb3_dreamer.dream.recording import open_recording
 from sb3_dreamer.dream.rollout import open_loop
-from sb3_dreamer.dreamer_v2.dreamer_v2 import DreamerV2
 from sb3_dreamer.ranks.distributed import rank, world_size
 from sb3_dreamer.saving.checkpoint import save_checkpoint, set_aside
 
 
-def called_by_event(callback: BaseCallback) -> bool:
-    """
-    :param callback: any
-    :return: whether it hears of nothing but events of another callback, in the middle of a step, and not of a training's end
-    """
-    return isinstance(callback.parent, EventCallback)
+class _PeriodicCallback(BaseCallback):
+    """Acts every ``save_freq`` steps, never between a step and its update, and at the end of the training."""
+
+    model: SequenceOffPolicyAlgorithm  # type: ignore[assignment]
+    save_freq: int
+    _acted_at = 0
+    _refusal: str  # of other algorithms
+
+    def _act(self) -> None:
+        raise NotImplementedError
+
+    def _init_callback(self) -> None:
+        if not isinstance(self.model, SequenceOffPolicyAlgorithm):
+            raise ValueError(self._refusal.format(type(self.model).__name__))
+        self._acted_at = self.model.num_timesteps
+
+    @property
+    def _called_by_event(self) -> bool:
+        """Whether another callback calls this one at some event, in the middle of a step, and never at the end."""
+        return isinstance(self.parent, EventCallback)
+
+    def _on_rollout_start(self) -> None:
+        if self.model.num_timesteps - self._acted_at >= self.save_freq:
+            self._act()
+
+    def _on_step(self) -> bool:
+        if self._called_by_event:
+            self.model.when_stored(self._on_rollout_start)
+        return True
+
+    def _on_training_end(self) -> None:
+        if self.model.num_timesteps > self._acted_at:
+            self._act()
 
 
-class ResumableCheckpointCallback(BaseCallback):
+class ResumableCheckpointCallback(_PeriodicCallback):
     """
-    Full checkpoints, from which ``DreamerV2.resume(folder, env)`` goes on: model, optimizers, buffer, counters, random states
-    and the statistics of ``VecNormalize``. Written after an update, never between a step and its update.
+    Full checkpoints, from which ``DreamerV2.resume(folder, env)`` continues: model, optimizers, buffer, counters, random
+    states and the statistics of ``VecNormalize``. They are written after an update, never between a step and its update.
 
-    A buffer in memory is written as a whole each time; with ``replay_buffer_kwargs=dict(storage_path=...)`` it is on the disk
+    A buffer in memory is written as a whole each time. With ``replay_buffer_kwargs=dict(storage_path=...)`` it is on the disk
     already, and a checkpoint refers to it.
 
     Inside of a callback that calls others at some event (``EveryNTimesteps``, ``EvalCallback(callback_on_new_best=...)``) it
-    looks at every event whether ``save_freq`` steps have passed: with 1 there is a checkpoint for each.
+    checks at every event whether ``save_freq`` steps have passed: with 1 there is a checkpoint for each.
 
     :param save_freq: environment steps (over all environments) between checkpoints
     :param folder: of all checkpoints
     :param keep: how many of the latest are kept; None keeps all
-    :param verbose: 1 tells each path
+    :param verbose: 1 prints each path
     """
 
-    model: SequenceOffPolicyAlgorithm  # type: ignore[assignment]
-    #: Where several processes learn together, callbacks run on rank 0 but for those that say so; this one has parts on all
+    #: With several processes, callbacks run on rank 0 only, unless they set this; every rank writes its part of a checkpoint
     every_rank = True
+    _refusal = "ResumableCheckpointCallback is for DreamerV2, not {}: SB3's CheckpointCallback fits that."
 
     def __init__(self, save_freq: int, folder: str | Path, keep: int | None = 2, verbose: int = 0):
         super().__init__(verbose)
         if save_freq < 1 or (keep is not None and keep < 1):
             raise ValueError(f"save_freq and keep must be at least 1, but are {save_freq} and {keep}.")
         self.save_freq, self.folder, self.keep = save_freq, Path(folder), keep
-        self._saved_at = 0
 
     def _init_callback(self) -> None:
-        if not isinstance(self.model, SequenceOffPolicyAlgorithm):
-            name = type(self.model).__name__
-            raise ValueError(f"ResumableCheckpointCallback is for DreamerV2, not {name}: SB3's CheckpointCallback fits that.")
-        self._saved_at = self.model.num_timesteps
+        super()._init_callback()
         if rank() == 0:
             set_aside(self.folder, self.model.num_timesteps)
 
-    def _on_rollout_start(self) -> None:
-        if self.model.num_timesteps - self._saved_at >= self.save_freq:
-            self._save()
-
-    def _on_step(self) -> bool:
-        if called_by_event(self):
-            self.model.when_stored(self._on_rollout_start)
-        return True
-
-    def _on_training_end(self) -> None:
-        if self.model.num_timesteps > self._saved_at:
-            self._save()
-
-    def _save(self) -> None:
+    def _act(self) -> None:
         if world_size() > 1 and self.model._team is None:  # rl_zoo3 ends training twice, also after a rank was lost
             return
         path = save_checkpoint(self.model, self.folder, self.keep)
-        self._saved_at = self.model.num_timesteps
+        self._acted_at = self.model.num_timesteps
         if self.verbose >= 1 and rank() == 0:
             print(f"Saved {path}")
 
 
-class VideoPredictionCallback(BaseCallback):
+class VideoPredictionCallback(_PeriodicCallback):
     """
-    Open-loop predictions of the world model: it sees ``context`` recorded frames and then only the actions. Pictures become
-    films of truth, model and error, in TensorBoard (as ``add_video`` writes them, without moviepy) and as files; all else
-    becomes lines. Learning is not disturbed: the same run without the callback has the same bits.
+    Open-loop predictions of the world model: it sees ``context`` recorded frames and then only the actions. Images become
+    films of truth, model and error, in TensorBoard (as ``add_video`` writes them, without moviepy) and as files. Everything
+    else becomes lines. Learning is not disturbed: a run without the callback has the same weights to the bit.
 
-    In RL Zoo one line of YAML does it: ``callback: sb3_dreamer.callbacks.VideoPredictionCallback``. Inside of other callbacks
+    In RL Zoo one line of YAML adds it: ``callback: sb3_dreamer.callbacks.VideoPredictionCallback``. Inside of other callbacks
     it works as :class:`ResumableCheckpointCallback` does.
 
     :param save_freq: environment steps (over all environments) between predictions; one more is made at the end
-    :param folder: for the files; None is ``videos`` in RL Zoo's folder of the run, beside monitor files (but those of a
-        ``SubprocVecEnv``), or in the folder of TensorBoard's log; where there is none of these, no files are written
+    :param folder: for the files; None is ``videos`` in RL Zoo's folder of the run, beside monitor files (except those of a
+        ``SubprocVecEnv``), or in the folder of TensorBoard's log; if there is none of these, no files are written
     :param context: frames that the model sees (the released code: 5)
     :param horizon: frames that it predicts; None is as many as sequences of the training or episodes have
     :param n_sequences: sequences, one under the other
     :param keys: of the observation; None is everything that the model reconstructs
     :param formats: of the films: ``"gif"``, ``"mp4"`` (needs moviepy); empty for none
     :param fps: frames per second
-    :param verbose: 1 tells each path
+    :param verbose: 1 prints each path
     """
 
-    model: DreamerV2  # type: ignore[assignment]
+    _refusal = "VideoPredictionCallback shows world models, but {} has none."
 
     def __init__(
         self,
@@ -134,21 +144,18 @@ class VideoPredictionCallback(BaseCallback):
         self.save_freq, self.folder, self.keys, self.fps = int(save_freq), folder, keys, fps
         self.context, self.horizon, self.n_sequences = int(context), horizon, int(n_sequences)
         self.formats = (formats,) if isinstance(formats, str) else tuple(formats)
-        self._made_at = 0
         self._problem: str | None = "no rollout has ended yet"
 
     def _init_callback(self) -> None:
-        if not isinstance(self.model, SequenceOffPolicyAlgorithm):
-            raise ValueError(f"VideoPredictionCallback shows world models, but {type(self.model).__name__} has none.")
+        super()._init_callback()
         ObservationDecoder(self.model, self.keys or self.model.policy.world_model.decoder_keys)  # refuses unknown keys
-        self._made_at = self.model.num_timesteps
         if "mp4" in self.formats and importlib.util.find_spec("moviepy") is None:
-            raise ImportError("VideoPredictionCallback(formats=('mp4',)) needs moviepy: pip install moviepy, or take 'gif'.")
+            raise ImportError("VideoPredictionCallback(formats=('mp4',)) needs moviepy: pip install moviepy, or use 'gif'.")
         self._folder = self._find_folder() if self.formats else None
         if self.formats and self._folder is None:
             warnings.warn(
                 "VideoPredictionCallback has no place for its files, and writes none: there are neither monitor files nor a "
-                "log for TensorBoard. Say folder='...'."
+                "log for TensorBoard. Pass folder='...'."
             )
 
     def _find_folder(self) -> Path | None:
@@ -163,40 +170,29 @@ class VideoPredictionCallback(BaseCallback):
             return Path(self.logger.get_dir() or self.model.tensorboard_log) / "videos"
         return None
 
-    def _on_rollout_start(self) -> None:
-        if self.model.num_timesteps - self._made_at >= self.save_freq:
-            self._predict()
-
-    def _on_step(self) -> bool:
-        if called_by_event(self):
-            self.model.when_stored(self._on_rollout_start)
-        return True
-
     def _on_training_end(self) -> None:
-        if self.model.num_timesteps > self._made_at:
-            self._predict()
+        super()._on_training_end()
         if self._problem is not None:
             warnings.warn(f"VideoPredictionCallback has made no prediction: {self._problem}")
 
-    def _predict(self) -> None:
-        self._made_at = self.model.num_timesteps
-        length = self.context if self.horizon is None else self.context + self.horizon
+    def _act(self) -> None:
+        self._acted_at = self.model.num_timesteps
         options = self.n_sequences, self.context, self.horizon, self.keys
         try:
             recording = open_recording(self.model)
-            if recording.longest <= length and self.horizon is None:
+            if self.horizon is None and recording.longest <= self.context:
                 raise ValueError(f"the longest episode has {recording.longest} steps, no more than context={self.context}.")
             loop = open_loop(self.model, recording, *options, seed=self.model.seed or 0)
         except ValueError as error:  # too little experience yet, perhaps
             self._problem = str(error)
-            if called_by_event(self):  # which does not tell of the training's end
+            if self._called_by_event:  # _on_training_end will not be called
                 warnings.warn(f"VideoPredictionCallback has made no prediction: {error}")
             return
         self._problem = None
         try:
             for key in loop.truth:
                 name = "" if len(loop.truth) == 1 else f"_{safe_name(key)}"
-                if loop.kinds[key] == "picture":
+                if loop.kinds[key] == "image":
                     self._write_film(name, prediction_frames(loop, key))
                 else:
                     self._write_figure(name, draw_lines(loop, key))
@@ -212,27 +208,22 @@ class VideoPredictionCallback(BaseCallback):
             image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=gif)
             summary = Summary(value=[Summary.Value(tag=f"prediction/open_loop{name}", image=image)])
             output.writer.file_writer.add_summary(summary, self.num_timesteps)  # type: ignore[attr-defined]
-        for kind in self.formats if self._folder is not None else ():
-            path = self._path(name, kind)
-            path.write_bytes(gif) if kind == "gif" else save_film(frames, path, self.fps)
-            self._tell(path)
+        for kind in self.formats:
+            write: Any = partial(Path.write_bytes, data=gif) if kind == "gif" else partial(save_film, frames, fps=self.fps)
+            self._save(name, kind, write)
 
     def _write_figure(self, name: str, figure: Any) -> None:
         for output in self._tensorboards():
             output.writer.add_figure(f"prediction/open_loop{name}", figure, self.num_timesteps, close=False)
-        if self.formats and self._folder is not None:
-            path = self._path(name, "png")
-            figure.savefig(path)
-            self._tell(path)
+        self._save(name, "png", figure.savefig)
 
-    def _path(self, name: str, suffix: str) -> Path:
-        assert self._folder is not None
-        self._folder.mkdir(parents=True, exist_ok=True)
-        return self._folder / f"prediction{name}_{self.num_timesteps}_steps.{suffix}"
+    def _save(self, name: str, suffix: str, write: Callable[[Path], Any]) -> None:
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            path = self._folder / f"prediction{name}_{self.num_timesteps}_steps.{suffix}"
+            write(path)
+            if self.verbose >= 1:
+                print(f"Saved {path}")
 
     def _tensorboards(self) -> list[TensorBoardOutputFormat]:
         return [output for output in self.logger.output_formats if isinstance(output, TensorBoardOutputFormat)]
-
-    def _tell(self, path: Path) -> None:
-        if self.verbose >= 1:
-            print(f"Saved {path}")

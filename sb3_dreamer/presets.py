@@ -14,92 +14,92 @@ from sb3_dreamer.common.options import Option
 from sb3_dreamer.common.schedules import parse_schedule
 from sb3_dreamer.dreamer_v2.dreamer_v2 import OPTIONS
 
-# Keys that speak to rl_zoo3 and not to the algorithm
-ZOO_ONLY_KEYS = (
-    "n_timesteps",
-    "policy",
-    "n_envs",
-    "env_wrapper",
-    "vec_env_wrapper",
-    "frame_stack",
-    "normalize",
-    "callback",
-    "monitor_kwargs",
-    "env_kwargs",
-    "noise_type",
-    "noise_std",
+#: Keys that concern rl_zoo3 and not the algorithm
+ZOO_ONLY_KEYS = frozenset(
+    "n_timesteps policy n_envs env_wrapper vec_env_wrapper frame_stack normalize callback monitor_kwargs env_kwargs "
+    "noise_type noise_std".split()
 )
 
 
-def default_config() -> Path:
+def default_config(config: str | Path = "dreamer.yml") -> Path:
     """
-    Where the hyperparameters are: inside the installed package, or at the top of the checkout of an editable install.
+    Find a hyperparameter file: inside the installed package, or at the top of the checkout of an editable install.
 
-    :return: path of ``dreamer.yml``
-    :raises FileNotFoundError: if neither place has it
+    :param config: name of the file, or the absolute path of any other file
+    :return: its path
+    :raises FileNotFoundError: if there is no such file
     """
     package = Path(__file__).resolve().parent
-    places = [package / "hyperparams" / "dreamer.yml", package.parent / "hyperparams" / "dreamer.yml"]
+    places = [folder / "hyperparams" / config for folder in (package, package.parent)]
     for path in places:
         if path.is_file():
             return path
-    raise FileNotFoundError(f"sb3_dreamer is installed incompletely, no dreamer.yml at: {', '.join(map(str, places))}")
+    if Path(config).is_absolute():
+        raise FileNotFoundError(f"There is no hyperparameter file {config}.")
+    raise FileNotFoundError(f"sb3_dreamer is installed incompletely, no {config} at: {', '.join(map(str, places))}")
 
 
-def sections() -> dict[str, dict[str, Any]]:
+def sections(config: str | Path = "dreamer.yml") -> dict[str, dict[str, Any]]:
     """
-    :return: everything in ``dreamer.yml``, as rl_zoo3 would read it
+    Read a hyperparameter file as rl_zoo3 does.
+
+    :param config: see :func:`default_config`
+    :return: all sections
     """
     import yaml  # comes with rl_zoo3; only needed here
 
-    return yaml.safe_load(default_config().read_text())
+    return yaml.safe_load(default_config(config).read_text())
 
 
 def default_section(space: spaces.Space) -> tuple[str, str]:
     """
-    What fits an environment that has no section of its own.
+    Choose what fits an environment that has no section.
 
     :param space: of its observations
-    :return: ``"default"`` or, if there is a picture in it, ``"default_pixels"``, and the name of the policy
+    :return: ``"default"`` or, if there is an image in it, ``"default_pixels"``, and the name of the policy
     """
-    has_picture = any(is_image_space(part) for part in split_space(space).values())
-    is_dict = isinstance(space, spaces.Dict)
-    policy = "MultiInputPolicy" if is_dict else "CnnPolicy" if has_picture else "MlpPolicy"
-    return "default_pixels" if has_picture else "default", policy
+    has_image = any(is_image_space(part) for part in split_space(space).values())
+    policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "CnnPolicy" if has_image else "MlpPolicy"
+    return "default_pixels" if has_image else "default", policy
 
 
 def evaluate(expression: str) -> Any:
     """
+    Evaluate an expression with the names that rl_zoo3 provides; as there, a hyperparameter file is trusted like a program.
+
     :param expression: a value of a hyperparameter file, such as ``"dict(net_arch=[64], activation_fn=nn.ReLU)"``
-    :return: what rl_zoo3 makes of it, with the same names; as there, a file of hyperparameters is trusted like a program
+    :return: its value
     """
     return eval(expression, {"th": th, "nn": nn, "np": np})
 
 
-def preset(name: str) -> dict[str, Any]:
+def preset(name: str, config: str | Path = "dreamer.yml") -> dict[str, Any]:
     """
-    Hyperparameters that rl_zoo3 would use, for one's own script: ``DreamerV2("CnnPolicy", env, **preset("atari"))``.
+    Return the hyperparameters that rl_zoo3 would use, for a script: ``DreamerV2("CnnPolicy", env, **preset("atari"))``.
 
     :param name: a section of ``dreamer.yml``: an env id (``ALE/...`` and ``...NoFrameskip-v4`` are ``"atari"``),
         ``"default"``, ``"default_pixels"``, ``"continuous_pixels"``, ``"atari"``, ``"dreamer_v1"``, ...
+    :param config: name of a hyperparameter file of this package, or the absolute path of any other
     :return: constructor arguments of ``DreamerV2``, a new dict at each call; those that concern the env (wrapper,
         number of envs, ...) and the number of steps are left out
     :raises ValueError: if there is no such section
     """
-    known = sections()
-    is_atari = isinstance(name, str) and name not in known and (name.startswith("ALE/") or "NoFrameskip-v" in name)
-    name = "atari" if is_atari else name
+    known = sections(config)
+    if name not in known and isinstance(name, str) and (name.startswith("ALE/") or "NoFrameskip-v" in name):
+        name = "atari"
     if name not in known:
         raise ValueError(
-            f"Unknown preset {name!r}. For an environment without one: 'default', or 'default_pixels' for pictures. "
+            f"Unknown preset {name!r}. For an environment without one: 'default', or 'default_pixels' for images. "
             f"Known are: {', '.join(sorted(known))}"
         )
-    arguments = {key: value for key, value in known[name].items() if key not in ZOO_ONLY_KEYS}
-    for key, value in arguments.items():
-        if (option := OPTIONS.get(key, Option())).is_schedule:
-            arguments[key] = parse_schedule(key, value, *option.words)
-        elif key in ("policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs") and isinstance(value, str):
-            arguments[key] = evaluate(value)
-        elif key == "train_freq" and isinstance(value, list):
-            arguments[key] = tuple(value)
-    return arguments
+    return {key: _argument(key, value) for key, value in known[name].items() if key not in ZOO_ONLY_KEYS}
+
+
+def _argument(key: str, value: Any) -> Any:
+    """A value of the file as the constructor takes it."""
+    option = OPTIONS.get(key, Option())
+    if option.is_schedule:
+        return parse_schedule(key, value, *option.words)
+    if key in ("policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs") and isinstance(value, str):
+        return evaluate(value)
+    return tuple(value) if key == "train_freq" and isinstance(value, list) else value

@@ -30,14 +30,14 @@ ROOMS: dict[str, tuple[str, str]] = {
     ),
     "envs": ("atari atari_vec_env wrappers optional crafter dmc minatar procgen registration", "common"),
     "dream": (
-        "decoding recording imagination drawing window vec_env env rollout plots inspection zoo_run model_card __init__ "
+        "decoding recording dynamics drawing window vec_env env rollout plots inspection zoo_run model_card __init__ "
         "__main__",
         "ranks common world_model behavior replay saving algorithm dreamer_v2 envs",
     ),
     "callbacks": ("callbacks", "ranks common world_model behavior replay saving algorithm dreamer_v2 dream"),
     "presets": ("presets", "common dreamer_v2"),
     "zoo": (
-        "hyperparams_opt ranks __init__ report __main__",
+        "hyperparams_opt algorithms manager ranks __init__ report __main__",
         "ranks common replay saving algorithm dreamer_v2 callbacks envs presets dream",
     ),
     "": ("__init__", "common world_model behavior replay dreamer_v2 presets"),

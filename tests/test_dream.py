@@ -25,11 +25,14 @@ from benchmarks.tasks.images import PixelCatch
 from sb3_dreamer import DreamerV2
 from sb3_dreamer.callbacks import ResumableCheckpointCallback
 from sb3_dreamer.common.functional import INVERSE_REWARD_TRANSFORMS, REWARD_TRANSFORMS
+from sb3_dreamer.common.observations import ObservationFormat
 from sb3_dreamer.dream import DreamEnv, DreamVecEnv, Recording, open_loop, open_recording, record
 from sb3_dreamer.dream.__main__ import main
 from sb3_dreamer.dream.env import idle_action, key_table
-from sb3_dreamer.dream.inspection import calibrate, count_parameters, inspect
+from sb3_dreamer.dream.inspection import calibrate, inspect
+from sb3_dreamer.dream.plots import prediction_frames
 from sb3_dreamer.dream.rollout import OpenLoop
+from sb3_dreamer.dream.zoo_run import find_run
 from sb3_dreamer.saving.checkpoint import checkpoints
 from tests.envs import ScriptedEnv
 from tests.installed import run_python
@@ -186,7 +189,7 @@ def test_a_step_is_the_world_models_prior_and_its_heads(model: DreamerV2) -> Non
     env = DreamVecEnv(model, 3, horizon=5, termination="never", seed=3)
     env.reset()
     state, world_model = env.states, model.policy.world_model
-    generator = env.imagination.generator.clone_state()
+    generator = env.dynamics.generator.clone_state()
     seen, rewards, _, _ = env.step(np.array([0, 2, 1]))
 
     like = th.empty(3, world_model.rssm.latent.parameter_size)
@@ -204,7 +207,27 @@ def test_a_step_is_the_world_models_prior_and_its_heads(model: DreamerV2) -> Non
         assert np.allclose(values[key], decoded[key].mode.clamp(-1, 1), atol=1e-6)
 
 
-def test_pictures_are_resized_back(image_model: DreamerV2) -> None:
+@pytest.mark.parametrize("dtype", [np.float64, np.uint8])
+def test_numbers_of_any_rank_come_through(dtype: Any) -> None:
+    """Encoded and decoded, predicted and drawn."""
+    shapes = [(), (1,), (2, 3), (2, 3, 2), (2, 1, 3, 2), (1, 2, 1, 2, 3)]
+    space = spaces.Dict({f"rank {len(shape)}": spaces.Box(0, 100, shape, dtype) for shape in shapes})
+    for key, part in ObservationFormat(space).parts.items():
+        values = np.stack([space[key].sample() for _ in range(4)])
+        stored = part.to_stored(values, "values", np.arange(4))
+        decoded = part.finish(part.decode(part.encode(th.as_tensor(stored))), space[key])
+        assert decoded.dtype == dtype and np.allclose(decoded, values, rtol=1e-6)
+    model = random_model(space, seed=0, **LEARN).learn(20)
+    seen: Any = DreamVecEnv(model, 3, seed=0).reset()
+    loop = open_loop(model, open_recording(model), 2, 2, 2, seed=0)
+    for key, shape in zip(space, shapes, strict=True):
+        assert seen[key].shape == (3, *shape) and all(space[key].contains(row) for row in seen[key]), key
+        assert loop.truth[key].shape == loop.model[key].shape == (4, 2, *shape) and loop.kinds[key] == "numbers"
+        assert np.isfinite(loop.error(key).model).all()
+    assert len(prediction_frames(loop, "rank 0")) == 3
+
+
+def test_images_are_resized_back(image_model: DreamerV2) -> None:
     env = DreamVecEnv(image_model, 2, seed=0)
     frames: Any = env.reset()
     decoded = image_model.policy.world_model.decoder(env.states.features)["observation"].mode
@@ -263,7 +286,7 @@ def test_vec_normalize_is_undone() -> None:
     scale = np.sqrt(venv.ret_rms.var + venv.epsilon)
     inner = DreamVecEnv(model, 64, seed=0)
     inner.reset()
-    _, step = inner.imagination.step(inner.states, actions)
+    _, step = inner.dynamics.step(inner.states, actions)
     assert np.allclose(env.step(actions)[1], step.rewards * scale, rtol=1e-4)
 
 
@@ -342,13 +365,13 @@ def test_posterior_of_the_context_then_prior(scripted_model: DreamerV2) -> None:
 
 
 def test_errors_by_hand() -> None:
-    truth: Any = {"picture": np.zeros((4, 1, 1, 1, 1), np.uint8), "class": np.array([[0], [1], [2], [2]])}
-    model: Any = {"picture": np.full((4, 1, 1, 1, 1), 51, np.uint8), "class": np.array([[0], [1], [0], [2]])}
-    truth["picture"][3] = 255
-    nothing, kinds = np.zeros((4, 1)), {"picture": "picture", "class": "classes"}
+    truth: Any = {"image": np.zeros((4, 1, 1, 1, 1), np.uint8), "class": np.array([[0], [1], [2], [2]])}
+    model: Any = {"image": np.full((4, 1, 1, 1, 1), 51, np.uint8), "class": np.array([[0], [1], [0], [2]])}
+    truth["image"][3] = 255
+    nothing, kinds = np.zeros((4, 1)), {"image": "image", "class": "classes"}
     loop = OpenLoop(truth, model, nothing, nothing, nothing, nothing, 2, True, kinds)
-    assert loop.error("picture").model.tolist() == pytest.approx([0.04, 0.64])
-    assert loop.error("picture").copy_last.tolist() == pytest.approx([0.0, 1.0])
+    assert loop.error("image").model.tolist() == pytest.approx([0.04, 0.64])
+    assert loop.error("image").copy_last.tolist() == pytest.approx([0.0, 1.0])
     assert loop.error("class").model.tolist() == [1.0, 0.0] and loop.error("class").copy_last.tolist() == [1.0, 1.0]
 
 
@@ -382,7 +405,7 @@ def test_inspection_counts_what_is_there(vector_model: DreamerV2) -> None:
     policy = vector_model.policy
     everything = sum(p.numel() for p in policy.world_model.parameters())
     everything += sum(p.numel() for part in (policy.behavior.actor, policy.behavior.critic) for p in part.parameters())
-    assert sum(count_parameters(policy).values()) == everything
+    assert sum(found.parameters.values()) == everything
     assert found.kl.shape == (4,) and (found.kl >= -1e-6).all()
     assert found.usage is not None and np.allclose(found.usage.sum(-1), 1.0)
     assert found.perplexity is not None and ((found.perplexity >= 1 - 1e-6) & (found.perplexity <= 4 + 1e-6)).all()
@@ -506,6 +529,10 @@ def test_what_a_model_lacks_is_named(tmp_path: Path) -> None:
         DreamVecEnv(PPO("MlpPolicy", "CartPole-v1"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"horizon must be a whole number, but is 2\.9"):
         DreamVecEnv(blind, keys=["vector"], horizon=2.9)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'horizons'"):
+        DreamEnv(vector_model, horizons=3)
+    with pytest.raises(TypeError, match="n_envs"):
+        DreamEnv(vector_model, n_envs=2)
     env = DreamVecEnv(blind, 2, keys=["vector"])
     assert list(env.reset()) == ["vector"] and list(env.observation_space) == ["vector"]  # type: ignore[call-overload, arg-type]
     normalized = small_model(VecNormalize(random_envs()), seed=0, **LEARN).learn(20)
@@ -605,15 +632,17 @@ def test_lost_statistics_are_named(tmp_path: Path, cartpole_run: Path) -> None:
         main(["inspect", str(folder)])
 
 
-def test_report_films_pictures(tmp_path: Path, cartpole_run: Path) -> None:
+def test_report_films_images(tmp_path: Path, cartpole_run: Path) -> None:
     from sb3_dreamer.zoo.report import film_dream
 
     model = small_model(PixelCatch(rows=14), seed=0, policy_kwargs=dict(image_size=(16, 16)), **LEARN).learn(40)
     gym.register("tests/TallCatch-v0", entry_point="benchmarks.tasks.images:PixelCatch", kwargs={"rows": 14})
     folder = zoo_run(tmp_path / "TallCatch-v0_1", "tests/TallCatch-v0", model)
-    said = film_dream(folder / "tests-TallCatch-v0.zip", folder, 0, "cpu")
+    run, blind = find_run(folder), find_run(cartpole_run)
+    assert run is not None and blind is not None
+    said = film_dream(model, run, 0)
     assert said is not None and "5 frames seen, 9 dreamt" in said and (folder / "dream.gif").exists()
-    assert film_dream(cartpole_run / "CartPole-v1.zip", cartpole_run, 0, "cpu") is None, "no pictures, no film"
+    assert film_dream(DreamerV2.load(cartpole_run / "CartPole-v1.zip"), blind, 0) is None, "no images, no film"
 
 
 def test_code_of_the_page_runs(cartpole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,7 @@ def test_what_it_cannot_do_is_said(tmp_path: Path, recwarn: pytest.WarningsRecor
         random_model(BOTH, **LEARN).learn(20, VideoPredictionCallback(folder=tmp_path, keys=["leg"]))
     with pytest.raises(ValueError, match="world models, but PPO has none"):
         PPO("MlpPolicy", RandomEnv(), n_steps=8, batch_size=8, device="cpu").learn(8, VideoPredictionCallback(folder=tmp_path))
-    with pytest.warns(UserWarning, match=r"no place for its files, and writes none.* Say folder="):
+    with pytest.warns(UserWarning, match=r"no place for its files, and writes none.* Pass folder="):
         small_model(make_vec_env(RandomEnv), **LEARN).learn(40, VideoPredictionCallback(20))
     with pytest.warns(UserWarning, match=r"made no prediction: the longest episode has 11 steps, no more than context=20"):
         random_model(**LEARN).learn(30, VideoPredictionCallback(folder=tmp_path, context=20))
@@ -89,7 +89,7 @@ def test_it_never_ends_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """What is missing is said before the first step; a disk that is full later is a warning."""
     monkeypatch.setitem(sys.modules, "moviepy", None)
     model = small_model(make_vec_env(RandomEnv), **LEARN)
-    with pytest.raises(ImportError, match="needs moviepy: pip install moviepy, or take 'gif'"):
+    with pytest.raises(ImportError, match="needs moviepy: pip install moviepy, or use 'gif'"):
         model.learn(40, VideoPredictionCallback(20, folder=tmp_path, formats=("gif", "mp4")))
     assert model.num_timesteps == 0
     monkeypatch.setattr(Path, "mkdir", raising(OSError(28, "No space left on device")))

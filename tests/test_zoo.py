@@ -73,7 +73,7 @@ def test_preset_reads_the_notation_of_the_zoo(tmp_path: Path, monkeypatch: pytes
         "  critic_learning_rate: 0.5\n  train_freq: [1, episode]\n"
         "  replay_buffer_kwargs: dict(a=np.pi, b=nn.Tanh, c=th.float32)\n"
     )
-    monkeypatch.setattr(presets, "default_config", lambda: tmp_path / "dreamer.yml")
+    monkeypatch.setattr(presets, "default_config", lambda config: tmp_path / config)
     arguments = preset("x")
     assert set(arguments) == {"learning_rate", "critic_learning_rate", "train_freq", "replay_buffer_kwargs"}
     assert isinstance(arguments["learning_rate"], LinearSchedule)
@@ -485,8 +485,9 @@ gym.register("own/Pole-v0", "gymnasium.envs.classic_control:CartPoleEnv", max_ep
 REPORT = """
 run("sb3_dreamer.zoo.report", "--env", "own/Pole-v0", "-f", "logs", "--episodes", "1")
 from pathlib import Path
-from sb3_dreamer.zoo.report import frames_per_step, make_env
-env = make_env(Path("logs/dreamer/own-Pole-v0_1"), 1, 0)
+from sb3_dreamer.dream.zoo_run import find_run
+from sb3_dreamer.zoo.report import frames_per_step
+env = find_run(Path("logs/dreamer/own-Pole-v0_1")).make_env(1, 0)
 env.reset()
 env.step([0])
 assert len(env.get_attr("rewards")[0]) == frames_per_step(env) == 4, "the monitor counts frames"
@@ -516,3 +517,44 @@ if __name__ == "__main__":
 """
     run_python("-c", with_hook(site_folder, RUN + textwrap.dedent(code)), cwd=tmp_path)
     assert (tmp_path / "logs" / "dreamer" / "CartPole-v1_1" / "CartPole-v1.zip").is_file()
+
+
+OTHER = """
+import argparse
+from pathlib import Path
+import rl_zoo3.utils
+from rl_zoo3.exp_manager import ExperimentManager
+from sb3_dreamer import DreamerV2, zoo
+
+class Other(DreamerV2):
+    pass
+
+class Mine(ExperimentManager):
+    def create_log_folder(self):
+        super().create_log_folder()
+        print("mine")
+
+for _ in range(2):
+    zoo.register_algorithm("other", Other, "tiny.yml")
+assert rl_zoo3.utils.ALGOS["other"] is Other and rl_zoo3.utils.ALGOS["dreamer"] is DreamerV2
+assert zoo.default_config("other") == str(Path("tiny.yml").absolute()) != zoo.default_config()
+for name, config, error in (("ppo", "tiny.yml", ValueError), ("another", "none.yml", FileNotFoundError)):
+    try:
+        zoo.register_algorithm(name, Other, config)
+    except error:
+        assert name == "ppo" or name not in rl_zoo3.utils.ALGOS
+    else:
+        raise AssertionError
+manager = Mine(argparse.Namespace(), "other", "CartPole-v1", "logs", n_timesteps=20, eval_freq=-1, verbose=0)
+assert isinstance(manager, Mine) and type(manager) is not Mine and manager.config == zoo.default_config("other")
+model, _ = manager.setup_experiment()
+assert type(model) is Other and model.batch_size == 4
+theirs = Mine(argparse.Namespace(), "ppo", "CartPole-v1", "logs")
+assert type(theirs) is Mine
+"""
+
+
+def test_another_algorithm(site_folder: Path, tmp_path: Path) -> None:
+    """One call, and rl_zoo3 treats it as ours; a manager of the user's keeps its own methods."""
+    (tmp_path / "tiny.yml").write_text(TINY)
+    assert "mine" in run_python("-c", with_hook(site_folder, OTHER), cwd=tmp_path).splitlines()

@@ -11,9 +11,11 @@ from sb3_dreamer.common.preprocessing import NumpyObs
 
 def original_observations(normalize: VecNormalize | None, observations: NumpyObs) -> NumpyObs:
     """
+    Undo ``VecNormalize`` for the observations of the last step or reset.
+
     :param normalize: of the environment
-    :param observations: of its last step or reset, as the agent sees them
-    :return: the same, but for the parts that ``VecNormalize`` changes, which are as they were before it
+    :param observations: as the agent sees them
+    :return: the same, with the keys that ``VecNormalize`` changes as they were before it
     """
     if normalize is None or not normalize.norm_obs:
         return observations
@@ -25,21 +27,21 @@ def original_observations(normalize: VecNormalize | None, observations: NumpyObs
 
 def check_wrappers(normalize: VecNormalize | None, observations: NumpyObs, originals: NumpyObs) -> None:
     """
+    Check that wrappers outside of ``VecNormalize`` leave shapes alone.
+
     :param normalize: of the environment
     :param observations: as the agent sees them
     :param originals: of :func:`original_observations`
-    :raises ValueError: if wrappers outside of ``VecNormalize`` change shapes: what it had before normalizing is then not what
-        the agent sees
+    :raises ValueError: if the shapes differ: the originals are then not what the agent sees
     """
     if normalize is None:
         return
-    pairs: list[tuple[str, Any, Any]] = [("", observations, originals)]
-    if isinstance(observations, dict) and isinstance(originals, dict):
-        pairs = [(f" '{key}'", observations[key], originals[key]) for key in observations]
-    for name, seen, original in pairs:
-        if np.shape(seen) != np.shape(original):
+    before = _by_key(originals)
+    for key, seen in _by_key(observations).items():
+        if seen.shape != before[key].shape:
+            name, shapes = f" '{key}'" if key else "", (before[key].shape[1:], seen.shape[1:])
             raise ValueError(
-                f"The observations{name} have shape {np.shape(original)[1:]} in VecNormalize, but {np.shape(seen)[1:]} after "
+                f"The observations{name} have shape {shapes[0]} in VecNormalize, but {shapes[1]} after "
                 "the wrappers outside of it, such as VecFrameStack. Put VecNormalize around them. In RL Zoo, where "
                 "frame_stack comes around normalize, leave one of them out: "
                 "policy_kwargs=dict(normalize_observations=True) normalizes, and the latent state remembers."
@@ -50,11 +52,13 @@ def arrived_observations(
     normalize: VecNormalize | None, originals: NumpyObs, dones: np.ndarray, infos: list[dict[str, Any]]
 ) -> NumpyObs:
     """
+    Put the last observation of an episode in the place of the first of the next one.
+
     :param normalize: of the environment
     :param originals: of :func:`original_observations`, after a step
     :param dones: whether it ended an episode, (n_envs,)
     :param infos: of the step, with the last observation of an episode that ended
-    :return: what the actions led to: where an episode ended its last observation, not the first of the next
+    :return: the observations that the actions led to, a copy where an episode has ended
     """
     if not np.any(dones):
         return originals
@@ -63,9 +67,13 @@ def arrived_observations(
         last = infos[i].get("terminal_observation")
         if last is None:
             continue
-        last = last if normalize is None else normalize.unnormalize_obs(last)
-        pairs = [(next_obs[key], last[key]) for key in next_obs] if isinstance(next_obs, dict) else [(next_obs, last)]
-        for target, value in pairs:
-            off = target.dtype.kind in "biu" and np.asarray(value).dtype.kind == "f"  # by the rounding of VecNormalize
-            target[i] = np.rint(value) if off else value  # type: ignore[arg-type]
+        last = _by_key(last if normalize is None else normalize.unnormalize_obs(last))
+        for key, target in _by_key(next_obs).items():
+            value = np.asarray(last[key])
+            off = target.dtype.kind in "biu" and value.dtype.kind == "f"  # VecNormalize has made rounding errors
+            target[i] = np.rint(value) if off else value
     return next_obs
+
+
+def _by_key(observations: NumpyObs) -> dict[str, np.ndarray]:
+    return observations if isinstance(observations, dict) else {"": observations}

@@ -33,6 +33,8 @@ class ObservationPart:
     is_image = False
     #: Whether the values are plain numbers, which have a mean and a spread
     is_numeric = True
+    #: How predictions are drawn and compared: ``"image"`` (frames of bytes), ``"numbers"`` or ``"classes"`` (and bits)
+    kind = "numbers"
 
     def __init__(self, space: spaces.Space) -> None:
         assert space.shape is not None
@@ -105,6 +107,39 @@ class ObservationPart:
         """
         return stored.float().reshape(*self._leading(stored), -1)
 
+    def decode(self, encoded: th.Tensor, channels_last: bool = False) -> np.ndarray:
+        """
+        Undo :meth:`encode`, before rounding and clipping.
+
+        :param encoded: (n, *encoded shape), such as the mode of a reconstruction; of classes the most likely one is taken
+        :param channels_last: whether frames of bytes get their channels last, as gymnasium's environments have them
+        :return: (n, *native shape)
+        """
+        return encoded.cpu().numpy().reshape(-1, *self.native_shape)
+
+    def own_space(self, space: spaces.Space, channels_last: bool) -> spaces.Space:
+        """
+        Space of the decoded observations.
+
+        :param space: in SB3's form, frames of bytes channel first
+        :param channels_last: see :meth:`decode`
+        :return: the same, with the axes of :meth:`decode`
+        """
+        return space
+
+    def finish(self, values: np.ndarray, space: spaces.Space) -> np.ndarray:
+        """
+        Round, clip and cast decoded values to what a space contains.
+
+        :param values: of :meth:`decode`, in the units of the space
+        :param space: of :meth:`own_space`
+        :return: (n, *shape of the space), contiguous
+        """
+        if isinstance(space, spaces.Box):
+            values = np.rint(values) if np.issubdtype(space.dtype, np.integer) else values.astype(space.dtype)
+            values = np.clip(values, space.low, space.high)
+        return np.ascontiguousarray(values, dtype=space.dtype)
+
     def _leading(self, stored: th.Tensor) -> th.Size:
         return stored.shape[: stored.ndim - len(self.stored_shape)]
 
@@ -117,7 +152,7 @@ class ImagePart(ObservationPart):
     :param image_size: (h, w), or None for the native size
     """
 
-    is_image, is_numeric = True, False
+    is_image, is_numeric, kind = True, False, "image"
 
     def __init__(self, space: spaces.Box, image_size: ImageSize) -> None:
         super().__init__(space)
@@ -136,6 +171,15 @@ class ImagePart(ObservationPart):
 
     def encode(self, stored: th.Tensor) -> th.Tensor:
         return stored.float() / 255.0 - 0.5
+
+    def decode(self, encoded: th.Tensor, channels_last: bool = False) -> np.ndarray:
+        frames = resize_tensor((encoded + 0.5) * 255.0, self.native_shape[1:]).cpu().numpy()
+        return np.moveaxis(frames, -3, -1) if channels_last else frames
+
+    def own_space(self, space: spaces.Space, channels_last: bool) -> spaces.Space:
+        assert isinstance(space, spaces.Box)
+        low, high = (np.moveaxis(bound, 0, -1) for bound in (space.low, space.high))
+        return spaces.Box(low, high, dtype=np.uint8) if channels_last else space
 
 
 class FloatImagePart(ObservationPart):
@@ -161,6 +205,11 @@ class FloatImagePart(ObservationPart):
         frames = stored.float() if self.channels_first else stored.float().movedim(-1, -3)
         return resize_tensor(frames, self.encoded.shape[1:])
 
+    def decode(self, encoded: th.Tensor, channels_last: bool = False) -> np.ndarray:
+        native = self.native_shape[1:] if self.channels_first else self.native_shape[:2]
+        frames = resize_tensor(encoded, native)
+        return (frames if self.channels_first else frames.movedim(-3, -1)).cpu().numpy()
+
 
 class ClassPart(ObservationPart):
     """
@@ -169,7 +218,7 @@ class ClassPart(ObservationPart):
     :param space: Discrete or MultiDiscrete
     """
 
-    is_numeric = False
+    is_numeric, kind = False, "classes"
 
     def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete) -> None:
         super().__init__(space)
@@ -201,6 +250,10 @@ class ClassPart(ObservationPart):
         hot = [flat[..., index, None] == th.arange(count, device=flat.device) for index, count in enumerate(self.blocks)]
         return th.cat(hot, dim=-1).float()
 
+    def decode(self, encoded: th.Tensor, channels_last: bool = False) -> np.ndarray:
+        classes = th.stack([block.argmax(-1) for block in encoded.split(self.blocks, dim=-1)], dim=-1)
+        return super().decode(classes) + self.start
+
 
 @lru_cache(maxsize=64)
 def _first_classes(start: bytes, shape: tuple[int, ...], device: th.device) -> th.Tensor:
@@ -215,7 +268,7 @@ class BinaryPart(ObservationPart):
     :param space: MultiBinary
     """
 
-    is_numeric = False
+    is_numeric, kind = False, "classes"
 
     def __init__(self, space: spaces.MultiBinary) -> None:
         super().__init__(space)
@@ -227,6 +280,9 @@ class BinaryPart(ObservationPart):
     def to_stored(self, values: np.ndarray, name: str, rows: np.ndarray) -> np.ndarray:
         refuse((values != 0) & (values != 1), values, name, rows, "0 or 1")
         return values.astype(np.int8)
+
+    def finish(self, values: np.ndarray, space: spaces.Space) -> np.ndarray:
+        return (values > 0.5).astype(space.dtype)
 
 
 class ObservationFormat:

@@ -1,4 +1,4 @@
-"""A trained world model to watch, to play and to train other agents in."""
+"""Trained world models as environments, to be watched, played and used for training other agents."""
 
 from sb3_dreamer.dream.env import DreamEnv
 from sb3_dreamer.dream.recording import Recording, open_recording, record

@@ -1,4 +1,4 @@
-"""Observations as pictures, and pictures as films."""
+"""Observations as images, and images as films."""
 
 import io
 import re
@@ -11,41 +11,39 @@ from sb3_dreamer.dream.decoding import ObservationDecoder
 
 #: Colors: background and bars of numbers; borders of frames that were seen and that were dreamt; half of a scale
 PAPER, INK, SEEN, DREAMT, MIDDLE = (250, 250, 250), (31, 119, 180), (44, 160, 44), (255, 127, 14), 128
-#: Size of a drawing of numbers, and smallest side of a film's pictures
+#: Size of a drawing of numbers, and smallest side of a film's images
 BAR_HEIGHT, BAR_WIDTH, SMALLEST_SIDE, GAP = 12, 192, 96, 4
 FILM_FORMATS = (".gif", ".mp4")
 
 
 def draw_observation(decoder: ObservationDecoder, values: dict[str, np.ndarray]) -> np.ndarray:
     """
-    :param decoder: that made them
-    :param values: of one observation, per key in its own space
-    :return: its first picture in colors, or a bar for each number, (height, width, 3) uint8
+    Draw one observation.
+
+    :param decoder: that made it
+    :param values: per key in its own space
+    :return: its first image in colors, or a bar for each number, (height, width, 3) uint8
     """
     for key in decoder.keys:
-        if decoder.kind(key) == "picture":
-            return in_colors(decoder.channels_first(values[key]))
-    flat = np.concatenate([np.asarray(values[key], dtype=np.float64).reshape(-1) for key in decoder.keys])
-    return draw_bars(flat)
+        if decoder.kinds[key] == "image":
+            return in_colors(np.moveaxis(values[key], -1, -3) if decoder.channels_last else values[key])
+    return _draw_bars(np.concatenate([np.asarray(values[key], dtype=np.float64).reshape(-1) for key in decoder.keys]))
 
 
-def in_colors(picture: np.ndarray) -> np.ndarray:
+def in_colors(image: np.ndarray) -> np.ndarray:
     """
-    :param picture: (..., C, height, width) uint8; of stacked frames the last is shown
+    Convert frames of any number of channels to colors.
+
+    :param image: (..., C, height, width) uint8; of stacked frames the last is shown
     :return: (..., height, width, 3) uint8
     """
-    channels = picture.shape[-3]
-    last = picture[..., -3:, :, :] if channels % 3 == 0 else picture[..., -1:, :, :]
+    channels = image.shape[-3]
+    last = image[..., -3:, :, :] if channels % 3 == 0 else image[..., -1:, :, :]
     return np.moveaxis(np.broadcast_to(last, (*last.shape[:-3], 3, *last.shape[-2:])), -3, -1)
 
 
-def draw_bars(values: np.ndarray) -> np.ndarray:
-    """
-    One bar for each number, from the middle to the left or right; tanh brings all sizes onto the paper.
-
-    :param values: (n,)
-    :return: (height, width, 3) uint8
-    """
+def _draw_bars(values: np.ndarray) -> np.ndarray:
+    """One bar for each number, from the middle to the left or right; tanh makes all sizes fit."""
     paper = np.full((BAR_HEIGHT * len(values), BAR_WIDTH, 3), PAPER, dtype=np.uint8)
     half = BAR_WIDTH // 2
     for row, value in enumerate(np.tanh(values)):
@@ -57,8 +55,9 @@ def draw_bars(values: np.ndarray) -> np.ndarray:
 
 def film(truth: np.ndarray, model: np.ndarray, context: int) -> np.ndarray:
     """
-    Truth, model and error side by side, one sequence under the other. The frame around the model's picture is green while it
-    has seen the truth, and orange from where on it dreams. Gray means no error.
+    Draw truth, model and error side by side, one sequence under the other.
+
+    The frame around the model's image is green while it sees the truth, and orange while it dreams. Gray means no error.
 
     :param truth: (T, B, C, height, width) uint8
     :param model: likewise
@@ -67,47 +66,45 @@ def film(truth: np.ndarray, model: np.ndarray, context: int) -> np.ndarray:
     """
     error = ((model.astype(np.int16) - truth.astype(np.int16)) // 2 + MIDDLE).clip(0, 255).astype(np.uint8)
     scale = max(1, -(-SMALLEST_SIDE // truth.shape[-1]))
-    rows = []
-    for sequence in range(truth.shape[1]):
-        panels = []
-        for panel, values in enumerate((truth, model, error)):
-            frames = in_colors(values[:, sequence]).repeat(scale, axis=1).repeat(scale, axis=2)
-            frames = np.pad(frames, ((0, 0), (GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255)
-            if panel == 1:
-                _frame(frames[:context], SEEN)
-                _frame(frames[context:], DREAMT)
-            panels.append(frames)
-        rows.append(np.concatenate(panels, axis=2))
-    return np.concatenate(rows, axis=1)
+    panels = []
+    for values in (truth, model, error):
+        frames = in_colors(values).repeat(scale, axis=2).repeat(scale, axis=3)
+        panels.append(np.pad(frames, ((0, 0), (0, 0), (GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255))
+    _frame(panels[1][:context], SEEN)
+    _frame(panels[1][context:], DREAMT)
+    rows = np.concatenate(panels, axis=3)  # (T, B, height, width of the film, 3)
+    return rows.reshape(len(rows), -1, *rows.shape[3:])
 
 
 def _frame(frames: np.ndarray, color: tuple[int, int, int]) -> None:
-    """Paint the inner half of the gap around pictures."""
-    inner = slice(GAP // 2, -(GAP // 2))
-    height, width = frames.shape[1], frames.shape[2]
-    mask = np.zeros((height, width), dtype=bool)
-    mask[inner, inner] = True
-    mask[GAP : height - GAP, GAP : width - GAP] = False
-    frames[:, mask] = color
+    """Paint the inner half of the gap around images, (T, B, height, width, 3)."""
+    mask = np.zeros(frames.shape[2:4], dtype=bool)
+    mask[GAP // 2 : -(GAP // 2), GAP // 2 : -(GAP // 2)] = True
+    mask[GAP:-GAP, GAP:-GAP] = False
+    frames[:, :, mask] = color
 
 
 def safe_name(key: str) -> str:
     """
+    Make a key fit for the name of a file.
+
     :param key: of an observation, which may hold any character
-    :return: for the name of a file
+    :return: letters, digits and dashes
     """
     return re.sub("[^A-Za-z0-9]+", "-", key)
 
 
 def gif_bytes(frames: Sequence[np.ndarray] | np.ndarray, fps: float) -> bytes:
     """
+    Encode a film as an animated GIF that repeats forever.
+
     :param frames: each (height, width, 3) uint8
     :param fps: frames per second
-    :return: an animated GIF that repeats for ever
+    :return: content of the file
     """
     from PIL import Image  # comes with matplotlib
 
-    # one palette of all frames, without dithering: still parts stay still, and differences are small
+    # One palette for all frames, without dithering: what does not move does not flicker, and the file stays small
     strip = Image.fromarray(np.concatenate(list(frames), axis=0))
     palette = strip.quantize(colors=256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
@@ -119,11 +116,13 @@ def gif_bytes(frames: Sequence[np.ndarray] | np.ndarray, fps: float) -> bytes:
 
 def save_film(frames: Sequence[np.ndarray] | np.ndarray, path: Path, fps: float) -> None:
     """
+    Write a film.
+
     :param frames: each (height, width, 3) uint8
     :param path: of the file, ending in ``.gif`` or ``.mp4``
     :param fps: frames per second
     :raises ValueError: for another ending
-    :raises ImportError: if MP4 is wanted without moviepy
+    :raises ImportError: for MP4 without moviepy
     """
     if path.suffix not in FILM_FORMATS:
         raise ValueError(f"Films are written as {' or '.join(FILM_FORMATS)}, not as '{path.name}'.")
@@ -135,5 +134,5 @@ def save_film(frames: Sequence[np.ndarray] | np.ndarray, path: Path, fps: float)
         from moviepy.video.io.ImageSequenceClip import ImageSequenceClip
     except ImportError as error:
         raise ImportError(f"MP4 needs moviepy: pip install moviepy, or write {path.with_suffix('.gif')}.") from error
-    even = [frame[: len(frame) // 2 * 2, : frame.shape[1] // 2 * 2] for frame in frames]  # H.264 wants even sides
+    even = [frame[: len(frame) // 2 * 2, : frame.shape[1] // 2 * 2] for frame in frames]  # H.264 needs even sides
     ImageSequenceClip(even, fps=fps).write_videofile(str(path), logger=None)

@@ -1,15 +1,15 @@
-"""What a world model consists of and how well it predicts, as numbers and on one page."""
+"""Size and accuracy of a world model, as numbers and on one page."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
-from torch import nn
 
+from sb3_dreamer.algorithm.reporting import parameter_counts
 from sb3_dreamer.algorithm.sequence_algorithm import SequenceOffPolicyAlgorithm
 from sb3_dreamer.common.functional import REWARD_TRANSFORMS
-from sb3_dreamer.dream.imagination import Imagination
+from sb3_dreamer.dream.dynamics import DreamDynamics
 from sb3_dreamer.dream.plots import draw_horizon, new_figure
 from sb3_dreamer.dream.recording import Recording
 from sb3_dreamer.dream.rollout import OpenLoop, open_loop
@@ -23,26 +23,26 @@ class Calibration(NamedTuple):
     """Predictions grouped by their size, in the units of the reward head (after ``reward_transform``)."""
 
     predicted: np.ndarray  # (groups,) mean prediction
-    actual: np.ndarray  # (groups,) mean of what came
+    actual: np.ndarray  # (groups,) mean of the recorded rewards
     counts: np.ndarray  # (groups,)
     error: float  # root of the mean squared error
-    spread: float  # standard deviation of what came: the error of a constant
+    spread: float  # standard deviation of the recorded rewards: the error of a constant
 
 
 class Inspection(NamedTuple):
     """Findings about a trained model."""
 
-    parameters: dict[str, int]  # per module
+    parameters: dict[str, int]  # trained ones of each part, see ``parameter_counts``
     kl: np.ndarray  # (S,) mean KL(posterior, prior) of each latent variable, nats
     usage: np.ndarray | None  # (S, K) share of each code of categorical latents in the posterior samples
     stds: np.ndarray | None  # (S,) mean standard deviation of Gaussian posteriors
     rewards: Calibration
     loop: OpenLoop
-    n_steps: int  # recorded steps that were looked at
+    n_steps: int  # recorded steps that these numbers are from
 
     @property
     def perplexity(self) -> np.ndarray | None:
-        """Codes that each categorical variable uses, as the exponential of the entropy of :attr:`usage`, (S,)."""
+        """Effective number of codes of each categorical variable: exponential of the entropy of :attr:`usage`, (S,)."""
         if self.usage is None:
             return None
         return np.exp(-(self.usage * np.log(np.maximum(self.usage, 1e-12))).sum(-1))
@@ -58,11 +58,13 @@ def inspect(
     seed: int = 0,
 ) -> Inspection:
     """
+    Compare a world model with recorded experience.
+
     :param model: a trained ``DreamerV2``
     :param recording: real experience
     :param context: frames that the model sees before it predicts
-    :param horizon: frames that it predicts
-    :param n_sequences: sequences to look at
+    :param horizon: frames that it predicts; None is as many as its training's sequences or the episodes have
+    :param n_sequences: number of sequences
     :param seed: of their choice
     :return: findings
     :raises ValueError: if no episode has context and horizon
@@ -71,36 +73,26 @@ def inspect(
     world_model, random = model.policy.world_model, np.random.default_rng(seed)
     batch = recording.sequences(random, n_sequences, min(max(model.batch_length, len(loop.rewards)), recording.longest))
     generator = th.Generator(device=model.device).manual_seed(seed)
-    imagination = Imagination(model, generator, transformed_rewards=True)
-    observed = imagination.observe(batch)
+    dynamics = DreamDynamics(model, generator, transformed_rewards=True)
+    observed = dynamics.observe(batch)
     latent = world_model.rssm.latent
     kl = latent.kl_per_variable(observed.posterior, observed.prior).flatten(0, 1).mean(0)
-    samples, usage, stds = observed.states.stochastic.flatten(0, 1), None, None
+    usage = stds = None
     if isinstance(latent, CategoricalLatent):
+        samples = observed.states.stochastic.flatten(0, 1)
         usage = samples.unflatten(-1, (latent.variables, latent.classes)).mean(0).cpu().numpy()
     else:
         stds = latent.distribution(observed.posterior).std.flatten(0, 1).mean(0).cpu().numpy()  # type: ignore[attr-defined]
     transform = REWARD_TRANSFORMS[model.model_objective.reward_transform]  # type: ignore[attr-defined]
-    predicted = imagination.judge(observed.states.features.flatten(0, 1)).rewards
     actual = transform(batch.rewards).flatten().cpu().numpy()
-    parameters = count_parameters(model.policy)
-    return Inspection(parameters, kl.cpu().numpy(), usage, stds, calibrate(predicted, actual), loop, len(actual))
-
-
-def count_parameters(policy: Any) -> dict[str, int]:
-    """
-    :param policy: of an agent with a world model
-    :return: number of parameters of each module
-    """
-    world_model, modules = policy.world_model, {}
-    for name in ("encoder", "rssm", "decoder", "reward_head", "discount_head"):
-        modules[name] = getattr(world_model, name)
-    modules |= {"actor": policy.behavior.actor, "critic": policy.behavior.critic, "exploration": policy.exploration}
-    return {name: sum(p.numel() for p in part.parameters()) for name, part in modules.items() if isinstance(part, nn.Module)}
+    rewards = calibrate(dynamics.judge(observed.states.features.flatten(0, 1)).rewards, actual)
+    return Inspection(parameter_counts(model.policy), kl.cpu().numpy(), usage, stds, rewards, loop, len(actual))
 
 
 def calibrate(predicted: np.ndarray, actual: np.ndarray, groups: int = BINS) -> Calibration:
     """
+    Group predictions by size, and compare their means with those of the truth.
+
     :param predicted: (n,)
     :param actual: (n,)
     :param groups: of equal width over the range of the predictions
@@ -117,7 +109,9 @@ def calibrate(predicted: np.ndarray, actual: np.ndarray, groups: int = BINS) -> 
 
 def draw_page(found: Inspection, path: Path, title: str) -> None:
     """
-    :param found: findings
+    Draw findings on one page.
+
+    :param found: of :func:`inspect`
     :param path: PNG file to write
     :param title: of the page
     """
@@ -174,5 +168,5 @@ def _draw_rewards(axes: Any, rewards: Calibration) -> None:
     axes.set(
         title=f"Rewards: error {rewards.error:.3g}, of a constant {rewards.spread:.3g}",
         xlabel="predicted (after reward_transform)",
-        ylabel="mean of what came",
+        ylabel="mean of recorded rewards",
     )

@@ -1,16 +1,14 @@
-"""A README in the format of the Hugging Face Hub, for sharing a model with what is known about it."""
+"""A README in the format of the Hugging Face Hub, for sharing a model."""
 
 import json
 import platform
 import re
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from stable_baselines3.common.evaluation import evaluate_policy
 
+from sb3_dreamer.common.version import VERSION
 from sb3_dreamer.dream.zoo_run import ZooRun
 from sb3_dreamer.dreamer_v2.dreamer_v2 import DreamerV2
 
@@ -19,17 +17,17 @@ TEMPLATE = """---
 {metadata}
 ---
 
-# DreamerV2 on {env_id}
+# DreamerV2 on {run.env_id}
 
 A trained [DreamerV2](https://arxiv.org/abs/2010.02193) agent and its world model, for
 [sb3-dreamer](https://github.com/sb3-dreamer/sb3-dreamer) with Stable-Baselines3 and RL Baselines3 Zoo.
 
 | evaluation | result |
 |---|---|
-| mean return, {episodes} episodes of {env_id} | {mean:.2f} ± {std:.2f} |
+| mean return, {episodes} episodes of {run.env_id} | {mean:.2f} ± {std:.2f} |
 | actions | {actions} |
-| environment steps of the training | {steps:,} |
-| updates | {updates:,} |
+| environment steps of the training | {model.num_timesteps:,} |
+| updates | {model._n_updates:,} |
 
 ## Use
 
@@ -37,18 +35,18 @@ A trained [DreamerV2](https://arxiv.org/abs/2010.02193) agent and its world mode
 import gymnasium as gym
 from sb3_dreamer import DreamerV2
 
-model = DreamerV2.load("{file}")
+model = DreamerV2.load("{path.name}")
 ```
 
-In RL Zoo, with this folder as `logs/dreamer/{folder}`:
+In RL Zoo, with this folder as `logs/dreamer/{run.folder.name}`:
 
 ```bash
 pip install sb3-dreamer
-python -m rl_zoo3.enjoy --algo dreamer --env {env_id} -f logs
-python -m sb3_dreamer.dream play logs/dreamer/{folder}/{file}
+python -m rl_zoo3.enjoy --algo dreamer --env {run.env_id} -f logs
+python -m sb3_dreamer.dream play logs/dreamer/{run.folder.name}/{path.name}
 ```
 
-Pass the state that `predict` returns to its next call: the agent has a memory.
+The agent has a memory: pass the state that `predict` returns to its next call.
 
 ## Training
 
@@ -71,76 +69,53 @@ def write_card(model: DreamerV2, run: ZooRun, model_path: Path, episodes: int = 
     :param model: the agent
     :param run: in which it was trained
     :param model_path: of its zip file
-    :param episodes: to evaluate
+    :param episodes: number of evaluation episodes
     :param seed: of the evaluation environments, far from the training's
     :return: the path of the card
     """
-    from rl_zoo3.exp_manager import ExperimentManager
-
-    deterministic = not (ExperimentManager.is_atari(run.env_id) or ExperimentManager.is_minigrid(run.env_id))  # as in rl_zoo3
     env = run.make_env(min(episodes, 10), seed)
-    returns, _ = evaluate_policy(model, env, episodes, deterministic=deterministic, return_episode_rewards=True)  # type: ignore[arg-type]
+    returns = run.evaluate(model, env, episodes)
     env.close()
     path = run.folder / "README.md"
-    actions = "most probable" if deterministic else "sampled"
-    path.write_text(card_text(model, run, model_path, np.array(returns), actions), encoding="utf-8")
+    path.write_text(_card_text(model, run, model_path, returns), encoding="utf-8")
     return path
 
 
-def card_text(model: DreamerV2, run: ZooRun, model_path: Path, returns: np.ndarray, actions: str) -> str:
-    """
-    :param model: the agent
-    :param run: in which it was trained
-    :param model_path: of its zip file
-    :param returns: of evaluation episodes
-    :param actions: how they were chosen
-    :return: the whole README
-    """
+def _card_text(model: DreamerV2, run: ZooRun, model_path: Path, returns: np.ndarray) -> str:
+    """The whole README, from the returns of evaluation episodes."""
     import yaml
 
     saved = next(run.folder.glob("*/args.yml")).parent
     command = saved / "command.txt"
-    # ordered pairs of Python objects in the zoo's own file
-    given: Any = dict(yaml.load((saved / "config.yml").read_text(), Loader=yaml.UnsafeLoader))
+    # rl_zoo3 writes Python objects (an OrderedDict) into this file
+    given = dict(yaml.load((saved / "config.yml").read_text(), Loader=yaml.UnsafeLoader))
     hyperparams = json.loads(json.dumps(given, default=str))
-    versions = {
-        "sb3-dreamer": files("sb3_dreamer").joinpath("version.txt").read_text().strip(),
-        "Python": platform.python_version(),
-    }
+    versions = {"sb3-dreamer": VERSION, "Python": platform.python_version()}
     versions |= {name: version(name) for name in PACKAGES}
     return TEMPLATE.format(
-        metadata=metadata(run.env_id, returns),
-        env_id=run.env_id,
+        model=model,
+        run=run,
+        path=model_path,
+        metadata=_metadata(run.env_id, returns),
         episodes=len(returns),
         mean=returns.mean(),
         std=returns.std(),
-        actions=actions,
-        steps=model.num_timesteps,
-        updates=model._n_updates,
-        file=model_path.name,
-        folder=run.folder.name,
-        command=re.sub(r"^\S*python\S*", "python", command.read_text().strip()) if command.exists() else train_command(run),
+        actions="most probable" if run.deterministic else "sampled",
+        command=re.sub(r"^\S*python\S*", "python", command.read_text().strip()) if command.exists() else _train_command(run),
         hyperparams=yaml.safe_dump(hyperparams, sort_keys=False, default_flow_style=False).strip(),
         versions=", ".join(f"{name} {number}" for name, number in versions.items()),
     )
 
 
-def train_command(run: ZooRun) -> str:
-    """
-    :param run: a run of RL Zoo
-    :return: the command that repeats it, as far as its saved arguments tell
-    """
+def _train_command(run: ZooRun) -> str:
+    """The command that repeats a run, as far as its saved arguments tell."""
     arguments = run.arguments
     steps = f" -n {arguments['n_timesteps']}" if arguments.get("n_timesteps", -1) > 0 else ""
     return f"python -m rl_zoo3.train --algo dreamer --env {run.env_id} --seed {arguments['seed']}{steps}"
 
 
-def metadata(env_id: str, returns: np.ndarray) -> str:
-    """
-    :param env_id: of the environment
-    :param returns: of evaluation episodes
-    :return: the YAML block by which the Hub files models
-    """
+def _metadata(env_id: str, returns: np.ndarray) -> str:
+    """The YAML block that the Hub reads, with the returns of evaluation episodes."""
     from huggingface_hub import EvalResult, ModelCardData
 
     result = EvalResult(

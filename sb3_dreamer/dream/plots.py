@@ -1,6 +1,5 @@
-"""Figures of predictions. They are drawn without pyplot: the caller's backend stays as it is, and no display is needed."""
+"""Figures of predictions, drawn without pyplot: this leaves the caller's backend alone and needs no display."""
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,15 +10,17 @@ from sb3_dreamer.dream.rollout import OpenLoop
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Lines that fit into one figure
+#: Rows and columns that fit into one figure
 MOST_ROWS, MOST_COLUMNS = 6, 4
 
 
 def new_figure(width: float, height: float) -> "Figure":
     """
+    Make an empty figure that is not registered with pyplot.
+
     :param width: in inches
     :param height: in inches
-    :return: an empty figure with a canvas of its own
+    :return: the figure, with its canvas
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -29,22 +30,13 @@ def new_figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def as_picture(figure: "Figure") -> np.ndarray:
-    """
-    :param figure: of :func:`new_figure`
-    :return: (height, width, 3) uint8
-    """
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()  # type: ignore[attr-defined]
-
-
 def draw_lines(loop: OpenLoop, key: str, until: int | None = None) -> "Figure":
     """
-    Truth and prediction of numbers, classes or bits as lines over time; the context is shaded.
+    Draw truth and prediction of numbers, classes or bits as lines over time; the context is shaded.
 
     :param loop: predictions
     :param key: of the observation
-    :param until: draw only so many steps of the prediction
+    :param until: draw only this many steps of the prediction
     :return: one row for each number (at most six), one column for each sequence (at most four)
     """
     truth, model = (values[key].reshape(*values[key].shape[:2], -1) for values in (loop.truth, loop.model))
@@ -67,7 +59,7 @@ def draw_lines(loop: OpenLoop, key: str, until: int | None = None) -> "Figure":
 
 def draw_horizon(loop: OpenLoop, key: str, axes: Any) -> None:
     """
-    Error against horizon, of the model and of the last frame that it has seen.
+    Draw error against horizon, of the model and of a copy of the last frame that it has seen.
 
     :param loop: predictions
     :param key: of the observation
@@ -77,24 +69,24 @@ def draw_horizon(loop: OpenLoop, key: str, axes: Any) -> None:
     steps = np.arange(1, len(error.model) + 1)
     axes.plot(steps, error.model, "o-", markersize=3, color="tab:orange", label="world model")
     axes.plot(steps, error.copy_last, "s--", markersize=3, color="tab:gray", label="copy of the last frame")
-    unit = {"picture": "mean squared error", "numbers": "squared error / variance", "classes": "share that is wrong"}
+    unit = {"image": "mean squared error", "numbers": "squared error / variance", "classes": "share that is wrong"}
     axes.set(xlabel="open-loop steps", ylabel=unit[loop.kinds[key]], ylim=(0, None))
     axes.legend(fontsize="small", frameon=False)
 
 
 def prediction_frames(loop: OpenLoop, key: str) -> np.ndarray | list[np.ndarray]:
     """
-    A film of predictions: truth, model and error of pictures, growing lines of everything else.
+    Draw a film of predictions: truth, model and error of images, growing lines of everything else.
 
     :param loop: predictions
     :param key: of the observation
     :return: each (height, width, 3) uint8
     """
-    if loop.kinds[key] == "picture":
+    if loop.kinds[key] == "image":
         return film(*loop.frames(key), loop.context)
-    return list(_growing(loop, key))
-
-
-def _growing(loop: OpenLoop, key: str) -> Iterator[np.ndarray]:
+    frames = []
     for step in range(loop.context, len(loop.rewards) + 1):
-        yield as_picture(draw_lines(loop, key, step))
+        figure = draw_lines(loop, key, step)
+        figure.canvas.draw()
+        frames.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())  # type: ignore[attr-defined]
+    return frames

@@ -1,7 +1,6 @@
-"""Recorded experience: where dreams begin, and what they are compared with."""
+"""Recorded experience: the starts of dreams, and the truth that predictions are compared with."""
 
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -9,11 +8,10 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
+from sb3_dreamer.algorithm.originals import arrived_observations, original_observations
 from sb3_dreamer.algorithm.sequence_algorithm import SequenceOffPolicyAlgorithm
-from sb3_dreamer.common.observations import OBSERVATION_KEY
 from sb3_dreamer.common.preprocessing import scale_actions
 from sb3_dreamer.common.type_aliases import SequenceBatch
-from sb3_dreamer.dream.decoding import as_dict
 from sb3_dreamer.replay.buffer import SequenceReplayBuffer
 from sb3_dreamer.replay.records import RecordFormat
 from sb3_dreamer.saving import buffers
@@ -42,7 +40,7 @@ class Recording:
         self._refresh()
 
     def _refresh(self) -> None:
-        """Where episodes are, if the buffer has changed since the last look."""
+        """Find the episodes again, if the buffer has changed since the last call."""
         state = [self.buffer.num_records, *self.buffer.positions.tolist()]
         if state == self._seen:
             return
@@ -57,19 +55,19 @@ class Recording:
 
     @property
     def longest(self) -> int:
-        """Records of the longest episode."""
+        """Number of records of the longest episode."""
         self._refresh()
         return int((self._end - self._first).max())
 
     def sequences(self, random: np.random.Generator, count: int, length: int) -> SequenceBatch:
         """
-        Draw sequences that lie within one episode, each with the same probability, as far as possible different ones.
+        Draw sequences that lie within one episode, each with the same probability, without replacement.
 
-        :param random: where the numbers come from
+        :param random: source of random numbers
         :param count: number of sequences, B
         :param length: records of each, T
         :return: (T, B, ...); fewer than ``count`` where episodes that were cut off by a reset leave no more
-        :raises ValueError: if no episode is so long
+        :raises ValueError: if no episode is that long
         """
         self._refresh()
         windows = np.maximum(self._end - self._first - length + 1, 0)
@@ -90,11 +88,11 @@ class Recording:
 
     def starts(self, random: np.random.Generator, count: int, context: int, at_reset: bool = False) -> SequenceBatch:
         """
-        Draw steps from which an episode goes on, each with the same probability, with the records that lead there.
+        Draw steps after which an episode continues, each with the same probability, with the records that lead there.
 
-        :param random: where the numbers come from
+        :param random: source of random numbers
         :param count: number of steps, B
-        :param context: records that end with the step, T; what belongs to an earlier episode is reset by ``episode_starts``
+        :param context: records that end with the step, T; ``episode_starts`` resets at those of an earlier episode
         :param at_reset: only the first steps of episodes, which need no context
         :return: (T, B, ...)
         :raises ValueError: if there is none
@@ -126,15 +124,15 @@ def open_recording(
     seed: int | None = None,
 ) -> Recording:
     """
-    Whatever holds experience, as a recording.
+    Make a recording of any source of experience.
 
-    :param model: whose experience it is
-    :param source: a replay buffer, the file of one, an environment to play in with the agent, or None for the model's buffer
+    :param model: a trained algorithm
+    :param source: a replay buffer, the file of one, an environment in which the agent plays, or None for the model's buffer
     :param vec_normalize: statistics in whose units the model has learned; None takes those of the model's environment
     :param steps: to play in an environment
     :param seed: of that environment
     :return: the recording
-    :raises ValueError: if there is nothing in it, or it does not fit the model
+    :raises ValueError: if the source is empty, or does not fit the model
     """
     if vec_normalize is None:
         given = unwrap_vec_normalize(source) if isinstance(source, VecEnv) else None
@@ -156,7 +154,7 @@ def open_recording(
 
 def read_buffer(model: SequenceOffPolicyAlgorithm, path: Path) -> SequenceReplayBuffer:
     """
-    A saved buffer, beside the one that the model has.
+    Read a saved buffer, without replacing the one that the model has.
 
     :param model: for which it was recorded
     :param path: of the file
@@ -180,23 +178,22 @@ def record(
     model: SequenceOffPolicyAlgorithm, env: VecEnv | gym.Env, steps: int = 1000, seed: int | None = None
 ) -> SequenceReplayBuffer:
     """
-    Let the agent play, with sampled actions, as while collecting.
+    Record the agent in an environment, with sampled actions as during training.
 
     :param model: the agent
-    :param env: wrapped as while training, ``VecNormalize`` included
+    :param env: wrapped as in training, ``VecNormalize`` included
     :param steps: of every environment
     :param seed: of the environment and of the agent's actions
-    :return: what was seen; the global random numbers are left as they were
+    :return: the records; the state of the global random numbers is restored
     :raises ValueError: if the environment has other spaces than the model
     """
     venv = model._wrap_env(env, verbose=0, monitor_wrapper=False)
-    spaces_ = {"observation": (model.observation_space, venv.observation_space)}
-    spaces_["action"] = (model.action_space, venv.action_space)
-    for name, (ours, given) in spaces_.items():
+    for name in ("observation", "action"):
+        ours, given = (getattr(holder, f"{name}_space") for holder in (model, venv))
         if ours != given:
             raise ValueError(
                 f"The environment has the {name} space {given}, but the model was trained with {ours}: wrap the environment "
-                "as while training."
+                "as in training."
             )
     drawn = np.random.get_state()
     with th.random.fork_rng([model.device] if model.device.type == "cuda" else []):
@@ -221,13 +218,14 @@ def _play(model: SequenceOffPolicyAlgorithm, venv: VecEnv, steps: int, seed: int
     venv.seed(seed)
     was_training = normalize is not None and normalize.training
     if normalize is not None:
-        normalize.training = False  # the statistics belong to the model
+        normalize.training = False  # the statistics belong to the model and must not change
     obs, state, starts = venv.reset(), None, np.ones(venv.num_envs, dtype=bool)
-    original = original_observations(obs, normalize)
+    original = original_observations(normalize, obs)  # type: ignore[arg-type]
     for _ in range(steps):
         actions, state = policy.predict(obs, state, starts)  # type: ignore[arg-type]
         obs, rewards, starts, infos = venv.step(actions)
-        following, arrival = original_observations(obs, normalize), original_observations(obs, normalize, infos, starts)
+        following = original_observations(normalize, obs)  # type: ignore[arg-type]
+        arrival = arrived_observations(normalize, following, starts, infos)
         if isinstance(model.action_space, spaces.Box):
             actions = scale_actions(actions, model.action_space)
         rewards = rewards if normalize is None else normalize.get_original_reward()
@@ -236,25 +234,3 @@ def _play(model: SequenceOffPolicyAlgorithm, venv: VecEnv, steps: int, seed: int
     if normalize is not None:
         normalize.training = was_training
     return buffer
-
-
-def original_observations(
-    obs: Any, normalize: VecNormalize | None, infos: list[dict[str, Any]] | None = None, dones: np.ndarray | None = None
-) -> Any:
-    """
-    :param obs: of a step of a VecEnv
-    :param normalize: around it, if so
-    :param infos: of the step; None leaves the first observations of new episodes
-    :param dones: of the step
-    :return: without ``VecNormalize``, in the place of an episode's end its last observation
-    """
-    values = {key: np.array(value) for key, value in as_dict(obs).items()}
-    if normalize is not None and normalize.norm_obs:
-        originals = as_dict(normalize.get_original_obs())
-        values |= {key: np.array(originals[key]) for key in normalize.norm_obs_keys or originals}
-    for index in np.flatnonzero(dones) if infos is not None and dones is not None else ():
-        last = infos[index]["terminal_observation"]  # type: ignore[index]
-        last = as_dict(last if normalize is None else normalize.unnormalize_obs(last))
-        for key, value in values.items():
-            value[index] = np.rint(last[key]) if value.dtype.kind in "biu" else last[key]
-    return values if isinstance(obs, dict) else values[OBSERVATION_KEY]

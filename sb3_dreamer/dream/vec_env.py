@@ -15,13 +15,13 @@ from sb3_dreamer.common.options import whole_number
 from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.dream.decoding import ObservationDecoder
 from sb3_dreamer.dream.drawing import draw_observation
-from sb3_dreamer.dream.imagination import Imagination
+from sb3_dreamer.dream.dynamics import DreamDynamics
 from sb3_dreamer.dream.recording import Source, open_recording
 from sb3_dreamer.dream.window import Window
 
 RENDER_MODES = (None, "rgb_array", "human")
 FPS = 15  # of a window
-#: Starts that are filtered at once and kept until they are needed
+#: Starts whose states are inferred at once and kept until they are needed
 POOL = 256
 
 
@@ -29,12 +29,12 @@ class DreamVecEnv(VecEnv):
     """
     A world model in the form of a ``VecEnv``, in which any algorithm of SB3 can be trained.
 
-    A dream begins in a recorded step: the posterior state after ``context`` recorded frames. From then on nothing but the
-    world model decides: s_t ~ p(s_t | s_{t-1}, a_{t-1}) (V2, eq. 1), observations, rewards and ends are what its heads
-    predict. Observations have the environment's own space, rewards its own units. After ``horizon`` steps a dream is
-    truncated, as by a time limit (``infos[i]["TimeLimit.truncated"]``), since errors grow with every step.
+    A dream begins in a recorded step: the posterior state after ``context`` recorded frames. From then on the world model
+    decides alone: s_t ~ p(s_t | s_{t-1}, a_{t-1}) (V2, eq. 1), and its heads predict observations, rewards and ends.
+    Observations have the environment's own space, rewards its own units. After ``horizon`` steps a dream is truncated, as by
+    a time limit (``infos[i]["TimeLimit.truncated"]``), since errors grow with every step.
 
-    The environment of the model is not needed and not touched; neither are torch's and NumPy's global random numbers.
+    The environment of the model is neither needed nor touched. Torch's and NumPy's global random numbers are not used.
 
     :param model: a trained ``DreamerV2``
     :param n_envs: number of dreams
@@ -44,13 +44,13 @@ class DreamVecEnv(VecEnv):
         with which it was trained
     :param context: recorded steps from which the first state is inferred
     :param start_at_reset: begin only where recorded episodes begin; otherwise anywhere in them
-    :param termination: ``"threshold"``, ``"sample"`` or ``"never"``, see :class:`~sb3_dreamer.dream.imagination.Imagination`
+    :param termination: ``"threshold"``, ``"sample"`` or ``"never"``, see :class:`~sb3_dreamer.dream.dynamics.DreamDynamics`
     :param threshold: likewise
     :param transformed_rewards: rewards as the reward head learned them (tanh, symlog), instead of the environment's units
     :param keys: of a Dict space, to see only these; None for all
-    :param vec_normalize: statistics with which the model was trained, if it has no environment any more; without them
+    :param vec_normalize: statistics with which the model was trained, if its environment is not loaded; without them
         normalized rewards (``norm_reward``) stay normalized
-    :param channels_last: of pictures; None is as in the model's environment, True if it has none
+    :param channels_last: of images; None is as in the model's environment, True if it has none
     :param start_steps: to play, if ``starts`` is an environment
     :param seed: of everything random; ``seed()`` before ``reset()`` does the same
     :param render_mode: ``"rgb_array"``, ``"human"`` or None
@@ -87,7 +87,7 @@ class DreamVecEnv(VecEnv):
         self.vec_normalize = self.recording.vec_normalize
         self.decoder = ObservationDecoder(model, keys, self.vec_normalize, channels_last)
         self._generator = th.Generator(device=model.device)
-        self.imagination = Imagination(model, self._generator, termination, threshold, transformed_rewards)
+        self.dynamics = DreamDynamics(model, self._generator, termination, threshold, transformed_rewards)
         self.transformed_rewards = transformed_rewards
         self.render_mode = render_mode
         super().__init__(n_envs, self.decoder.observation_space, model.action_space)
@@ -102,14 +102,8 @@ class DreamVecEnv(VecEnv):
         self._random = np.random.default_rng(seed)
         self._generator.manual_seed(int(self._random.integers(2**63 - 1)))
         self._pool: LatentState | None = None
-        self._pool_used = 0
 
     def reset(self) -> VecEnvObs:
-        """
-        Begin all dreams anew.
-
-        :return: (n_envs, *shape), or a dict of these
-        """
         if self._seeds[0] is not None:
             self._seed_all(self._seeds[0])
         self._reset_seeds()
@@ -119,17 +113,14 @@ class DreamVecEnv(VecEnv):
         self._returns = np.zeros(self.num_envs)
         self.reset_infos = [{} for _ in range(self.num_envs)]
         self._seen = self._observe(self._states)
-        return self._copy()
+        return self.decoder.copied(self._seen)
 
     def step_async(self, actions: np.ndarray) -> None:
-        """
-        :param actions: of the environment's action space, (n_envs, *shape)
-        """
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
         """
-        One step of all dreams.
+        Advance all dreams, and begin new ones in the place of those that have ended.
 
         :return: observations, the first of the next dream where one has ended; rewards; ends; infos with ``episode``,
             ``terminal_observation`` and ``TimeLimit.truncated`` there
@@ -139,18 +130,18 @@ class DreamVecEnv(VecEnv):
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": bool(cut)} for cut in truncated]
         if dones.any():
             self._begin_again(np.flatnonzero(dones), infos)
-        return self._copy(), rewards, dones, infos
+        return self.decoder.copied(self._seen), rewards, dones, infos
 
     @th.no_grad()
     def advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """
-        One step of all dreams without beginning new ones.
+        Advance all dreams without beginning new ones.
 
         :param actions: of the environment's action space, (n_envs, *shape)
         :return: rewards (n_envs,) float32; whether the episode has ended; whether the time was up, and it had not; the
-            probability that it goes on
+            probability that it continues
         """
-        self._states, step = self.imagination.step(self.states, actions)
+        self._states, step = self.dynamics.step(self.states, actions)
         as_learned = self.vec_normalize is None or self.transformed_rewards
         rewards = step.rewards if as_learned else self.vec_normalize.unnormalize_reward(step.rewards)  # type: ignore[union-attr]
         self._lengths += 1
@@ -161,10 +152,12 @@ class DreamVecEnv(VecEnv):
 
     def observation(self, index: int) -> Any:
         """
-        :param index: of a dream
-        :return: what is seen in it now, a copy
+        Copy the current observation of one dream.
+
+        :param index: of the dream
+        :return: in the space of observations
         """
-        return self.decoder.as_observation(self.decoder.row(self._seen, index))
+        return self.decoder.copied(self._seen, index)
 
     def _begin_again(self, ended: np.ndarray, infos: list[dict[str, Any]]) -> None:
         """New starts in the place of dreams that have ended, whose last observation goes into the infos."""
@@ -180,23 +173,18 @@ class DreamVecEnv(VecEnv):
         self._lengths[ended], self._returns[ended] = 0, 0.0
 
     def _draw_starts(self, count: int) -> LatentState:
-        """States after recorded steps; filtered in advance, since ends come one by one."""
-        while self._pool is None or len(self._pool.deterministic) - self._pool_used < count:
-            rest = None if self._pool is None else LatentState(*(x[self._pool_used :] for x in self._pool))
+        """States after recorded steps; inferred in advance, since dreams end one by one."""
+        while self._pool is None or len(self._pool.deterministic) < count:
             batch = self.recording.starts(self._random, max(POOL, count), self.context, self.start_at_reset)
-            more = LatentState(*(x[-1] for x in self.imagination.filter(batch)))
-            self._pool = more if rest is None else LatentState(*(th.cat(pair) for pair in zip(rest, more, strict=True)))
-            self._pool_used = 0
-        begin, self._pool_used = self._pool_used, self._pool_used + count
-        return LatentState(*(x[begin : begin + count] for x in self._pool))
+            more = LatentState(*(x[-1] for x in self.dynamics.observe(batch).states))
+            parts = [more] if self._pool is None else [self._pool, more]
+            self._pool = LatentState(*(th.cat(pair) for pair in zip(*parts, strict=True)))
+        drawn, self._pool = (LatentState(*(x[rows] for x in self._pool)) for rows in (slice(count), slice(count, None)))
+        return drawn
 
     @th.no_grad()
     def _observe(self, states: LatentState) -> dict[str, np.ndarray]:
         return self.decoder.predicted(states.features)
-
-    def _copy(self) -> VecEnvObs:
-        """What is seen now, in arrays that nobody writes to any more."""
-        return self.decoder.as_observation({key: value.copy() for key, value in self._seen.items()})
 
     @property
     def states(self) -> LatentState:
@@ -206,62 +194,38 @@ class DreamVecEnv(VecEnv):
         return self._states
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """
-        :return: what is seen in each dream, (height, width, 3) uint8: its first picture, or bars for numbers
-        """
+        """Draw each dream: the first image of its current observation, or bars for numbers, (height, width, 3) uint8."""
         return [draw_observation(self.decoder, {k: v[i] for k, v in self._seen.items()}) for i in range(self.num_envs)]
 
     def render(self, mode: str | None = None) -> np.ndarray | None:
-        """
-        :param mode: ``"rgb_array"`` or ``"human"``; None is ``render_mode``
-        :return: with ``"rgb_array"`` what is seen in all dreams, in one picture; ``"human"`` shows it in a window
-        :raises RuntimeError: for a window without a display
-        """
         if self.render_mode != "human":
             return super().render(mode)
-        picture = tile_images(self.get_images())  # type: ignore[arg-type]  # none is None here
+        image = tile_images(self.get_images())  # type: ignore[arg-type]  # none is None here
         if mode == "rgb_array":
-            return picture
-        self._window.show(picture)
+            return image
+        self._window.show(image)
         return None
 
     def close(self) -> None:
         """Close the window, if there is one."""
         self._window.close()
 
+    # All dreams share the attributes and methods of this one object
+
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """
-        :param attr_name: of this object, which all dreams share
-        :param indices: of dreams
-        :return: one value per dream
-        """
-        return [getattr(self, attr_name)] * len(list(self._get_indices(indices)))
+        return self._for_each(getattr(self, attr_name), indices)
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """
-        :param attr_name: of this object, which all dreams share
-        :param value: new value
-        :param indices: of dreams; only all of them can be changed
-        :raises ValueError: for some of the dreams
-        """
-        if len(list(self._get_indices(indices))) != self.num_envs:
+        """Set an attribute of all dreams; a ValueError refuses to do it for some of them."""
+        if len(self._for_each(value, indices)) != self.num_envs:
             raise ValueError(f"All dreams share {attr_name!r}: it cannot be set for some of them.")
         setattr(self, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
-        """
-        :param method_name: of this object, called once
-        :param args: of the method
-        :param indices: of dreams
-        :param kwargs: of the method
-        :return: the result, for each dream
-        """
-        return [getattr(self, method_name)(*args, **kwargs)] * len(list(self._get_indices(indices)))
+        return self._for_each(getattr(self, method_name)(*args, **kwargs), indices)
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """
-        :param wrapper_class: any
-        :param indices: of dreams
-        :return: False for each
-        """
-        return [False] * len(list(self._get_indices(indices)))
+        return self._for_each(False, indices)
+
+    def _for_each(self, value: Any, indices: VecEnvIndices) -> list[Any]:
+        return [value] * len(list(self._get_indices(indices)))

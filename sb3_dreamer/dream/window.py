@@ -1,4 +1,4 @@
-"""A window for pictures, where one can be opened."""
+"""A window that shows images, on machines with a display."""
 
 import os
 import sys
@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 NO_DISPLAY = (
-    "There is no display to show the dream on ({0}). Run this where a window can be opened (ssh -X, or "
-    "`xvfb-run` for a virtual one), or use render_mode='rgb_array' or `python -m sb3_dreamer.dream video`, which write files."
+    "There is no display to show the dream on ({0}). Run this where a window can be opened (ssh -X, or `xvfb-run` for a "
+    "virtual one), or use render_mode='rgb_array', which returns images, or `python -m sb3_dreamer.dream video`, which writes "
+    "a file."
 )
 #: Smallest height of the window
 WINDOW = 384
@@ -16,45 +17,41 @@ WINDOW = 384
 
 class Window:
     """
-    Opens with the first picture, through pygame.
+    A window of pygame that opens with the first image.
 
-    :param fps: pictures per second, at most
+    :param fps: images per second, at most
     """
 
     def __init__(self, fps: int) -> None:
-        self._fps, self._surface = fps, None  # type: int, Any
+        self._fps = fps
+        self._surface: Any = None  # of pygame
 
-    def show(self, picture: np.ndarray) -> None:
+    def show(self, image: np.ndarray) -> None:
         """
-        :param picture: (height, width, 3) uint8; all of the same size
+        Show an image, and wait as long as ``fps`` asks for.
+
+        :param image: (height, width, 3) uint8; all of the same size
         :raises RuntimeError: if there is no display
         """
         import pygame
 
-        scale = -(-WINDOW // picture.shape[0])
-        large = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+        scale = -(-WINDOW // image.shape[0])
+        large = image.repeat(scale, axis=0).repeat(scale, axis=1).swapaxes(0, 1)
         if self._surface is None:
-            self._surface = self._open(large.shape[1], large.shape[0])
-        self._surface.blit(pygame.surfarray.make_surface(large.swapaxes(0, 1)), (0, 0))
+            check_display()
+            try:
+                pygame.display.init()
+                self._surface = pygame.display.set_mode(large.shape[:2])
+            except pygame.error as error:
+                raise RuntimeError(NO_DISPLAY.format(error)) from error
+            pygame.display.set_caption("sb3_dreamer: a dream")
+        self._surface.blit(pygame.surfarray.make_surface(large), (0, 0))
         pygame.event.pump()
         pygame.display.flip()
         pygame.time.wait(1000 // self._fps)
 
-    @staticmethod
-    def _open(width: int, height: int) -> Any:
-        import pygame
-
-        check_display()
-        try:
-            pygame.display.init()
-            surface = pygame.display.set_mode((width, height))
-        except pygame.error as error:
-            raise RuntimeError(NO_DISPLAY.format(error)) from error
-        pygame.display.set_caption("sb3_dreamer: a dream")
-        return surface
-
     def close(self) -> None:
-        """If it is open."""
+        """Close the window, if it is open."""
         if self._surface is not None:
             import pygame
 
@@ -64,7 +61,9 @@ class Window:
 
 def check_display() -> None:
     """
-    :raises RuntimeError: on a Linux machine on which no window can be opened
+    Check that a window can be opened.
+
+    :raises RuntimeError: on a Linux machine without a display
     """
     wanted = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
     if sys.platform.startswith("linux") and not any(os.environ.get(name) for name in wanted):

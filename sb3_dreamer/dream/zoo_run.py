@@ -1,13 +1,16 @@
-"""What RL Zoo leaves beside a model: which environment it was, how it was wrapped, and in which units it was seen."""
+"""Files that RL Zoo leaves beside a model: its environment, wrappers and statistics."""
 
 import importlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-#: File of the replay buffer, with ``--save-replay-buffer``
+#: File of the replay buffer beside the model, with ``--save-replay-buffer``
 BUFFER = "replay_buffer.pkl"
 
 
@@ -20,21 +23,17 @@ class ZooRun(NamedTuple):
     arguments: dict[str, Any]  # of the command line
     stats_path: str | None  # folder of vecnormalize.pkl, if the environment is normalized
 
-    @property
-    def buffer(self) -> Path | None:
-        """The saved replay buffer, if there is one."""
-        path = self.folder / BUFFER
-        return path if path.exists() else None
-
     def make_env(self, n_envs: int = 1, seed: int = 0) -> VecEnv:
         """
+        Make the environment of the run, with its wrappers, arguments and statistics.
+
         :param n_envs: number of copies
         :param seed: of the first
-        :return: the environment as the run was trained in, wrappers, arguments and statistics included
+        :return: the environment
         """
         from rl_zoo3.utils import create_test_env
 
-        register_all()
+        _register_all()
         for package in self.arguments.get("gym_packages") or []:
             importlib.import_module(package)
         hyperparams = dict(self.hyperparams)
@@ -50,9 +49,28 @@ class ZooRun(NamedTuple):
             vec_env_cls=DummyVecEnv,
         )
 
+    @property
+    def deterministic(self) -> bool:
+        """Whether agents are evaluated with their most probable actions; as in RL Zoo, in Atari and MiniGrid they are not."""
+        from rl_zoo3.exp_manager import ExperimentManager
 
-def register_all() -> None:
-    """What RL Zoo and this package know of, so that ids of families that are installed need no import."""
+        return not (ExperimentManager.is_atari(self.env_id) or ExperimentManager.is_minigrid(self.env_id))
+
+    def evaluate(self, model: BaseAlgorithm, env: VecEnv, episodes: int) -> np.ndarray:
+        """
+        Evaluate an agent of the run.
+
+        :param model: the agent
+        :param env: to play in
+        :param episodes: number of episodes
+        :return: return of each episode
+        """
+        returns, _ = evaluate_policy(model, env, episodes, deterministic=self.deterministic, return_episode_rewards=True)
+        return np.array(returns)
+
+
+def _register_all() -> None:
+    """Register the ids that RL Zoo and this package know, so that users need not import their packages."""
     import rl_zoo3.import_envs  # noqa: F401
 
     from sb3_dreamer.envs import register_envs
@@ -62,12 +80,14 @@ def register_all() -> None:
 
 def make_plain_env(env_id: str) -> VecEnv | gym.Env:
     """
-    :param env_id: of an environment, or of an Atari game, which gets the paper's protocol
+    Make an environment by its id.
+
+    :param env_id: of any environment; an Atari game gets the paper's protocol
     :return: the environment
     """
     from sb3_dreamer.envs import make_dreamer_atari_env
 
-    register_all()
+    _register_all()
     env = gym.make(env_id)
     if env.spec is None or "AtariEnv" not in str(env.spec.entry_point):
         return env
@@ -77,9 +97,11 @@ def make_plain_env(env_id: str) -> VecEnv | gym.Env:
 
 def find_run(model_path: Path) -> ZooRun | None:
     """
+    Find the run that a model belongs to.
+
     :param model_path: of a zip file, or the folder of a run
-    :return: the run to which it belongs, None if RL Zoo did not make it
-    :raises FileNotFoundError: if statistics of ``VecNormalize`` have been lost
+    :return: the run, or None if the model is not from RL Zoo
+    :raises FileNotFoundError: if statistics of ``VecNormalize`` are missing
     """
     folder = model_path if model_path.is_dir() else model_path.parent
     found = sorted(folder.glob("*/args.yml"))
@@ -88,7 +110,7 @@ def find_run(model_path: Path) -> ZooRun | None:
     import yaml
     from rl_zoo3.utils import get_saved_hyperparams
 
-    # the zoo's own file, with Python objects such as OrderedDict in it
+    # rl_zoo3 writes Python objects (an OrderedDict) into this file
     arguments = yaml.load(found[0].read_text(), Loader=yaml.UnsafeLoader)
     saved = found[0].parent
     hyperparams, stats_path = get_saved_hyperparams(str(saved), test_mode=True)
@@ -102,16 +124,17 @@ def find_run(model_path: Path) -> ZooRun | None:
 
 def find_model(path: Path) -> Path:
     """
-    :param path: of a zip file, or the folder of a run
-    :return: the zip file: of a folder the final model, or the best one
+    Find the zip file of a model.
+
+    :param path: of a zip file, with or without suffix, or the folder of a run
+    :return: the zip file; of a folder that of the final model, otherwise of the best one
     :raises FileNotFoundError: if there is none
     """
     for file in (path, *([] if path.is_dir() else [Path(f"{path}.zip")])):
         if file.is_file():
             return file
-    zips = [file for file in sorted(path.glob("*.zip")) if file.stem != "best_model"]
-    best = path / "best_model.zip"
-    candidates = [*[file for file in zips if not file.stem.startswith("rl_model_")], *([best] if best.exists() else [])]
+    zips = [file for file in sorted(path.glob("*.zip")) if not file.stem.startswith("rl_model_")]
+    candidates = sorted(zips, key=lambda file: file.stem == "best_model")
     if not candidates:
         raise FileNotFoundError(
             f"There is no model {path}. Pass the zip file that model.save() wrote, or the folder of a run of RL Zoo, such as "

@@ -7,20 +7,11 @@ import sys
 from sb3_dreamer.ranks.distributed import rank
 from sb3_dreamer.zoo import register
 
-# name of the command -> module that runs it
-COMMANDS = {
-    "train": "rl_zoo3.train",
-    "enjoy": "rl_zoo3.enjoy",
-    "record_video": "rl_zoo3.record_video",
-    "record_training": "rl_zoo3.record_training",
-    "benchmark": "rl_zoo3.benchmark",
-    "load_from_hub": "rl_zoo3.load_from_hub",
-    "push_to_hub": "rl_zoo3.push_to_hub",
-    "plot_train": "rl_zoo3.plots.plot_train",
-    "plot_from_file": "rl_zoo3.plots.plot_from_file",
-    "all_plots": "rl_zoo3.plots.all_plots",
-    "report": "sb3_dreamer.zoo.report",
-}
+#: Name of the command -> module that runs it
+COMMANDS = {name: f"rl_zoo3.{name}" for name in ("train", "enjoy", "record_video", "record_training", "benchmark")}
+COMMANDS |= {name: f"rl_zoo3.{name}" for name in ("load_from_hub", "push_to_hub")}
+COMMANDS |= {name: f"rl_zoo3.plots.{name}" for name in ("plot_train", "plot_from_file", "all_plots")}
+COMMANDS["report"] = "sb3_dreamer.zoo.report"
 
 
 def main() -> None:
@@ -31,7 +22,7 @@ def main() -> None:
         sys.exit(f"usage: python -m sb3_dreamer.zoo {known} ...\nunknown command: {command!r}")
     register()
     if rank() > 0:
-        sys.stdout = open(os.devnull, "w")  # rank 0 speaks for all
+        sys.stdout = open(os.devnull, "w")  # only rank 0 prints
     sys.argv[:2] = [f"python -m sb3_dreamer.zoo {command}"]
     runpy.run_module(COMMANDS[command], run_name="__main__")
 

@@ -12,32 +12,21 @@ if TYPE_CHECKING:
 #: ``policy_kwargs`` of the section that is being tuned: what a trial does not draw stays as it is there
 section_policy_kwargs: ContextVar[dict[str, Any] | None] = ContextVar("section_policy_kwargs", default=None)
 
-# Sizes that matter are changed together; "large" is the Atari agent of the paper.
+NETWORKS = ("deterministic_size", "hidden_size", "stochastic_size", "stochastic_classes", "net_arch", "cnn_depth")
+#: Sizes that matter are changed together; "large" is the Atari agent of the paper
 SIZES: dict[str, dict[str, Any]] = {
-    "tiny": dict(
-        deterministic_size=64, hidden_size=64, stochastic_size=8, stochastic_classes=8, net_arch=[64, 64], cnn_depth=8
-    ),
-    "small": dict(
-        deterministic_size=128, hidden_size=128, stochastic_size=16, stochastic_classes=16, net_arch=[128, 128], cnn_depth=16
-    ),
-    "medium": dict(
-        deterministic_size=256, hidden_size=256, stochastic_size=32, stochastic_classes=16, net_arch=[256] * 3, cnn_depth=32
-    ),
-    "large": dict(
-        deterministic_size=600, hidden_size=600, stochastic_size=32, stochastic_classes=32, net_arch=[400] * 4, cnn_depth=48
-    ),
+    "tiny": dict(zip(NETWORKS, (64, 64, 8, 8, [64, 64], 8), strict=True)),
+    "small": dict(zip(NETWORKS, (128, 128, 16, 16, [128, 128], 16), strict=True)),
+    "medium": dict(zip(NETWORKS, (256, 256, 32, 16, [256] * 3, 32), strict=True)),
+    "large": dict(zip(NETWORKS, (600, 600, 32, 32, [400] * 4, 48), strict=True)),
 }
 
 
-def chosen_sizes(trial: "optuna.Trial") -> list[str]:
+def _chosen_sizes(trial: "optuna.Trial") -> list[str]:
     """
-    The sizes that are tried: those of the study's earlier trials, since all have to draw from the same; of a new study those
-    that the environment variable ``SB3_DREAMER_SIZES`` names, otherwise all with a GPU, and without one, where a trial of the
-    larger ones would take hours, ``tiny`` and ``small``.
-
-    :param trial: for its study
-    :return: keys of ``SIZES``
-    :raises KeyError: for another name; no error of a trial, which rl_zoo3 would prune
+    The sizes that a trial draws from: those of the study's earlier trials, since all must draw from the same, or those that
+    the environment variable ``SB3_DREAMER_SIZES`` names. Otherwise they are all sizes with a GPU, and ``tiny`` and ``small``
+    without one, where a trial of the larger ones would take hours.
     """
     for earlier in trial.study.get_trials(deepcopy=False):
         if "size" in earlier.distributions:
@@ -45,7 +34,7 @@ def chosen_sizes(trial: "optuna.Trial") -> list[str]:
     feasible = ",".join(SIZES) if th.cuda.is_available() else "tiny,small"
     names = [name.strip() for name in os.environ.get("SB3_DREAMER_SIZES", feasible).split(",")]
     unknown = [name for name in names if name not in SIZES]
-    if unknown:
+    if unknown:  # not a ValueError, which rl_zoo3 would take as the end of one trial
         raise KeyError(f"SB3_DREAMER_SIZES names {unknown}; known are {list(SIZES)}.")
     return names
 
@@ -73,11 +62,10 @@ def sample_dreamer_params(
         "batch_size": trial.suggest_categorical("batch_size", [16, 32, 50]),
         "batch_length": trial.suggest_categorical("batch_length", [16, 32, 50]),
         "imagination_horizon": trial.suggest_int("imagination_horizon", 5, 20),
-        "size": trial.suggest_categorical("size", chosen_sizes(trial)),
+        "size": trial.suggest_categorical("size", _chosen_sizes(trial)),
     }
     for name, value in convert_dreamer_params(params).items():
-        # what the raw numbers of the study's report stand for
-        trial.set_user_attr(name, value)
+        trial.set_user_attr(name, value)  # for the report of the study
     drawn = convert_dreamer_params(params)
     drawn["policy_kwargs"] = merge_policy_kwargs(section_policy_kwargs.get() or {}, drawn["policy_kwargs"])
     return drawn
@@ -85,13 +73,15 @@ def sample_dreamer_params(
 
 def merge_policy_kwargs(section: dict[str, Any], drawn: dict[str, Any]) -> dict[str, Any]:
     """
-    :param section: what is not drawn holds
+    Combine ``policy_kwargs``.
+
+    :param section: of the section that is tuned
     :param drawn: by a trial
-    :return: both; Gaussian latents have no classes
+    :return: both, those of the trial first; Gaussian latents have no classes
     """
     merged = section | drawn
     if section.get("latent") == "gaussian":
-        del merged["stochastic_classes"]
+        merged.pop("stochastic_classes", None)
     return merged
 
 
@@ -105,6 +95,6 @@ def convert_dreamer_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     params = dict(sampled_params)
     params["gamma"] = 1.0 - params.pop("one_minus_gamma")
     sizes = SIZES[params.pop("size")]
-    # lists are copied: one trial must not be able to change the next
+    # Copies of the lists, so that one trial cannot change the next
     params["policy_kwargs"] = {key: list(value) if isinstance(value, list) else value for key, value in sizes.items()}
     return params
