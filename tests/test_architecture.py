@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "sb3_dreamer"
 ROOMS: dict[str, tuple[str, str]] = {
     "ranks": ("heartbeat distributed rank_files", ""),
     "common": (
-        "one_hot type_aliases precision options files functional schedules distributions action_distributions layers heads "
-        "preprocessing observations normalization optimization metrics",
+        "capabilities one_hot type_aliases precision options files functional schedules distributions action_distributions "
+        "layers heads preprocessing observations normalization optimization metrics",
         "ranks",
     ),
     "world_model": ("latents convolutions encoders decoders scan rssm world_model", "ranks common"),

@@ -158,7 +158,7 @@ class ActorCritic(nn.Module):
         :param return_lambda: λ
         :return: returns (H, N) and the target critic's values (H + 1, N)
         """
-        values = self.critic_target(trajectory.inputs).mode
+        values = self.critic_target(trajectory.inputs_for(self.critic_target)).mode
         returns = lambda_returns(trajectory.rewards[:-1], values, trajectory.discounts[:-1], return_lambda)
         return ReturnEstimate(returns, values)
 
@@ -179,7 +179,7 @@ class ActorCritic(nn.Module):
         :param objective: mixture and entropy weights
         :return: the loss, a mean over the first H - 1 states, weighted by how likely the episode gets there
         """
-        policy: Distribution = self.actor(trajectory.inputs[:-2].detach())
+        policy: Distribution = self.actor(trajectory.inputs_for(self.actor)[:-2].detach())
         target, weight = estimate.returns[1:], objective.reinforce_weight
         if not objective.is_mixture and objective.needs_dynamics:
             gain = target
@@ -201,7 +201,7 @@ class ActorCritic(nn.Module):
         :param returns: (H, N); constants
         :return: the loss, weighted by how likely the episode gets to each state
         """
-        prediction = self.critic(trajectory.inputs[:-1].detach())
+        prediction = self.critic(trajectory.inputs_for(self.critic)[:-1].detach())
         loss = -(trajectory.weights[:-1] * prediction.log_prob(returns.detach())).mean()
         return CriticLoss(loss, prediction.mode.detach())
 

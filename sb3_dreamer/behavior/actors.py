@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from sb3_dreamer.common.action_distributions import ClippedNormal, TanhNormal, TruncatedNormal
 from sb3_dreamer.common.distributions import OneHotBlocks, OneHotCategorical
+from sb3_dreamer.common.heads import TRUNK_ACCEPTS_ONE_HOT
 from sb3_dreamer.common.layers import MLP
-from sb3_dreamer.common.one_hot import OneHotFeatures
+from sb3_dreamer.common.one_hot import Features
 from sb3_dreamer.common.options import check_number
 from sb3_dreamer.common.precision import full
 from sb3_dreamer.common.preprocessing import action_blocks, action_size
@@ -30,6 +31,8 @@ class DiscreteActor(nn.Module):
     :param layer_norm: normalize the hidden layers before their activations
     """
 
+    accepts_one_hot = TRUNK_ACCEPTS_ONE_HOT
+
     def __init__(
         self,
         features_size: int,
@@ -42,7 +45,7 @@ class DiscreteActor(nn.Module):
         self.trunk = MLP(features_size, net_arch, activation_fn, layer_norm)
         self.output = nn.Linear(self.trunk.output_size, actions)
 
-    def forward(self, features: th.Tensor | OneHotFeatures) -> OneHotCategorical:
+    def forward(self, features: Features) -> OneHotCategorical:
         """
         :param features: (..., F)
         :return: over (..., A)
@@ -61,6 +64,8 @@ class MultiDiscreteActor(nn.Module):
     :param layer_norm: normalize the hidden layers before their activations
     """
 
+    accepts_one_hot = TRUNK_ACCEPTS_ONE_HOT
+
     def __init__(
         self,
         features_size: int,
@@ -74,7 +79,7 @@ class MultiDiscreteActor(nn.Module):
         self.trunk = MLP(features_size, net_arch, activation_fn, layer_norm)
         self.output = nn.Linear(self.trunk.output_size, sum(self.blocks))
 
-    def forward(self, features: th.Tensor | OneHotFeatures) -> OneHotBlocks:
+    def forward(self, features: Features) -> OneHotBlocks:
         """
         :param features: (..., F)
         :return: over (..., A)
@@ -103,6 +108,8 @@ class ContinuousActor(nn.Module):
     :raises ValueError: for an unknown distribution, and for an exact gradient of another one
     """
 
+    accepts_one_hot = TRUNK_ACCEPTS_ONE_HOT
+
     def __init__(
         self,
         features_size: int,
@@ -125,7 +132,7 @@ class ContinuousActor(nn.Module):
         self.output = nn.Linear(self.trunk.output_size, actions)
         self.output_std = nn.Linear(self.trunk.output_size, actions)
 
-    def forward(self, features: th.Tensor | OneHotFeatures) -> TruncatedNormal | TanhNormal | ClippedNormal:
+    def forward(self, features: Features) -> TruncatedNormal | TanhNormal | ClippedNormal:
         """
         :param features: (..., F)
         :return: over (..., A)

@@ -7,8 +7,11 @@ from torch import nn
 
 from sb3_dreamer.common.distributions import Distribution
 from sb3_dreamer.common.layers import MLP
-from sb3_dreamer.common.one_hot import OneHotFeatures
+from sb3_dreamer.common.one_hot import Features, accepts_one_hot
 from sb3_dreamer.common.precision import full
+
+#: Value of ``accepts_one_hot`` for networks that pass features to their ``trunk`` alone
+TRUNK_ACCEPTS_ONE_HOT = property(lambda network: accepts_one_hot(network.trunk))
 
 
 class ScalarHead(nn.Module):
@@ -21,6 +24,8 @@ class ScalarHead(nn.Module):
     :param activation_fn: activation class
     :param layer_norm: normalize the hidden layers before their activations (the original's ``norm: layer``)
     """
+
+    accepts_one_hot = TRUNK_ACCEPTS_ONE_HOT
 
     def __init__(
         self,
@@ -35,7 +40,7 @@ class ScalarHead(nn.Module):
         self.trunk = MLP(features_size, net_arch, activation_fn, layer_norm)
         self.output = nn.Linear(self.trunk.output_size, 1)
 
-    def forward(self, features: th.Tensor | OneHotFeatures) -> Distribution:
+    def forward(self, features: Features) -> Distribution:
         """
         :param features: (..., F)
         :return: distribution over (...)

@@ -6,7 +6,8 @@ from functools import partial
 import torch as th
 from torch import nn
 
-from sb3_dreamer.common.one_hot import OneHotFeatures
+from sb3_dreamer.common.capabilities import is_plain
+from sb3_dreamer.common.one_hot import Features
 from sb3_dreamer.common.precision import full
 
 #: Keras' default; PyTorch's 1e-5 gives other numbers where the inputs' variance is small
@@ -60,7 +61,12 @@ class MLP(nn.Sequential):
         super().__init__(*layers)
         self.output_size = net_arch[-1] if net_arch else input_size
 
-    def forward(self, inputs: th.Tensor | OneHotFeatures) -> th.Tensor:
+    @property
+    def accepts_one_hot(self) -> bool:
+        """Whether the first layer's weight may be read instead of calling the layer."""
+        return len(self) == 0 or is_plain(self[0], nn.Linear)
+
+    def forward(self, inputs: Features) -> th.Tensor:
         """
         :param inputs: (..., input_size)
         :return: (..., output_size)
@@ -104,6 +110,11 @@ class LayerNormGRUCell(nn.Module):
     :param input_size: width of the input
     :param size: width D of the state
     """
+
+    @property
+    def fast_scan(self) -> bool:
+        """Whether :mod:`sb3_dreamer.world_model.scan` may replace ``forward``: it reads the layers' weights."""
+        return is_plain(self.linear, nn.Linear) and is_plain(self.norm, nn.LayerNorm)
 
     def __init__(self, input_size: int, size: int):
         super().__init__()

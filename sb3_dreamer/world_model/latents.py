@@ -7,6 +7,7 @@ import numpy as np
 import torch as th
 from torch.nn import functional as F
 
+from sb3_dreamer.common.capabilities import declares
 from sb3_dreamer.common.distributions import DiagonalNormal, Distribution, OneHotCategorical
 from sb3_dreamer.common.options import check_number
 
@@ -125,6 +126,11 @@ class CategoricalLatent(Latent):
     :param classes: K
     """
 
+    #: :mod:`~sb3_dreamer.world_model.scan` may replace ``sample`` and ``distribution`` of this class
+    fast_scan = True
+    #: ``sample`` and ``mode`` return one-hot vectors
+    one_hot_samples = True
+
     def __init__(self, variables: int = 32, classes: int = DEFAULT_CLASSES):
         if variables < 1 or classes < 2:
             raise ValueError(f"A categorical latent needs at least 1 variable of 2 classes, not {variables} of {classes}.")
@@ -153,6 +159,8 @@ class CategoricalLatent(Latent):
     def places(self, sample: th.Tensor) -> th.Tensor | None:
         # A gradient needs the zeros too; a GPU and small products do not gain by it
         if sample.requires_grad or sample.device.type != "cpu" or self.size < SPARSE_SIZE:
+            return None
+        if not declares(self, "one_hot_samples", "sample", "mode", "distribution"):
             return None
         first = th.arange(0, self.size, self.classes, device=sample.device)
         return sample.unflatten(-1, (self.variables, self.classes)).argmax(-1).add_(first)

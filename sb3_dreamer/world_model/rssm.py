@@ -6,13 +6,17 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_dreamer.common.capabilities import declares, is_plain
 from sb3_dreamer.common.layers import LAYER_NORM_EPSILON, MLP, LayerNormGRUCell
 from sb3_dreamer.common.one_hot import OneHotFeatures, sum_rows
 from sb3_dreamer.common.options import whole_number
 from sb3_dreamer.common.precision import cast_once, full
 from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.world_model import scan
-from sb3_dreamer.world_model.latents import CategoricalLatent, Latent
+from sb3_dreamer.world_model.latents import Latent
+
+#: States h and z and posterior parameters of every step, (T, B, ...)
+ScannedSteps = tuple[th.Tensor, th.Tensor, th.Tensor]
 
 
 class ObservedSequence(NamedTuple):
@@ -40,6 +44,9 @@ class RSSM(nn.Module):
     :param layer_norm: normalize the layers around the cell before their activations (the original's ``norm: layer``); the
         cell itself always has its layer norm
     """
+
+    #: :mod:`~sb3_dreamer.world_model.scan` may replace ``_scan``, ``transition`` and ``posterior`` of this class
+    fast_scan = True
 
     def __init__(
         self,
@@ -83,10 +90,11 @@ class RSSM(nn.Module):
         Features of a large one-hot state without its zeros.
 
         :param state: (..., D), (..., Z)
-        :return: (..., F), or None where the full features are to be used: with a gradient, small, on a GPU
+        :return: (..., F), or None where dense features are to be used: with a gradient, small, on a GPU
         """
         places = None if state.deterministic.requires_grad else self.latent.places(state.stochastic)
-        return None if places is None else OneHotFeatures(places, state.deterministic, self.latent.size)
+        # the input layer's weight is read, so the layer must do nothing else
+        return OneHotFeatures(places, *state) if places is not None and is_plain(self.input, nn.Linear) else None
 
     def advance(self, state: LatentState, actions: th.Tensor, one_hot: OneHotFeatures | None = None) -> th.Tensor:
         """
@@ -102,7 +110,26 @@ class RSSM(nn.Module):
             hidden = F.linear(actions, of_action, self.input.bias).add_(sum_rows(of_latent, one_hot.places))
         else:
             hidden = self.input(th.cat([state.stochastic, actions], dim=-1))
-        return self.cell(self.activation(self.input_norm(hidden)), state.deterministic)
+        return self.transition(hidden, state.deterministic)
+
+    def transition(self, hidden: th.Tensor, deterministic: th.Tensor) -> th.Tensor:
+        """
+        Recurrent model after the input layer.
+
+        :param hidden: output of the input layer, (n, H)
+        :param deterministic: h_{t-1}, (n, D)
+        :return: h_t, (n, D)
+        """
+        return self.cell(self.activation(self.input_norm(hidden)), deterministic)
+
+    def posterior(self, hidden: th.Tensor) -> th.Tensor:
+        """
+        Representation model after its hidden layer.
+
+        :param hidden: output of the posterior's hidden layer, (n, H)
+        :return: parameters of q(z_t | h_t, o_t), (n, P)
+        """
+        return full(self.posterior_output(self.activation(self.posterior_norm(hidden))))
 
     def prior(self, deterministic: th.Tensor) -> th.Tensor:
         """
@@ -152,11 +179,16 @@ class RSSM(nn.Module):
         :param sample: take the posterior's mode instead if False
         :return: (n, ...)
         """
+        deterministic, parameters = self._filter(state, actions, embeddings, episode_starts)
+        return LatentState(deterministic, self.latent.sample(parameters, noise) if sample else self.latent.mode(parameters))
+
+    def _filter(
+        self, state: LatentState, actions: th.Tensor, embeddings: th.Tensor, episode_starts: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """Deterministic state and posterior parameters of one step."""
         state, actions = reset(state, episode_starts), actions.masked_fill(episode_starts[:, None], 0.0)
         deterministic = self.advance(state, actions)
-        hidden = self.posterior_hidden(th.cat([deterministic, embeddings], dim=-1))
-        parameters = full(self.posterior_output(self.activation(self.posterior_norm(hidden))))
-        return LatentState(deterministic, self.latent.sample(parameters, noise) if sample else self.latent.mode(parameters))
+        return deterministic, self.posterior(self.posterior_hidden(th.cat([deterministic, embeddings], dim=-1)))
 
     def observe(
         self,
@@ -176,6 +208,7 @@ class RSSM(nn.Module):
         :param state: before the first step, (B, ...); None is the initial state
         :param noise: for the posterior's samples, (T, B, noise size), or None to draw it
         :return: states and distribution parameters of every step
+        :raises ValueError: if the inputs disagree in time or batch
         """
         if embeddings.shape[:2] != actions.shape[:2] or actions.shape[:2] != episode_starts.shape:
             raise ValueError(
@@ -183,69 +216,63 @@ class RSSM(nn.Module):
                 f"{tuple(episode_starts.shape)} must agree in time and batch."
             )
         state = self.initial_state(embeddings.shape[1]) if state is None else state
-        action_weight = self.input.weight[:, self.latent.size :]
-        embedding_weight = self.posterior_hidden.weight[:, self.deterministic_size :]
-        from_actions = F.linear(actions.masked_fill(episode_starts[..., None], 0.0), action_weight, self.input.bias)
-        from_embeddings = F.linear(embeddings, embedding_weight, self.posterior_hidden.bias)
         if noise is None:
             like = self.input.weight.new_empty(*embeddings.shape[:2], self.latent.parameter_size)  # never in 16 bit
             noise = self.latent.draw_noise(like)
-
-        scan_steps = self._scan if self.needs_autograd else self._fast_scan
-        deterministics, stochastics, parameters = scan_steps(from_actions, from_embeddings, state, episode_starts, noise)
+        if is_plain(self.input, nn.Linear) and is_plain(self.posterior_hidden, nn.Linear):
+            action_weight = self.input.weight[:, self.latent.size :]
+            embedding_weight = self.posterior_hidden.weight[:, self.deterministic_size :]
+            from_actions = F.linear(actions.masked_fill(episode_starts[..., None], 0.0), action_weight, self.input.bias)
+            from_embeddings = F.linear(embeddings, embedding_weight, self.posterior_hidden.bias)
+            inputs = scan.ScanInputs(episode_starts, from_actions, from_embeddings, noise)
+            scan_steps = self._fast_scan if self.uses_fast_scan else self._scan
+        else:
+            inputs, scan_steps = scan.ScanInputs(episode_starts, actions, embeddings, noise), self._scan_whole_layers
+        deterministics, stochastics, parameters = scan_steps(inputs, state)
         return ObservedSequence(LatentState(deterministics, stochastics), parameters, self.prior(deterministics))
 
     @property
-    def needs_autograd(self) -> bool:
-        """Whether there is anything that :mod:`~sb3_dreamer.world_model.scan` does not know."""
-        return not (  # subclasses may do something else
-            type(self.latent) is CategoricalLatent
-            and type(self.activation) is nn.ELU
-            and self.activation.alpha == 1.0
-            and type(self.input_norm) is nn.Identity
-            and type(self.cell) is LayerNormGRUCell
+    def uses_fast_scan(self) -> bool:
+        """Whether every part declares that :mod:`~sb3_dreamer.world_model.scan` computes the same as its methods."""
+        return (
+            declares(self, "fast_scan", "_scan", "transition", "posterior")
+            and declares(self.latent, "fast_scan", "sample", "distribution")
+            and declares(self.cell, "fast_scan", "forward")
+            and is_plain(self.activation, nn.ELU)
+            and bool(self.activation.alpha == 1.0)
+            and is_plain(self.posterior_output, nn.Linear)
+            and all(is_plain(norm, nn.Identity) for norm in (self.input_norm, self.posterior_norm))
         )
 
-    def _scan(
-        self,
-        from_actions: th.Tensor,
-        from_embeddings: th.Tensor,
-        state: LatentState,
-        episode_starts: th.Tensor,
-        noise: th.Tensor,
-    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """States and posterior parameters of every step, (T, B, ...), from the inputs' projections and the noise."""
+    def _scan(self, inputs: scan.ScanInputs, state: LatentState) -> ScannedSteps:
+        """Step by step with autograd's gradient, from the products of the inputs."""
         latent_weight = cast_once(self.input.weight[:, : self.latent.size])
         state_weight = cast_once(self.posterior_hidden.weight[:, : self.deterministic_size])
-        deterministics, stochastics, parameters = [], [], []
+        steps = []
         # Unbound, not indexed step by step: the gradient of every index would be as large as the whole sequence
-        for starts, from_action, from_embedding, step_noise in zip(
-            *(steps.unbind() for steps in (episode_starts, from_actions, from_embeddings, noise)), strict=True
-        ):
+        for starts, from_action, from_embedding, noise in zip(*(part.unbind() for part in inputs), strict=True):
             state = reset(state, starts)
-            hidden = self.input_norm(F.linear(state.stochastic, latent_weight) + from_action)
-            deterministic = self.cell(self.activation(hidden), state.deterministic)  # h_t
-            hidden = self.posterior_norm(F.linear(deterministic, state_weight) + from_embedding)
-            posterior = full(self.posterior_output(self.activation(hidden)))
-            state = LatentState(deterministic, self.latent.sample(posterior, step_noise))  # z_t ~ q
-            deterministics.append(state.deterministic)
-            stochastics.append(state.stochastic)
-            parameters.append(posterior)
-        return th.stack(deterministics), th.stack(stochastics), th.stack(parameters)
+            hidden = F.linear(state.stochastic, latent_weight) + from_action
+            deterministic = self.transition(hidden, state.deterministic)  # h_t
+            parameters = self.posterior(F.linear(deterministic, state_weight) + from_embedding)
+            state = LatentState(deterministic, self.latent.sample(parameters, noise))  # z_t ~ q
+            steps.append((*state, parameters))
+        return _stacked(steps)
 
-    def _fast_scan(
-        self,
-        from_actions: th.Tensor,
-        from_embeddings: th.Tensor,
-        state: LatentState,
-        episode_starts: th.Tensor,
-        noise: th.Tensor,
-    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    def _scan_whole_layers(self, inputs: scan.ScanInputs, state: LatentState) -> ScannedSteps:
+        """Like :meth:`_scan`, from actions and embeddings: layers that do more than a product must be called as a whole."""
+        steps = []
+        for starts, actions, embeddings, noise in zip(*(part.unbind() for part in inputs), strict=True):
+            deterministic, parameters = self._filter(state, actions, embeddings, starts)
+            state = LatentState(deterministic, self.latent.sample(parameters, noise))
+            steps.append((*state, parameters))
+        return _stacked(steps)
+
+    def _fast_scan(self, inputs: scan.ScanInputs, state: LatentState) -> ScannedSteps:
         """
-        The same as :meth:`_scan`, in less time. In float32 whatever surrounds it: a step in 16 bit would need six casts beside
-        its four products.
+        The same as :meth:`_scan`, in less time. Always in float32: a step in 16 bit would need six casts beside its four
+        products.
         """
-        assert isinstance(self.latent, CategoricalLatent)
         weights = scan.ScanWeights(
             self.input.weight[:, : self.latent.size],
             self.cell.linear.weight,
@@ -256,10 +283,15 @@ class RSSM(nn.Module):
             self.posterior_output.weight,
             self.posterior_output.bias,
         )
-        options = scan.ScanOptions(self.latent.classes, self.cell.norm.eps)
-        with th.autocast(noise.device.type, enabled=False):
-            inputs = full(from_actions), full(from_embeddings), full(state.deterministic), full(state.stochastic)
-            return scan.observe(weights, *inputs, episode_starts, noise, options)
+        options = scan.ScanOptions(self.latent.classes, self.cell.norm.eps)  # type: ignore[attr-defined]
+        with th.autocast(inputs.noise.device.type, enabled=False):
+            projections = dict(from_actions=full(inputs.from_actions), from_embeddings=full(inputs.from_embeddings))
+            return scan.observe(weights, inputs._replace(**projections), LatentState(*map(full, state)), options)
+
+
+def _stacked(steps: list[ScannedSteps]) -> ScannedSteps:
+    deterministics, stochastics, parameters = (th.stack(values) for values in zip(*steps, strict=True))
+    return deterministics, stochastics, parameters
 
 
 def _norm(size: int, layer_norm: bool) -> nn.Module:

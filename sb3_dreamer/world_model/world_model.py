@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch as th
 from torch import nn
@@ -19,13 +19,14 @@ from sb3_dreamer.common.functional import (
 )
 from sb3_dreamer.common.normalization import ObservationNormalizer
 from sb3_dreamer.common.observations import OBSERVATION_KEY, ObservationFormat
-from sb3_dreamer.common.one_hot import OneHotFeatures
+from sb3_dreamer.common.one_hot import Features, accepts_one_hot, features_for
 from sb3_dreamer.common.options import check_number
 from sb3_dreamer.common.type_aliases import ImaginedTrajectory, LatentState, SequenceBatch
 from sb3_dreamer.ranks.distributed import batch_mean
 from sb3_dreamer.world_model.rssm import RSSM
 
-Actor = Callable[[th.Tensor | OneHotFeatures], Distribution]
+#: A module that declares ``accepts_one_hot`` is given features in that form where it is cheaper
+Actor = Callable[[th.Tensor], Distribution]
 
 
 @dataclass(frozen=True)
@@ -252,29 +253,29 @@ class WorldModel(nn.Module):
         :return: (H + 1, N, ...), differentiable
         """
         state, actions = start, start.stochastic.new_zeros(len(start.stochastic), self.rssm.action_size)
-        states, taken = [state], [actions]
+        states, taken, sparse = [state], [actions], accepts_one_hot(actor)
         for step in range(horizon):
             one_hot = self.rssm.one_hot(state)
-            inputs = state.features.detach() if one_hot is None else one_hot
+            inputs: Any = one_hot if sparse and one_hot is not None else state.features.detach()
             actions = actor(inputs).sample(None if action_noise is None else action_noise[step])
             state = self.rssm.imagine_step(state, actions, None if latent_noise is None else latent_noise[step], one_hot)
             states.append(state)
             taken.append(actions)
         path = LatentState(th.stack([s.deterministic for s in states]), th.stack([s.stochastic for s in states]))
         features, one_hot = path.features, self.rssm.one_hot(path)
-        inputs = features if one_hot is None else one_hot
-        discounts = self.predict_discounts(inputs, start_continues, gamma)
-        rewards, weights = self.predict_rewards(inputs), trajectory_weights(discounts)
+        cheapest = features if one_hot is None else one_hot
+        discounts = self.predict_discounts(cheapest, start_continues, gamma)
+        rewards, weights = self.predict_rewards(cheapest), trajectory_weights(discounts)
         return ImaginedTrajectory(path, features, th.stack(taken), rewards, discounts, weights, one_hot)
 
-    def predict_rewards(self, features: th.Tensor | OneHotFeatures) -> th.Tensor:
+    def predict_rewards(self, features: Features) -> th.Tensor:
         """
         :param features: (..., F)
         :return: mode of the reward on arrival, in transformed reward units, (...)
         """
-        return self.reward_head(features).mode
+        return self.reward_head(features_for(self.reward_head, features)).mode
 
-    def predict_discounts(self, features: th.Tensor | OneHotFeatures, start_continues: th.Tensor, gamma: float) -> th.Tensor:
+    def predict_discounts(self, features: Features, start_continues: th.Tensor, gamma: float) -> th.Tensor:
         """
         :param features: (H + 1, N, F)
         :param start_continues: known flags of the first states, (N,)
@@ -283,7 +284,8 @@ class WorldModel(nn.Module):
         """
         if self.discount_head is None:
             return start_continues.new_full(features.shape[:-1], gamma)
-        return th.cat([(gamma * start_continues)[None], self.discount_head(features[1:]).mean])
+        later = features_for(self.discount_head, features)[1:]
+        return th.cat([(gamma * start_continues)[None], self.discount_head(later).mean])
 
     def filter(
         self,
