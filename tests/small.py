@@ -12,8 +12,11 @@ from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from torch import nn
 
 from sb3_dreamer import DreamerV2
+from sb3_dreamer.behavior.actors import ContinuousOptions
+from sb3_dreamer.common.layers import LayerOptions
 from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.world_model.rssm import RSSM
 
@@ -39,6 +42,16 @@ DISCRETE = spaces.Discrete(3)
 BOX = spaces.Box(-1.0, 1.0, (2,), np.float32)
 ASYMMETRIC = spaces.Box(np.array([0.0, -5.0]), np.array([1.0, 20.0]), dtype=np.float64)
 FLOAT_IMAGE = spaces.Box(0.0, 1.0, (12, 10, 3), np.float32)
+
+
+def layers(*net_arch: int, activation_fn: type[nn.Module] = nn.ELU, layer_norm: bool = False) -> LayerOptions:
+    """Layers of these widths."""
+    return LayerOptions(net_arch, activation_fn, layer_norm)
+
+
+def continuous(**changes: Any) -> ContinuousOptions:
+    """Options of continuous actors, the defaults of ``policy_kwargs`` but for these."""
+    return ContinuousOptions("truncated_normal", 0.1, 0.0, False)._replace(**changes)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from sb3_dreamer import DreamerV2, preset
-from sb3_dreamer.behavior.actors import DiscreteActor
+from sb3_dreamer.behavior.actors import CategoricalActor
 from sb3_dreamer.common.capabilities import declares
 from sb3_dreamer.common.distributions import OneHotCategorical, UnitNormal
 from sb3_dreamer.common.heads import ScalarHead
@@ -18,7 +18,7 @@ from sb3_dreamer.common.one_hot import OneHotFeatures, accepts_one_hot, features
 from sb3_dreamer.world_model.latents import SPARSE_SIZE, CategoricalLatent
 from sb3_dreamer.world_model.rssm import RSSM
 from tests.golden_loader import SpacesOnly
-from tests.small import DISCRETE, IMAGE, VECTOR, random_model
+from tests.small import DISCRETE, IMAGE, VECTOR, layers, random_model
 
 #: A one-hot state that is large enough for sums of rows
 LARGE = dict(stochastic_size=32, stochastic_classes=32)
@@ -185,7 +185,7 @@ def test_presets_take_the_fast_scan(name: str, space: Any) -> None:
 # ------------------------------------------------------------------------------------------------------ one-hot features
 
 
-class OwnActor(DiscreteActor):
+class OwnActor(CategoricalActor):
     """Looks at its input, as code that knows nothing of one-hot features would."""
 
     def forward(self, features: Any) -> OneHotCategorical:
@@ -296,7 +296,7 @@ def test_form_of_features() -> None:
     sample = CategoricalLatent(32, 32).sample(th.randn(2, 1024))
     places = CategoricalLatent(32, 32).places(sample)
     assert places is not None
-    features, head = OneHotFeatures(places, th.randn(2, 5), sample), ScalarHead(1029, [4], UnitNormal, nn.ELU, False)
+    features, head = OneHotFeatures(places, th.randn(2, 5), sample), ScalarHead(1029, layers(4), UnitNormal)
     assert features_for(head, features) is features
     dense = features_for(lambda x: x, features)
     assert isinstance(dense, th.Tensor) and features_for(head, dense) is dense

@@ -1,10 +1,9 @@
 """Shortcuts that replace methods: classes declare which ones they allow, and changed code is never replaced silently."""
 
+from functools import lru_cache
+
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
-
-#: Where PyTorch keeps the hooks of a module
-HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 def declares(obj: object, capability: str, *methods: str) -> bool:
@@ -20,10 +19,8 @@ def declares(obj: object, capability: str, *methods: str) -> bool:
     :param methods: names of the methods
     :return: True if the attribute is true, each method is defined next to such an attribute, and nothing was patched
     """
-    if not getattr(obj, capability, False) or _is_altered(obj, methods):
-        return False
-    owners = (next((cls for cls in type(obj).__mro__ if method in vars(cls)), object) for method in methods)
-    return all(capability in vars(owner) for owner in owners)
+    inherits = _inherits(type(obj), capability, methods)  # type: ignore[arg-type]  # classes are hashable
+    return inherits and not _is_altered(obj, methods) and bool(getattr(obj, capability))
 
 
 def is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
@@ -37,9 +34,19 @@ def is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
     return type(module) is cls and not _is_altered(module, ("forward",))
 
 
+@lru_cache
+def _inherits(cls: type, capability: str, methods: tuple[str, ...]) -> bool:
+    """Whether a class has each of these methods from a class body that has the attribute, too."""
+    owners = (next((owner for owner in cls.__mro__ if method in vars(owner)), object) for method in methods)
+    return all(capability in vars(owner) for owner in owners)
+
+
 def _is_altered(obj: object, methods: tuple[str, ...]) -> bool:
     """Whether a method is patched on the instance, or a hook runs when the module is called."""
     own = getattr(obj, "__dict__", {})
-    if any(method in own for method in methods):
+    if not own.keys().isdisjoint(methods):
         return True
-    return isinstance(obj, nn.Module) and (any(own[hooks] for hooks in HOOKS) or _has_any_global_hook())
+    if not isinstance(obj, nn.Module):
+        return False
+    hooks = own["_forward_pre_hooks"] or own["_forward_hooks"] or own["_backward_pre_hooks"] or own["_backward_hooks"]
+    return bool(hooks) or _has_any_global_hook()

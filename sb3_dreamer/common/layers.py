@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch as th
 from torch import nn
@@ -12,6 +13,14 @@ from sb3_dreamer.common.precision import full
 
 #: Keras' default; PyTorch's 1e-5 gives other numbers where the inputs' variance is small
 LAYER_NORM_EPSILON = 1e-3
+
+
+class LayerOptions(NamedTuple):
+    """The fully connected layers of one network."""
+
+    net_arch: Sequence[int]  # widths
+    activation_fn: type[nn.Module]  # activation class (V2: ELU)
+    layer_norm: bool  # normalize every layer before its activation (the original's ``norm: layer``)
 
 
 def initialize_weights(module: nn.Module) -> None:
@@ -30,9 +39,10 @@ def initialize_weights(module: nn.Module) -> None:
 
 def in_place(activation_fn: type[nn.Module]) -> Callable[[], nn.Module]:
     """
+    Activations for large maps, whose memory costs more than the arithmetic: they overwrite their input where they can.
+
     :param activation_fn: activation class
-    :return: makes activations that overwrite their input where the class can and its gradient needs only the output; for
-        large maps, whose memory costs more than the arithmetic
+    :return: makes activations, in place if the class can and its gradient needs only the output
     """
     return partial(activation_fn, inplace=True) if activation_fn in (nn.ELU, nn.ReLU) else activation_fn
 
@@ -42,23 +52,16 @@ class MLP(nn.Sequential):
     Fully connected layers, each followed by the activation.
 
     :param input_size: width of the input
-    :param net_arch: widths of the layers; may be empty, then the output is the input
-    :param activation_fn: activation class; the original's is ELU
-    :param layer_norm: normalize every layer before its activation (the original's ``norm: layer``)
+    :param layers: may be empty, then the output is the input
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        net_arch: Sequence[int],
-        activation_fn: type[nn.Module] = nn.ELU,
-        layer_norm: bool = False,
-    ):
-        layers: list[nn.Module] = []
+    def __init__(self, input_size: int, layers: LayerOptions):
+        net_arch, activation_fn, layer_norm = layers
+        modules: list[nn.Module] = []
         for size_in, size_out in zip([input_size, *net_arch], net_arch, strict=False):
             norm = [nn.LayerNorm(size_out, eps=LAYER_NORM_EPSILON)] if layer_norm else []
-            layers += [nn.Linear(size_in, size_out), *norm, activation_fn()]
-        super().__init__(*layers)
+            modules += [nn.Linear(size_in, size_out), *norm, activation_fn()]
+        super().__init__(*modules)
         self.output_size = net_arch[-1] if net_arch else input_size
 
     @property
@@ -67,10 +70,7 @@ class MLP(nn.Sequential):
         return len(self) == 0 or is_plain(self[0], nn.Linear)
 
     def forward(self, inputs: Features) -> th.Tensor:
-        """
-        :param inputs: (..., input_size)
-        :return: (..., output_size)
-        """
+        """Map (..., input_size) to (..., output_size)."""
         if isinstance(inputs, th.Tensor):
             return super().forward(inputs)
         if len(self) == 0:
@@ -84,7 +84,7 @@ class MLP(nn.Sequential):
 
 class ChannelLayerNorm(nn.LayerNorm):
     """
-    Layer norm over the channels of an image, for each pixel by itself.
+    Layer norm over the channels of each pixel of an image.
 
     :param channels: C
     """
@@ -93,10 +93,7 @@ class ChannelLayerNorm(nn.LayerNorm):
         super().__init__(channels, eps=LAYER_NORM_EPSILON)
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        """
-        :param x: (n, C, h, w)
-        :return: the same shape
-        """
+        """Normalize (n, C, h, w)."""
         return super().forward(x.movedim(-3, -1)).movedim(-1, -3)
 
 
@@ -111,19 +108,21 @@ class LayerNormGRUCell(nn.Module):
     :param size: width D of the state
     """
 
-    @property
-    def fast_scan(self) -> bool:
-        """Whether :mod:`sb3_dreamer.world_model.scan` may replace ``forward``: it reads the layers' weights."""
-        return is_plain(self.linear, nn.Linear) and is_plain(self.norm, nn.LayerNorm)
-
     def __init__(self, input_size: int, size: int):
         super().__init__()
         self.size = size
         self.linear = nn.Linear(input_size + size, 3 * size)
         self.norm = nn.LayerNorm(3 * size, eps=LAYER_NORM_EPSILON)
 
+    @property
+    def fast_scan(self) -> bool:
+        """Whether :mod:`sb3_dreamer.world_model.scan` may replace ``forward``: it reads the layers' weights."""
+        return is_plain(self.linear, nn.Linear) and is_plain(self.norm, nn.LayerNorm)
+
     def forward(self, inputs: th.Tensor, state: th.Tensor) -> th.Tensor:
         """
+        One step.
+
         :param inputs: (n, input_size)
         :param state: h_{t-1}, (n, D)
         :return: h_t, (n, D)

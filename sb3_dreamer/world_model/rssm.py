@@ -1,4 +1,4 @@
-"""The recurrent state-space model: how the latent state moves on, with and without seeing the observation."""
+"""The recurrent state-space model: steps of the latent state, with and without an observation."""
 
 from typing import NamedTuple
 
@@ -7,9 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_dreamer.common.capabilities import declares, is_plain
-from sb3_dreamer.common.layers import LAYER_NORM_EPSILON, MLP, LayerNormGRUCell
+from sb3_dreamer.common.layers import LAYER_NORM_EPSILON, MLP, LayerNormGRUCell, LayerOptions
 from sb3_dreamer.common.one_hot import OneHotFeatures, sum_rows
-from sb3_dreamer.common.options import whole_number
 from sb3_dreamer.common.precision import cast_once, full
 from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.world_model import scan
@@ -20,7 +19,7 @@ ScannedSteps = tuple[th.Tensor, th.Tensor, th.Tensor]
 
 
 class ObservedSequence(NamedTuple):
-    """What the RSSM makes of a replayed sequence."""
+    """Latent states of a replayed sequence."""
 
     states: LatentState  # posterior states, (T, B, ...)
     posterior: th.Tensor  # parameters of q(z_t | h_t, o_t), (T, B, P)
@@ -38,38 +37,25 @@ class RSSM(nn.Module):
     :param latent: kind of stochastic state
     :param action_size: A
     :param embedding_size: E
-    :param deterministic_size: D (V2's code for Atari: 600)
-    :param hidden_size: width of the layers around the cell (V2's code for Atari: 600)
-    :param activation_fn: activation class (V2: ELU)
-    :param layer_norm: normalize the layers around the cell before their activations (the original's ``norm: layer``); the
-        cell itself always has its layer norm
+    :param deterministic_size: D
+    :param layers: the layers around the cell, which have one width H; the cell itself always has its layer norm
     """
 
     #: :mod:`~sb3_dreamer.world_model.scan` may replace ``_scan``, ``transition`` and ``posterior`` of this class
     fast_scan = True
 
-    def __init__(
-        self,
-        latent: Latent,
-        action_size: int,
-        embedding_size: int,
-        deterministic_size: int = 600,
-        hidden_size: int = 600,
-        activation_fn: type[nn.Module] = nn.ELU,
-        layer_norm: bool = False,
-    ):
+    def __init__(self, latent: Latent, action_size: int, embedding_size: int, deterministic_size: int, layers: LayerOptions):
         super().__init__()
+        (hidden_size,), activation_fn, layer_norm = layers
         self.latent = latent
         self.action_size = action_size
-        deterministic_size = whole_number("deterministic_size", deterministic_size, 1)
-        hidden_size = whole_number("hidden_size", hidden_size, 1)
         self.deterministic_size = deterministic_size
         self.features_size = latent.size + deterministic_size
         self.activation = activation_fn()
         self.input = nn.Linear(latent.size + action_size, hidden_size)
         self.input_norm = _norm(hidden_size, layer_norm)
         self.cell = LayerNormGRUCell(hidden_size, deterministic_size)
-        self.prior_hidden = MLP(deterministic_size, [hidden_size], activation_fn, layer_norm)
+        self.prior_hidden = MLP(deterministic_size, layers)
         self.prior_output = nn.Linear(hidden_size, latent.parameter_size)
         self.posterior_hidden = nn.Linear(deterministic_size + embedding_size, hidden_size)
         self.posterior_norm = _norm(hidden_size, layer_norm)
@@ -93,7 +79,7 @@ class RSSM(nn.Module):
         :return: (..., F), or None where dense features are to be used: with a gradient, small, on a GPU
         """
         places = None if state.deterministic.requires_grad else self.latent.places(state.stochastic)
-        # the input layer's weight is read, so the layer must do nothing else
+        # The weight is read instead of calling the layer, so the layer must do nothing else
         return OneHotFeatures(places, *state) if places is not None and is_plain(self.input, nn.Linear) else None
 
     def advance(self, state: LatentState, actions: th.Tensor, one_hot: OneHotFeatures | None = None) -> th.Tensor:
@@ -199,8 +185,8 @@ class RSSM(nn.Module):
         noise: th.Tensor | None = None,
     ) -> ObservedSequence:
         """
-        Filter whole sequences. Only what depends on the previous step is computed step by step: the inputs' projections come
-        before the scan, the prior after it.
+        Filter whole sequences. Only what depends on the previous step is computed step by step: the products of the inputs are
+        computed before the scan, the prior after it.
 
         :param embeddings: (T, B, E)
         :param actions: that led to each step, (T, B, A)
@@ -300,7 +286,7 @@ def _norm(size: int, layer_norm: bool) -> nn.Module:
 
 def reset(state: LatentState, episode_starts: th.Tensor) -> LatentState:
     """
-    Zero the rows that begin an episode; nothing of the past, not even a NaN, gets through.
+    Zero the rows that begin an episode; nothing of the past remains, not even a NaN.
 
     :param state: (n, ...)
     :param episode_starts: bool, (n,)
