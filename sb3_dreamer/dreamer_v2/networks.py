@@ -1,10 +1,9 @@
 """From spaces and sizes to world model and behavior: the options of the networks, and the classes that are built."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
@@ -12,7 +11,7 @@ from torch import nn
 from sb3_dreamer.behavior.actor_critic import ActorCritic
 from sb3_dreamer.behavior.actors import ContinuousOptions, make_actor
 from sb3_dreamer.behavior.exploration import RANDOM, Exploration, LatentSizes, make_exploration
-from sb3_dreamer.common.distributions import Bernoulli, Distribution, UnitNormal
+from sb3_dreamer.common.distributions import Bernoulli, UnitNormal
 from sb3_dreamer.common.heads import ScalarHead
 from sb3_dreamer.common.layers import LayerOptions
 from sb3_dreamer.common.normalization import ObservationNormalizer
@@ -160,11 +159,10 @@ class NetworkBuilder:
         :return: features (..., F) to one distribution per key
         """
         chosen, likelihoods = self.observations.chosen(keys, "decoder_keys"), self.observations.likelihoods
-        sizes = {"cnn_depth": self.cnn_depth, **self.layers["decoder"]._asdict()}
         decoded = {key: self.observations.encoded[key] for key in chosen}
-        return decoder_class(
-            decoded, features_size, **{**sizes, "likelihoods": {key: likelihoods[key] for key in chosen}, **kwargs}
-        )
+        options = {"cnn_depth": self.cnn_depth, **self.layers["decoder"]._asdict()}
+        options["likelihoods"] = {key: likelihoods[key] for key in chosen}
+        return decoder_class(decoded, features_size, **{**options, **kwargs})
 
     def world_model(
         self,
@@ -188,23 +186,12 @@ class NetworkBuilder:
         :param normalize_observations: whether vectors are seen in units of their spread
         :return: the world model
         """
-        reward = self.scalar_head("reward", rssm.features_size, UnitNormal)
-        discount = self.scalar_head("discount", rssm.features_size, Bernoulli) if use_discount_head else None
+        reward = ScalarHead(rssm.features_size, self.layers["reward"], UnitNormal)
+        discount = ScalarHead(rssm.features_size, self.layers["discount"], Bernoulli) if use_discount_head else None
         has_numbers = any(part.is_numeric for part in self.observations.parts.values())
         normalizer = ObservationNormalizer(self.observations) if normalize_observations and has_numbers else None
         keys = encoder_keys, decoder_keys
         return self.world_model_class(encoder, rssm, decoder, reward, discount, self.observations, *keys, normalizer)
-
-    def scalar_head(self, part: str, features_size: int, distribution: Callable[[th.Tensor], Distribution]) -> nn.Module:
-        """
-        Build a head of the world model.
-
-        :param part: "reward" or "discount"
-        :param features_size: F
-        :param distribution: from outputs to a distribution
-        :return: features (..., F) to a distribution over numbers (...)
-        """
-        return ScalarHead(features_size, self.layers[part], distribution)
 
     def behavior(self, features_size: int, options: ContinuousOptions) -> ActorCritic:
         """

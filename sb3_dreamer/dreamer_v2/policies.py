@@ -112,11 +112,8 @@ class DreamerPolicy(WorldModelPolicy):
         optimizer_class: type[th.optim.Optimizer] = DreamerAdam,
         optimizer_kwargs: dict[str, Any] | None = None,
     ):
-        super().__init__(
-            observation_space,
-            action_space,
+        of_all_policies: dict[str, Any] = dict(
             image_size=image_size,
-            random_exploration=isinstance(exploration_class, str) and exploration_class == RANDOM,
             evaluation_noise=evaluation_noise,
             evaluation_latent=evaluation_latent,
             features_extractor_class=features_extractor_class,
@@ -125,7 +122,10 @@ class DreamerPolicy(WorldModelPolicy):
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
         )
-        self._arguments: dict[str, Any] = dict(
+        is_random = isinstance(exploration_class, str) and exploration_class == RANDOM
+        super().__init__(observation_space, action_space, random_exploration=is_random, **of_all_policies)
+        self._arguments = dict(
+            **of_all_policies,
             deterministic_size=deterministic_size,
             hidden_size=hidden_size,
             latent=latent,
@@ -137,7 +137,6 @@ class DreamerPolicy(WorldModelPolicy):
             cnn_depth=cnn_depth,
             activation_fn=activation_fn,
             layer_norm=layer_norm,
-            image_size=image_size,
             encoder_keys=encoder_keys,
             decoder_keys=decoder_keys,
             normalize_observations=normalize_observations,
@@ -148,14 +147,8 @@ class DreamerPolicy(WorldModelPolicy):
             actor_exact_gradient=actor_exact_gradient,
             exploration_class=exploration_class,
             exploration_kwargs=exploration_kwargs,
-            evaluation_noise=evaluation_noise,
-            evaluation_latent=evaluation_latent,
-            features_extractor_class=features_extractor_class,
-            features_extractor_kwargs=features_extractor_kwargs,
             decoder_class=decoder_class,
             decoder_kwargs=decoder_kwargs,
-            optimizer_class=optimizer_class,
-            optimizer_kwargs=optimizer_kwargs,
         )
         self.loss_names = loss_names(self.observations)
         layers = layers_by_part(net_arch, activation_fn, layer_norm, hidden_size)

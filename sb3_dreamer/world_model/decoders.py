@@ -27,22 +27,14 @@ class ImageDecoder(nn.Module):
     :param features_size: F
     :param shape: of the image, (C, h, w)
     :param cnn_depth: channels before the last layer
-    :param activation_fn: activation class
-    :param layer_norm: normalize the channels of each pixel before every activation
+    :param options: activation, and whether the channels of each pixel are normalized before it; the widths are not used
     """
 
-    def __init__(
-        self,
-        features_size: int,
-        shape: tuple[int, int, int],
-        cnn_depth: int,
-        activation_fn: type[nn.Module],
-        layer_norm: bool,
-    ):
+    def __init__(self, features_size: int, shape: tuple[int, int, int], cnn_depth: int, options: LayerOptions):
         super().__init__()
         layers: list[nn.Module] = []
-        activation = in_place(activation_fn)
-        between = (lambda size: [ChannelLayerNorm(size), activation()]) if layer_norm else (lambda _: [activation()])
+        activation = in_place(options.activation_fn)
+        between = (lambda size: [ChannelLayerNorm(size), activation()]) if options.layer_norm else (lambda _: [activation()])
         if shape[1:] == ORIGINAL_SIZE:
             self.start_shape = (32 * cnn_depth, 1, 1)
             channels = [32 * cnn_depth, *reversed(encoders.stage_depths(3, cnn_depth)), shape[0]]
@@ -60,7 +52,7 @@ class ImageDecoder(nn.Module):
                 layers += [convolution, *between(channels_out)]
         self.linear = nn.Linear(features_size, self.start_shape[0] * self.start_shape[1] * self.start_shape[2])
         # After the last convolution there is neither norm nor activation
-        self.cnn = channels_last(nn.Sequential(*(layers[:-2] if layer_norm else layers[:-1])))
+        self.cnn = channels_last(nn.Sequential(*(layers[:-2] if options.layer_norm else layers[:-1])))
 
     def forward(self, features: th.Tensor) -> th.Tensor:
         """Map features (n, F) to means (n, C, h, w) in the units of the encoded images."""
@@ -96,8 +88,8 @@ class DreamerDecoder(nn.Module):
         self.image_channels = [observation_spaces[key].shape[0] for key in self.image_keys]
         self.likelihoods = likelihoods
         shape = encoders.image_shape(observation_spaces)
-        self.images = ImageDecoder(features_size, shape, cnn_depth, activation_fn, layer_norm) if shape is not None else None
         layers = LayerOptions(net_arch, activation_fn, layer_norm)
+        self.images = ImageDecoder(features_size, shape, cnn_depth, layers) if shape is not None else None
         self.trunk = MLP(features_size, layers) if self.vector_keys else None
         self.outputs = nn.ModuleDict()
         if self.trunk is not None:

@@ -107,20 +107,16 @@ class _Scan(th.autograd.Function):
 
 
 def run(weights: ScanWeights, inputs: ScanInputs, state: LatentState, options: ScanOptions) -> Trace:
-    """
-    The forward pass of :func:`observe`, without a graph.
-
-    :return: all intermediate values
-    """
+    """The forward pass of :func:`observe`, without a graph; all intermediate values, (T, B, ...)."""
     steps, (deterministic, stochastic) = [], state
     parts = inputs.starts[..., None], inputs.from_actions, inputs.from_embeddings, inputs.noise.log()
     for step_inputs in zip(*(part.unbind() for part in parts), strict=True):
-        steps.append(_step(weights, options, deterministic, stochastic, *step_inputs))
+        steps.append(step(weights, options, deterministic, stochastic, *step_inputs))
         deterministic, stochastic = steps[-1].deterministics, steps[-1].samples
     return Trace(*(th.stack(values) for values in zip(*steps, strict=True)))
 
 
-def _step(
+def step(
     weights: ScanWeights,
     options: ScanOptions,
     deterministic: th.Tensor,
@@ -171,15 +167,8 @@ def step_back(
     weights: ScanWeights, step: Trace, probs: th.Tensor, d_deterministic: th.Tensor, d_logits: th.Tensor, d_sample: th.Tensor
 ) -> StepGradients:
     """
-    The chain rule through one step.
-
-    :param weights: of the scan
-    :param step: what it computed, (B, ...)
-    :param probs: of the logits, (B, S, K)
-    :param d_deterministic: gradient of h_t, (B, D)
-    :param d_logits: of the posterior's logits, where others use them, (B, S K)
-    :param d_sample: of z_t, which is straight-through: that of the probabilities, (B, S K)
-    :return: gradients of the step's products
+    The chain rule through one step. ``probs`` are those of its logits, (B, S, K); the gradients come from outside the step: of
+    h_t, of the logits, and of z_t, which is straight-through: the gradient of the probabilities.
     """
     size = d_deterministic.shape[-1]
     weighted = probs * d_sample.view_as(probs)

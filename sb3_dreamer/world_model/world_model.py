@@ -154,7 +154,7 @@ class WorldModel(nn.Module):
 
         :param observations: per key (n, *shape)
         :return: (n, E)
-        :raises ValueError: if the encoder's output has not its ``features_dim``
+        :raises ValueError: if the output's width is not the encoder's ``features_dim``
         """
         if self.observations.is_dict:
             embeddings = self.encoder({key: observations[key] for key in self.encoder_keys})
@@ -205,16 +205,8 @@ class WorldModel(nn.Module):
         rewards = REWARD_TRANSFORMS[objective.reward_transform](batch.rewards)
         reward_prediction = self.reward_head(scale_gradient(features, float(objective.reward_gradients)))
         reward_loss = -reward_prediction.log_prob(rewards).mean()
-        kl_loss, kl_value = balanced_kl(
-            self.rssm.latent.kl,
-            posterior,
-            prior,
-            objective.kl_balance,
-            objective.free_nats,
-            objective.free_nats_average,
-            objective.kl_forward,
-            batch_mean,
-        )
+        kl_options = objective.kl_balance, objective.free_nats, objective.free_nats_average, objective.kl_forward
+        kl_loss, kl_value = balanced_kl(self.rssm.latent.kl, posterior, prior, *kl_options, batch_mean)
         total = objective.reward_scale * reward_loss + objective.kl_scale * kl_loss
         total = total + sum(objective.scale_of(key) * loss for key, loss in observation_losses.items())
         discount_loss = None
