@@ -97,6 +97,8 @@ class NetworkBuilder:
     :param action_space: of the environment
     :param layers: of each part
     :param cnn_depth: channels of the first convolution
+    :param encoder_keys: keys of a Dict space that are seen; None for all
+    :param decoder_keys: keys that are reconstructed; None for all
     """
 
     world_model_class: type[WorldModel] = WorldModel
@@ -104,18 +106,23 @@ class NetworkBuilder:
     actor_critic_class: type[ActorCritic] = ActorCritic
 
     def __init__(
-        self, observations: ObservationFormat, action_space: spaces.Space, layers: Mapping[str, LayerOptions], cnn_depth: int
+        self,
+        observations: ObservationFormat,
+        action_space: spaces.Space,
+        layers: Mapping[str, LayerOptions],
+        cnn_depth: int,
+        encoder_keys: list[str] | None,
+        decoder_keys: list[str] | None,
     ) -> None:
         self.observations, self.action_space, self.layers = observations, action_space, layers
         self.cnn_depth = whole_number("cnn_depth", cnn_depth, 1)
+        self.encoder_keys = observations.chosen(encoder_keys, "encoder_keys")
+        self.decoder_keys = observations.chosen(decoder_keys, "decoder_keys")
 
-    def encoder(
-        self, keys: list[str] | None, encoder_class: type[BaseFeaturesExtractor], kwargs: dict[str, Any]
-    ) -> BaseFeaturesExtractor:
+    def encoder(self, encoder_class: type[BaseFeaturesExtractor], kwargs: dict[str, Any]) -> BaseFeaturesExtractor:
         """
         Build the encoder.
 
-        :param keys: keys of a Dict space that are seen, None for all
         :param encoder_class: what SB3 calls a features extractor
         :param kwargs: its arguments; they take precedence over the policy's sizes, which a ``DreamerEncoder`` is given
         :return: the encoder
@@ -123,10 +130,9 @@ class NetworkBuilder:
         """
         if issubclass(encoder_class, DreamerEncoder):
             kwargs = {"cnn_depth": self.cnn_depth, **self.layers["encoder"]._asdict(), **kwargs}
-        chosen = self.observations.chosen(keys, "encoder_keys")
-        if not chosen:
+        if not self.encoder_keys:
             raise ValueError(f"encoder_keys is empty: name at least one of {list(self.observations.parts)}.")
-        seen = [(key, self.observations.encoded[key]) for key in chosen]  # a plain dict would be sorted
+        seen = [(key, self.observations.encoded[key]) for key in self.encoder_keys]  # a plain dict would be sorted
         space = spaces.Dict(seen) if self.observations.is_dict else self.observations.encoded[OBSERVATION_KEY]  # type: ignore[arg-type]
         encoder = encoder_class(space, **kwargs)  # type: ignore[arg-type]
         if not isinstance(getattr(encoder, "features_dim", None), int | np.integer):
@@ -146,22 +152,20 @@ class NetworkBuilder:
         deterministic_size = whole_number("deterministic_size", deterministic_size, 1)
         return self.rssm_class(latent, action_size(self.action_space), embedding_size, deterministic_size, self.layers["rssm"])
 
-    def decoder(
-        self, keys: list[str] | None, features_size: int, decoder_class: type[nn.Module], kwargs: dict[str, Any]
-    ) -> nn.Module:
+    def decoder(self, features_size: int, decoder_class: type[nn.Module], kwargs: dict[str, Any]) -> nn.Module:
         """
         Build the decoder.
 
-        :param keys: keys that are reconstructed, None for all
         :param features_size: F
         :param decoder_class: takes the arguments of :class:`~sb3_dreamer.world_model.decoders.DreamerDecoder`
         :param kwargs: take precedence over the policy's sizes
         :return: features (..., F) to one distribution per key
         """
-        chosen, likelihoods = self.observations.chosen(keys, "decoder_keys"), self.observations.likelihoods
-        decoded = {key: self.observations.encoded[key] for key in chosen}
-        options = {"cnn_depth": self.cnn_depth, **self.layers["decoder"]._asdict()}
-        options["likelihoods"] = {key: likelihoods[key] for key in chosen}
+        decoded, likelihoods = (
+            {key: parts[key] for key in self.decoder_keys}
+            for parts in (self.observations.encoded, self.observations.likelihoods)
+        )
+        options = {"cnn_depth": self.cnn_depth, **self.layers["decoder"]._asdict(), "likelihoods": likelihoods}
         return decoder_class(decoded, features_size, **{**options, **kwargs})
 
     def world_model(
@@ -169,8 +173,6 @@ class NetworkBuilder:
         encoder: BaseFeaturesExtractor,
         rssm: RSSM,
         decoder: nn.Module,
-        encoder_keys: list[str] | None,
-        decoder_keys: list[str] | None,
         use_discount_head: bool,
         normalize_observations: bool,
     ) -> WorldModel:
@@ -180,8 +182,6 @@ class NetworkBuilder:
         :param encoder: of :meth:`encoder`
         :param rssm: of :meth:`rssm`
         :param decoder: of :meth:`decoder`
-        :param encoder_keys: what the encoder sees
-        :param decoder_keys: what is reconstructed
         :param use_discount_head: whether to learn when episodes end
         :param normalize_observations: whether vectors are seen in units of their spread
         :return: the world model
@@ -190,7 +190,7 @@ class NetworkBuilder:
         discount = ScalarHead(rssm.features_size, self.layers["discount"], Bernoulli) if use_discount_head else None
         has_numbers = any(part.is_numeric for part in self.observations.parts.values())
         normalizer = ObservationNormalizer(self.observations) if normalize_observations and has_numbers else None
-        keys = encoder_keys, decoder_keys
+        keys = self.encoder_keys, self.decoder_keys
         return self.world_model_class(encoder, rssm, decoder, reward, discount, self.observations, *keys, normalizer)
 
     def behavior(self, features_size: int, options: ContinuousOptions) -> ActorCritic:

@@ -41,6 +41,8 @@ class RSSM(nn.Module):
     :param layers: the layers around the cell, which have one width H; the cell itself always has its layer norm
     """
 
+    #: ``observe`` may compute products of the inputs ahead of the steps, instead of calling ``advance``
+    splits_inputs = True
     #: :mod:`~sb3_dreamer.world_model.scan` may replace ``_scan``, ``transition`` and ``posterior`` of this class
     fast_scan = True
 
@@ -205,7 +207,7 @@ class RSSM(nn.Module):
         if noise is None:
             like = self.input.weight.new_empty(*embeddings.shape[:2], self.latent.parameter_size)  # never in 16 bit
             noise = self.latent.draw_noise(like)
-        if is_plain(self.input, nn.Linear) and is_plain(self.posterior_hidden, nn.Linear):
+        if self._splits_inputs():
             action_weight = self.input.weight[:, self.latent.size :]
             embedding_weight = self.posterior_hidden.weight[:, self.deterministic_size :]
             from_actions = F.linear(actions.masked_fill(episode_starts[..., None], 0.0), action_weight, self.input.bias)
@@ -221,7 +223,8 @@ class RSSM(nn.Module):
     def uses_fast_scan(self) -> bool:
         """Whether every part declares that :mod:`~sb3_dreamer.world_model.scan` computes the same as its methods."""
         return (
-            declares(self, "fast_scan", "_scan", "transition", "posterior")
+            self._splits_inputs()
+            and declares(self, "fast_scan", "_scan", "transition", "posterior")
             and declares(self.latent, "fast_scan", "sample", "distribution")
             and declares(self.cell, "fast_scan", "forward")
             and is_plain(self.activation, nn.ELU)
@@ -229,6 +232,11 @@ class RSSM(nn.Module):
             and is_plain(self.posterior_output, nn.Linear)
             and all(is_plain(norm, nn.Identity) for norm in (self.input_norm, self.posterior_norm))
         )
+
+    def _splits_inputs(self) -> bool:
+        """Whether the layers that take actions and embeddings need not be called as a whole, in each step."""
+        plain = is_plain(self.input, nn.Linear) and is_plain(self.posterior_hidden, nn.Linear)
+        return plain and declares(self, "splits_inputs", "advance", "_filter")
 
     def _scan(self, inputs: scan.ScanInputs, state: LatentState) -> ScannedSteps:
         """Step by step with autograd's gradient, from the products of the inputs."""
@@ -246,7 +254,7 @@ class RSSM(nn.Module):
         return _stacked(steps)
 
     def _scan_whole_layers(self, inputs: scan.ScanInputs, state: LatentState) -> ScannedSteps:
-        """Like :meth:`_scan`, from actions and embeddings: layers that do more than a product must be called as a whole."""
+        """Like :meth:`_scan`, from actions and embeddings, where their layers or ``advance`` are not as in this class."""
         steps = []
         for starts, actions, embeddings, noise in zip(*(part.unbind() for part in inputs), strict=True):
             deterministic, parameters = self._filter(state, actions, embeddings, starts)
