@@ -131,13 +131,7 @@ class ActorCritic(nn.Module):
         self.reward_normalizer = RewardNormalizer()
 
     def normalize_rewards(self, trajectory: ImaginedTrajectory, objective: BehaviorObjective) -> ImaginedTrajectory:
-        """
-        Normalize predicted rewards, which updates the normalizer's state.
-
-        :param trajectory: with rewards as predicted, (H + 1, N)
-        :param objective: momentum and scale
-        :return: the trajectory with normalized rewards
-        """
+        """Return a trajectory with normalized rewards, if the objective has a momentum; updates the normalizer's state."""
         if objective.reward_norm_momentum is None:
             return trajectory
         rewards = self.reward_normalizer(trajectory.rewards, objective.reward_norm_momentum, objective.reward_norm_scale)
@@ -200,10 +194,6 @@ class ActorCritic(nn.Module):
 
     @th.no_grad()
     def update_target(self, fraction: float = 1.0) -> None:
-        """
-        Move the target critic towards the critic.
-
-        :param fraction: of the distance; 1 copies
-        """
+        """Move the target critic by a fraction of its distance to the critic; 1 copies."""
         targets: list[th.Tensor] = list(self.critic_target.parameters())
         th._foreach_lerp_(targets, list(self.critic.parameters()), fraction)

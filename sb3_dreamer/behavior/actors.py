@@ -105,13 +105,7 @@ class ContinuousActor(nn.Module):
         return self.distribution(full(self.output(hidden)), full(self.output_std(hidden)))
 
     def distribution(self, loc: th.Tensor, std: th.Tensor) -> TruncatedNormal | TanhNormal | ClippedNormal:
-        """
-        The distribution that two outputs of the network parameterize.
-
-        :param loc: m, (..., A)
-        :param std: s, (..., A)
-        :return: over (..., A)
-        """
+        """Return the distribution over (..., A) from the network's raw outputs m (``loc``) and s (``std``), (..., A)."""
         raw = std + self.options.init_std
         if self.options.distribution == "tanh_normal":
             return TanhNormal(5.0 * th.tanh(loc / 5.0), F.softplus(raw) + self.options.min_std)

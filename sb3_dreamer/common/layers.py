@@ -39,10 +39,8 @@ def initialize_weights(module: nn.Module) -> None:
 
 def in_place(activation_fn: type[nn.Module]) -> Callable[[], nn.Module]:
     """
-    Activations for large maps, whose memory costs more than the arithmetic: they overwrite their input where they can.
-
-    :param activation_fn: activation class
-    :return: makes activations, in place if the class can and its gradient needs only the output
+    Activations for large maps, whose memory costs more than the arithmetic: they overwrite their input, if the class can and
+    its gradient needs only the output.
     """
     return partial(activation_fn, inplace=True) if activation_fn in (nn.ELU, nn.ReLU) else activation_fn
 
@@ -120,13 +118,7 @@ class LayerNormGRUCell(nn.Module):
         return is_plain(self.linear, nn.Linear) and is_plain(self.norm, nn.LayerNorm)
 
     def forward(self, inputs: th.Tensor, state: th.Tensor) -> th.Tensor:
-        """
-        One step.
-
-        :param inputs: (n, input_size)
-        :param state: h_{t-1}, (n, D)
-        :return: h_t, (n, D)
-        """
+        """Map inputs (n, input_size) and the state h_{t-1}, (n, D), to h_t, (n, D)."""
         gates = self.norm(full(self.linear(th.cat([inputs, state], dim=-1))))
         reset, candidate, update = gates.chunk(3, dim=-1)
         candidate = th.tanh(th.sigmoid(reset) * candidate)

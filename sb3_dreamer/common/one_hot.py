@@ -64,12 +64,6 @@ def features_for(module: object, features: Features) -> Features:
 
 
 def sum_rows(weight: th.Tensor, places: th.Tensor) -> th.Tensor:
-    """
-    The product of a weight with one-hot vectors.
-
-    :param weight: of a linear layer, (out, Z)
-    :param places: positions of the ones, (..., S)
-    :return: (..., out)
-    """
+    """Return the product (..., out) of a layer's weight (out, Z) with vectors that have ones at the places (..., S)."""
     rows = F.embedding_bag(places.flatten(0, -2), weight.t().contiguous(), mode="sum")
     return rows.unflatten(0, places.shape[:-1])

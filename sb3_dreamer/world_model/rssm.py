@@ -64,12 +64,7 @@ class RSSM(nn.Module):
         self.posterior_output = nn.Linear(hidden_size, latent.parameter_size)
 
     def initial_state(self, batch_size: int) -> LatentState:
-        """
-        The state before the first step of an episode: zeros.
-
-        :param batch_size: n
-        :return: (n, ...)
-        """
+        """Return the state before the first step of ``batch_size`` episodes: zeros, (n, ...)."""
         like = self.input.weight
         return LatentState(like.new_zeros(batch_size, self.deterministic_size), like.new_zeros(batch_size, self.latent.size))
 
@@ -101,31 +96,15 @@ class RSSM(nn.Module):
         return self.transition(hidden, state.deterministic)
 
     def transition(self, hidden: th.Tensor, deterministic: th.Tensor) -> th.Tensor:
-        """
-        Recurrent model after the input layer.
-
-        :param hidden: output of the input layer, (n, H)
-        :param deterministic: h_{t-1}, (n, D)
-        :return: h_t, (n, D)
-        """
+        """Recurrent model after its input layer: map the layer's output, (n, H), and h_{t-1}, (n, D), to h_t, (n, D)."""
         return self.cell(self.activation(self.input_norm(hidden)), deterministic)
 
     def posterior(self, hidden: th.Tensor) -> th.Tensor:
-        """
-        Representation model after its hidden layer.
-
-        :param hidden: output of the posterior's hidden layer, (n, H)
-        :return: parameters of q(z_t | h_t, o_t), (n, P)
-        """
+        """Representation model after its hidden layer: map (n, H) to the parameters of q(z_t | h_t, o_t), (n, P)."""
         return full(self.posterior_output(self.activation(self.posterior_norm(hidden))))
 
     def prior(self, deterministic: th.Tensor) -> th.Tensor:
-        """
-        Transition predictor.
-
-        :param deterministic: (..., D)
-        :return: parameters of p(z_t | h_t), (..., P)
-        """
+        """Transition predictor: map h_t, (..., D), to the parameters of p(z_t | h_t), (..., P)."""
         return full(self.prior_output(self.prior_hidden(deterministic)))
 
     def imagine_step(
@@ -293,12 +272,6 @@ def _norm(size: int, layer_norm: bool) -> nn.Module:
 
 
 def reset(state: LatentState, episode_starts: th.Tensor) -> LatentState:
-    """
-    Zero the rows that begin an episode; nothing of the past remains, not even a NaN.
-
-    :param state: (n, ...)
-    :param episode_starts: bool, (n,)
-    :return: (n, ...)
-    """
+    """Zero the rows of a state (n, ...) where ``episode_starts``, (n,), is True; not even a NaN of the past remains."""
     mask = episode_starts[:, None]
     return LatentState(state.deterministic.masked_fill(mask, 0.0), state.stochastic.masked_fill(mask, 0.0))
