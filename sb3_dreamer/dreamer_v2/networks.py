@@ -141,14 +141,7 @@ class NetworkBuilder:
         return encoder
 
     def rssm(self, latent: Latent, embedding_size: int, deterministic_size: int) -> RSSM:
-        """
-        Build the recurrent state-space model.
-
-        :param latent: kind and size of the stochastic state
-        :param embedding_size: E
-        :param deterministic_size: D
-        :return: the RSSM
-        """
+        """Build the recurrent state-space model from its latent and the sizes E and D."""
         deterministic_size = whole_number("deterministic_size", deterministic_size, 1)
         return self.rssm_class(latent, action_size(self.action_space), embedding_size, deterministic_size, self.layers["rssm"])
 
@@ -194,13 +187,7 @@ class NetworkBuilder:
         return self.world_model_class(encoder, rssm, decoder, reward, discount, self.observations, *keys, normalizer)
 
     def behavior(self, features_size: int, options: ContinuousOptions) -> ActorCritic:
-        """
-        Build actor and critics.
-
-        :param features_size: F
-        :param options: of continuous actors
-        :return: actor and critics
-        """
+        """Build actor and critics on features of size F; the options are those of continuous actors."""
         actor = make_actor(features_size, self.action_space, self.layers["actor"], options)
         return self.actor_critic_class(actor, features_size, self.layers["critic"])
 

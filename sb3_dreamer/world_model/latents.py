@@ -69,9 +69,8 @@ class Latent(ABC):
 
     def places(self, sample: th.Tensor) -> th.Tensor | None:
         """
-        Positions of the ones in a one-hot sample, if products with the sample are faster as sums of rows.
+        Positions of the ones in a one-hot sample (..., Z), if products with the sample are faster as sums of rows.
 
-        :param sample: flat, (..., Z)
         :return: positions within 0 ... Z - 1, (..., S), or None if the sample is to be used as it is
         """
         return None
@@ -143,12 +142,14 @@ class CategoricalLatent(Latent):
         return sample.unflatten(-1, (self.variables, self.classes)).argmax(-1).add_(first)
 
     def kl(self, lhs: th.Tensor, rhs: th.Tensor) -> th.Tensor:
-        first, second = self.distribution(lhs), self.distribution(rhs)
-        return (first.probs * (first.log_probs - second.log_probs)).sum((-2, -1))
+        return self._kl_terms(lhs, rhs).sum((-2, -1))
 
     def kl_per_variable(self, lhs: th.Tensor, rhs: th.Tensor) -> th.Tensor:
+        return self._kl_terms(lhs, rhs).sum(-1)
+
+    def _kl_terms(self, lhs: th.Tensor, rhs: th.Tensor) -> th.Tensor:
         first, second = self.distribution(lhs), self.distribution(rhs)
-        return (first.probs * (first.log_probs - second.log_probs)).sum(-1)
+        return first.probs * (first.log_probs - second.log_probs)
 
     def entropy(self, parameters: th.Tensor) -> th.Tensor:
         return self.distribution(parameters).entropy().sum(-1)
