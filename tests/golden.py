@@ -295,7 +295,8 @@ class GoldenProof:
         ]:
             model = self.folder.model()
             if name.endswith("_implicit"):
-                setattr(model.policy.behavior.actor, "exact_gradient", True)  # noqa: B010
+                actor = model.policy.behavior.actor
+                setattr(actor, "options", actor.options._replace(exact_gradient=True))  # type: ignore[union-attr, operator]  # noqa: B010
             weight = self.folder.reinforce_weight(name.removesuffix("_implicit"))
             objective = replace(model.behavior_objective, reinforce_weight=weight)
             start, continues, _ = self._start(model)

@@ -12,9 +12,12 @@ from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from torch import nn
 
 from sb3_dreamer import DreamerV2
 from sb3_dreamer.behavior.actor_critic import BehaviorObjective
+from sb3_dreamer.behavior.actors import ContinuousOptions
+from sb3_dreamer.common.layers import LayerOptions
 from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.dreamer_v2.policies import DreamerPolicy
 from sb3_dreamer.dreamer_v2.update import Imagination, Start, UpdateNoise, imagine, task_rewards
@@ -50,6 +53,16 @@ def imagine_task(
     """The part of an update in which actor and critic imagine."""
     rewards, draws = task_rewards(policy.behavior, objective), (noise.actions, noise.latents)
     return imagine(policy.world_model, policy.behavior, Start(start, continues), objective, rewards, draws)
+
+
+def layers(*net_arch: int, activation_fn: type[nn.Module] = nn.ELU, layer_norm: bool = False) -> LayerOptions:
+    """Layers of these widths."""
+    return LayerOptions(net_arch, activation_fn, layer_norm)
+
+
+def continuous(**changes: Any) -> ContinuousOptions:
+    """Options of continuous actors, the defaults of ``policy_kwargs`` but for these."""
+    return ContinuousOptions("truncated_normal", 0.1, 0.0, False)._replace(**changes)
 
 
 @contextmanager

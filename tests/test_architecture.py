@@ -12,8 +12,8 @@ PACKAGE = ROOT / "sb3_dreamer"
 ROOMS: dict[str, tuple[str, str]] = {
     "ranks": ("heartbeat distributed rank_files", ""),
     "common": (
-        "version one_hot type_aliases precision options files functional schedules distributions action_distributions layers "
-        "heads preprocessing observations normalization optimization metrics",
+        "version capabilities one_hot type_aliases precision options files functional schedules distributions "
+        "action_distributions layers heads preprocessing observations normalization optimization metrics",
         "ranks",
     ),
     "world_model": ("latents convolutions encoders decoders scan rssm world_model", "ranks common"),

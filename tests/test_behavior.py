@@ -13,17 +13,16 @@ from sb3_dreamer.algorithm.policy import ActingState
 from sb3_dreamer.behavior.actor_critic import ActorCritic, BehaviorObjective, ReturnEstimate, RewardNormalizer
 from sb3_dreamer.behavior.actors import (
     ACTOR_DISTRIBUTIONS,
+    CategoricalActor,
     ContinuousActor,
-    DiscreteActor,
-    MultiDiscreteActor,
     make_actor,
 )
 from sb3_dreamer.common.action_distributions import ClippedNormal, TanhNormal, TruncatedNormal
-from sb3_dreamer.common.distributions import OneHotBlocks
+from sb3_dreamer.common.distributions import OneHotBlocks, OneHotCategorical
 from sb3_dreamer.common.functional import flatten_time
 from sb3_dreamer.common.type_aliases import ImaginedTrajectory, LatentState
 from sb3_dreamer.dreamer_v2.update import Imagination, UpdateNoise, every, start_states
-from tests.small import imagine_task
+from tests.small import continuous, imagine_task, layers
 from tests.test_world_model import BATCH, TIME, carried_state, image, make_model, model_loss, random_batch
 
 H = 4
@@ -372,7 +371,7 @@ def test_off_normalizer_leaves_rewards_alone() -> None:
 
 
 def test_target_moves_by_the_fraction() -> None:
-    behavior = ActorCritic(make_actor(5, spaces.Discrete(2), [4]), 5, [4])
+    behavior = ActorCritic(make_actor(5, spaces.Discrete(2), layers(4), continuous()), 5, layers(4))
     old = [p.clone() for p in behavior.critic_target.parameters()]
     behavior.update_target(0.25)
     pairs = list(zip(old, behavior.critic.parameters(), behavior.critic_target.parameters(), strict=True))
@@ -385,9 +384,9 @@ def test_target_moves_by_the_fraction() -> None:
 
 def test_critics_have_layer_norm_by_argument() -> None:
     """The actor is built before; the option is that of the two critics."""
-    actor = make_actor(5, spaces.Discrete(2), [4])
+    actor = make_actor(5, spaces.Discrete(2), layers(4), continuous())
     for layer_norm in (False, True):
-        behavior = ActorCritic(actor, 5, [4, 3], th.nn.Tanh, layer_norm)
+        behavior = ActorCritic(actor, 5, layers(4, 3, activation_fn=th.nn.Tanh, layer_norm=layer_norm))
         for critic in (behavior.critic, behavior.critic_target):
             norms = [layer for layer in critic.modules() if isinstance(layer, th.nn.LayerNorm)]
             assert [norm.normalized_shape for norm in norms] == ([(4,), (3,)] if layer_norm else [])
@@ -405,7 +404,7 @@ def softplus(x: float) -> float:
 
 
 def test_continuous_actor_formula() -> None:
-    actor = ContinuousActor(1, 3, [], th.nn.ELU, min_std=0.2)
+    actor = ContinuousActor(1, 3, layers(), continuous(min_std=0.2))
     policy = actor.distribution(th.tensor([0.0, 1.0, -50.0]), th.tensor([0.0, -50.0, 50.0]))
     assert isinstance(policy, TruncatedNormal)
     assert policy.loc.tolist() == pytest.approx([0.0, np.tanh(1.0), -1.0])
@@ -414,7 +413,7 @@ def test_continuous_actor_formula() -> None:
 
 @pytest.mark.parametrize("distribution", ["truncated_normal", "normal"])
 def test_init_std_is_added_before_the_activation(distribution: str) -> None:
-    actor = ContinuousActor(1, 2, [], th.nn.ELU, distribution=distribution, min_std=0.1, init_std=3.0)
+    actor = ContinuousActor(1, 2, layers(), continuous(distribution=distribution, init_std=3.0))
     policy = actor.distribution(th.tensor([0.5, -0.5]), th.tensor([-3.0, 1.0]))
     assert isinstance(policy, TruncatedNormal if distribution == "truncated_normal" else ClippedNormal)
     assert policy.loc.tolist() == pytest.approx([np.tanh(0.5), np.tanh(-0.5)])
@@ -422,7 +421,7 @@ def test_init_std_is_added_before_the_activation(distribution: str) -> None:
 
 
 def test_tanh_normal_actor_formula() -> None:
-    actor = ContinuousActor(1, 2, [], th.nn.ELU, distribution="tanh_normal", min_std=0.01, init_std=0.5)
+    actor = ContinuousActor(1, 2, layers(), continuous(distribution="tanh_normal", min_std=0.01, init_std=0.5))
     policy = actor.distribution(th.tensor([2.0, -100.0]), th.tensor([-0.5, 1.0]))
     assert isinstance(policy, TanhNormal)
     assert policy.normal.mean.tolist() == pytest.approx([5 * np.tanh(0.4), -5.0])
@@ -430,28 +429,31 @@ def test_tanh_normal_actor_formula() -> None:
 
 
 @pytest.mark.parametrize(
-    "space, kind, width",
+    "space, kind, blocks",
     [
-        (spaces.Discrete(4), DiscreteActor, 4),
-        (spaces.MultiDiscrete([3, 2]), MultiDiscreteActor, 5),
-        (spaces.MultiBinary(3), MultiDiscreteActor, 6),
-        (spaces.Box(-2.0, 5.0, (2, 2)), ContinuousActor, 4),
+        (spaces.Discrete(4), OneHotCategorical, (4,)),
+        (spaces.MultiDiscrete([3, 2]), OneHotBlocks, (3, 2)),
+        (spaces.MultiDiscrete([3]), OneHotBlocks, (3,)),
+        (spaces.MultiBinary(3), OneHotBlocks, (2, 2, 2)),
+        (spaces.Box(-2.0, 5.0, (2, 2)), TruncatedNormal, (4,)),
     ],
 )
-def test_actor_for_every_space(space: spaces.Space, kind: type, width: int) -> None:
+def test_actor_for_every_space(space: spaces.Space, kind: type, blocks: tuple[int, ...]) -> None:
     """The distribution's width, valid samples, and gradients to every weight."""
     th.manual_seed(0)
-    actor = make_actor(6, space, [8, 7], th.nn.Tanh, layer_norm=True)
-    assert type(actor) is kind and [type(layer) for layer in actor.modules()].count(th.nn.LayerNorm) == 2
-    policy = actor(th.randn(5, 9, 6))
+    actor = make_actor(6, space, layers(8, 7, activation_fn=th.nn.Tanh, layer_norm=True), continuous())
+    assert type(actor) is (ContinuousActor if kind is TruncatedNormal else CategoricalActor)
+    assert [type(layer) for layer in actor.modules()].count(th.nn.LayerNorm) == 2
+    policy, width = actor(th.randn(5, 9, 6)), sum(blocks)
     actions = policy.sample()
-    assert actions.shape == policy.mode.shape == (5, 9, width) and policy.log_prob(
-        actions
-    ).shape == policy.entropy().shape == (5, 9)
+    assert (
+        type(policy) is kind
+        and actions.shape == policy.mode.shape == (5, 9, width)
+        and policy.log_prob(actions).shape == policy.entropy().shape == (5, 9)
+    )
     if isinstance(space, spaces.Box):
         assert actions.abs().max() <= 1.0
     else:
-        blocks = {DiscreteActor: (4,), MultiDiscreteActor: (3, 2) if width == 5 else (2, 2, 2)}[kind]
         for block in actions.detach().split(blocks, -1):
             assert th.equal(block.sum(-1), th.ones(5, 9)) and set(block.unique().tolist()) == {0.0, 1.0}
     total = policy.log_prob(actions.detach()).sum() + policy.entropy().sum()
@@ -461,12 +463,12 @@ def test_actor_for_every_space(space: spaces.Space, kind: type, width: int) -> N
 def test_multi_discrete_actor_is_several_discrete_ones() -> None:
     """With the same weights, the blocks of the output are what single actors would say."""
     th.manual_seed(0)
-    actor, features = make_actor(6, spaces.MultiDiscrete([3, 2]), [8]), th.randn(4, 6)
+    actor, features = make_actor(6, spaces.MultiDiscrete([3, 2]), layers(8), continuous()), th.randn(4, 6)
     policy = actor(features)
     assert isinstance(policy, OneHotBlocks)
     entropy = 0.0
     for start, size in ((0, 3), (3, 2)):
-        single = DiscreteActor(6, size, [8], th.nn.ELU)
+        single = CategoricalActor(6, size, layers(8), OneHotCategorical)
         trunk = {key: value for key, value in actor.state_dict().items() if key.startswith("trunk")}
         rows = slice(start, start + size)
         single.load_state_dict(trunk | {f"output.{p}": actor.state_dict()[f"output.{p}"][rows] for p in ("weight", "bias")})
@@ -477,11 +479,11 @@ def test_multi_discrete_actor_is_several_discrete_ones() -> None:
 
 @pytest.mark.parametrize("distribution", ACTOR_DISTRIBUTIONS)
 def test_distribution_by_name(distribution: str) -> None:
-    actor = make_actor(2, BOX, [], distribution=distribution, min_std=0.3, init_std=0.7)
+    actor = make_actor(2, BOX, layers(), continuous(distribution=distribution, min_std=0.3, init_std=0.7))
     kinds = {"truncated_normal": TruncatedNormal, "tanh_normal": TanhNormal, "normal": ClippedNormal}
     assert type(actor(th.zeros(1, 2))) is kinds[distribution]
-    assert (actor.min_std, actor.init_std) == (0.3, 0.7)
-    assert make_actor(2, BOX, [], exact_gradient=True)(th.zeros(1, 2)).exact_gradient is True
+    assert isinstance(actor, ContinuousActor) and (actor.options.min_std, actor.options.init_std) == (0.3, 0.7)
+    assert make_actor(2, BOX, layers(), continuous(exact_gradient=True))(th.zeros(1, 2)).exact_gradient is True
 
 
 @pytest.mark.parametrize("distribution", ACTOR_DISTRIBUTIONS)
@@ -517,12 +519,12 @@ def test_every_distribution_has_gradients(distribution: str, weight: float) -> N
 def test_bad_actor_options_are_named(space: spaces.Space, options: dict[str, Any], message: str) -> None:
     """Whatever the space: a typo must not wait for the day on which actions become continuous."""
     with pytest.raises(ValueError, match=message):
-        make_actor(2, space, [], **options)
+        make_actor(2, space, layers(), continuous(**options))
 
 
 def test_unknown_action_space_is_named() -> None:
     with pytest.raises(ValueError, match="does not support the action space Text"):
-        make_actor(2, spaces.Text(3), [])
+        make_actor(2, spaces.Text(3), layers(), continuous())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -415,7 +415,7 @@ def test_inspection_counts_what_is_there(vector_model: DreamerV2) -> None:
 def test_kl_of_variables_adds_up(kind: str) -> None:
     from sb3_dreamer.world_model.latents import make_latent
 
-    latent = make_latent(kind, 5, 3 if kind == "categorical" else None)
+    latent = make_latent(kind, 5, 3 if kind == "categorical" else None, None, None)
     left, right = th.randn(2, 7, latent.parameter_size, generator=th.Generator().manual_seed(0))
     terms = latent.kl_per_variable(left, right)
     assert terms.shape == (7, 5) and th.allclose(terms.sum(-1), latent.kl(left, right), atol=1e-5)

@@ -37,6 +37,7 @@ from sb3_dreamer.dreamer_v2.update import (
     learn_exploration,
     start_states,
 )
+from tests.small import layers
 from tests.test_world_model import ACTIONS, BATCH, TIME, make_model, model_loss, posterior_noise, random_batch
 
 D, Z, E, A = 3, 4, 5, 2
@@ -46,17 +47,17 @@ STRATEGIES = sorted(EXPLORATIONS)
 
 
 def behavior() -> ActorCritic:
-    return ActorCritic(nn.Linear(F, A), F, [6])
+    return ActorCritic(nn.Linear(F, A), F, layers(6))
 
 
 def plan2explore(**options: Any) -> Plan2Explore:
     th.manual_seed(1)
-    return Plan2Explore(behavior(), SIZES, A, **{"net_arch": [8], "ensemble_size": M, **options})
+    return Plan2Explore(behavior(), SIZES, A, **{**layers(8)._asdict(), "ensemble_size": M, **options})
 
 
 def model_loss_bonus(**options: Any) -> ModelLossBonus:
     th.manual_seed(1)
-    return ModelLossBonus(behavior(), SIZES, A, **{"net_arch": [8], **options})
+    return ModelLossBonus(behavior(), SIZES, A, **{**layers(8)._asdict(), **options})
 
 
 def random_experience(steps: int = 6, batch: int = 3, seed: int = 0) -> Experience:
@@ -87,14 +88,15 @@ def random_trajectory(horizon: int = 4, n: int = 5, gradient: bool = False) -> I
 def test_ensemble_is_its_members(net_arch: list[int], layer_norm: bool) -> None:
     """The batched products give what one ordinary network after the other gives."""
     th.manual_seed(0)
-    ensemble = EnsembleMLP(M, F, net_arch, Z, nn.Tanh, layer_norm)
+    options = layers(*net_arch, activation_fn=nn.Tanh, layer_norm=layer_norm)
+    ensemble = EnsembleMLP(M, F, Z, options)
     for parameter in ensemble.parameters():
         nn.init.normal_(parameter)
     inputs = th.randn(7, 2, F)
     outputs = ensemble(inputs)
     assert outputs.shape == (M, 7, 2, Z)
     for member in range(M):
-        hidden = MLP(F, net_arch, nn.Tanh, layer_norm)
+        hidden = MLP(F, options)
         network = nn.Sequential(hidden, nn.Linear(hidden.output_size, Z))
         linears = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
         for layer, weight, bias in zip(linears, ensemble.weights, ensemble.biases, strict=True):
@@ -108,7 +110,7 @@ def test_ensemble_is_its_members(net_arch: list[int], layer_norm: bool) -> None:
 
 def test_members_begin_apart_with_glorot_weights() -> None:
     """As separate layers would; what the policy does to all its layers leaves them alone."""
-    ensemble = EnsembleMLP(4, 100, [60], 50)
+    ensemble = EnsembleMLP(4, 100, 50, layers(60))
     before = [parameter.clone() for parameter in ensemble.parameters()]
     initialize_weights(ensemble)
     assert all(th.equal(*pair) for pair in zip(before, ensemble.parameters(), strict=True))
@@ -519,8 +521,7 @@ def test_dynamics_gradient_flows_through_intrinsic_rewards(strategy: str) -> Non
 def numbers(strategy: str, **options: Any) -> dict[str, float]:
     """Loss and rewards after one step of the heads."""
     th.manual_seed(0)
-    shape = {"net_arch": [8], "activation_fn": nn.ELU, **options}
-    exploration = make_exploration(strategy, behavior(), SIZES, A, shape.pop("net_arch"), shape.pop("activation_fn"), **shape)
+    exploration = make_exploration(strategy, behavior(), SIZES, A, layers(8), **options)
     experience, path = random_experience(), random_trajectory()
     ParameterOptimizer(exploration.head_parameters(), DreamerAdam, 1e-2).step(exploration.loss(experience), None)
     intrinsic = exploration.intrinsic_rewards(path, exploration.start_rewards(experience)[0].new_zeros(5))
@@ -552,14 +553,16 @@ def test_every_option_changes_a_number(strategy: str, option: str, value: Any) -
 
 
 def test_options_beat_the_callers_architecture() -> None:
-    exploration = make_exploration("plan2explore", behavior(), SIZES, A, [9, 9], net_arch=[5])
+    exploration = make_exploration("plan2explore", behavior(), SIZES, A, layers(9, 9), net_arch=[5])
     assert isinstance(exploration, Plan2Explore)
     assert [weight.shape[2] for weight in exploration.ensemble.weights] == [5, Z]
-    exploration = make_exploration("plan2explore", behavior(), SIZES, A, [9, 9])
+    exploration = make_exploration("plan2explore", behavior(), SIZES, A, layers(9, 9))
     assert isinstance(exploration, Plan2Explore)
     assert [tuple(weight.shape) for weight in exploration.ensemble.weights] == [(10, F + A, 9), (10, 9, 9), (10, 9, Z)]
     assert not exploration.ensemble.layer_norm and isinstance(exploration.ensemble.activation, nn.ELU)
-    exploration = make_exploration("plan2explore", behavior(), SIZES, A, [9, 9], nn.Tanh, True, activation_fn=nn.ReLU)
+    exploration = make_exploration(
+        "plan2explore", behavior(), SIZES, A, layers(9, 9, activation_fn=nn.Tanh, layer_norm=True), activation_fn=nn.ReLU
+    )
     assert isinstance(exploration, Plan2Explore)
     assert exploration.ensemble.layer_norm and isinstance(exploration.ensemble.activation, nn.ReLU)
 
@@ -569,7 +572,7 @@ class CountingBonus(Exploration):
 
     def __init__(self, behavior: ActorCritic, sizes: LatentSizes, action_size: int, net_arch: Any, **rest: Any):
         super().__init__(behavior)
-        assert (sizes, action_size, net_arch) == (SIZES, A, [4])
+        assert (sizes, action_size, net_arch) == (SIZES, A, (4,))
         self.rest, self.weight = rest, nn.Parameter(th.zeros(()))
 
     def loss(self, experience: Experience) -> th.Tensor:
@@ -583,7 +586,7 @@ class CountingBonus(Exploration):
 
 
 def test_a_strategy_of_ones_own() -> None:
-    exploration = make_exploration(CountingBonus, behavior(), SIZES, A, [4], bonus=2)
+    exploration = make_exploration(CountingBonus, behavior(), SIZES, A, layers(4), bonus=2)
     assert isinstance(exploration, CountingBonus) and exploration.rest == {"bonus": 2}
     assert [parameter is exploration.weight for parameter in exploration.head_parameters()] == [True]
 
@@ -614,7 +617,7 @@ def test_a_strategy_of_ones_own() -> None:
 )
 def test_bad_options_are_named(strategy: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make_exploration(strategy, behavior(), SIZES, A, [4], **options)
+        make_exploration(strategy, behavior(), SIZES, A, layers(4), **options)
 
 
 # --------------------------------------------------------------------------------------------------------- what it explores

@@ -20,7 +20,7 @@ from sb3_dreamer.dreamer_v2.update import UpdateNoise
 from sb3_dreamer.world_model.convolutions import PointTransposedConv, StridedConv, SubPixelTransposedConv
 from sb3_dreamer.world_model.latents import SPARSE_SIZE, CategoricalLatent, GaussianLatent
 from sb3_dreamer.world_model.rssm import RSSM
-from tests.small import DISCRETE, IMAGE, random_model
+from tests.small import DISCRETE, IMAGE, layers, random_model
 
 S, K, D = 16, 16, 5
 H = 4
@@ -28,7 +28,8 @@ H = 4
 
 def one_hot_features(*shape: int) -> OneHotFeatures:
     places = th.randint(K, (*shape, S)) + th.arange(0, S * K, K)
-    return OneHotFeatures(places, th.randn(*shape, D, dtype=th.float64), S * K)
+    stochastic = th.zeros(*shape, S * K, dtype=th.float64).scatter_(-1, places, 1.0)
+    return OneHotFeatures(places, th.randn(*shape, D, dtype=th.float64), stochastic)
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 4), (2, 3, 4)])
@@ -42,7 +43,7 @@ def test_sum_of_rows_is_the_product(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("net_arch", [[], [6], [6, 4]])
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_network_on_one_hot_features(net_arch: list[int], layer_norm: bool) -> None:
-    network, features = MLP(S * K + D, net_arch, nn.ELU, layer_norm).double(), one_hot_features(3, 4)
+    network, features = MLP(S * K + D, layers(*net_arch, layer_norm=layer_norm)).double(), one_hot_features(3, 4)
     th.testing.assert_close(network(features), network(features.dense()))
     th.testing.assert_close(network(features[1:]), network(features.dense()[1:]))
     assert features.detach() is features
@@ -58,11 +59,11 @@ def test_places_are_of_large_one_hot_constants_on_cpus() -> None:
     assert large.size >= SPARSE_SIZE > small.size
     sample = large.sample(th.randn(4, S * K))
     places = large.places(sample)
-    assert places is not None and th.equal(OneHotFeatures(places, th.zeros(4, 0), S * K).dense(), sample)
+    assert places is not None and th.equal(th.zeros(4, S * K).scatter_(-1, places, 1.0), sample)
     assert large.places(large.sample(th.randn(4, S * K, requires_grad=True))) is None
     assert small.places(small.sample(th.randn(4, 6))) is None
     assert large.places(th.empty(4, S * K, device="meta")) is None
-    assert GaussianLatent(SPARSE_SIZE).places(th.randn(4, SPARSE_SIZE)) is None
+    assert GaussianLatent(SPARSE_SIZE, 0.1, "sigmoid2").places(th.randn(4, SPARSE_SIZE)) is None
 
 
 @pytest.mark.parametrize("memory_format", [th.contiguous_format, th.channels_last])
@@ -133,21 +134,21 @@ def test_noise_is_exponential() -> None:
 class StepwiseRSSM(RSSM):
     """Every step as it is written, with autograd's gradient."""
 
-    needs_autograd = True  # type: ignore[assignment]
+    fast_scan = False
 
 
 @pytest.mark.parametrize("variables, classes", [(1, 2), (4, 5), (S, K)])
 @pytest.mark.parametrize("length, resets", [(1, 0.0), (7, 0.0), (7, 0.4), (3, 1.0)])
 def test_scan_and_its_gradient(variables: int, classes: int, length: int, resets: float) -> None:
     th.manual_seed(length)
-    rssm, size, batch = RSSM(CategoricalLatent(variables, classes), 3, 6, D, 8).double(), variables * classes, 4
+    rssm, size, batch = RSSM(CategoricalLatent(variables, classes), 3, 6, D, layers(8)).double(), variables * classes, 4
     for parameter in rssm.parameters():  # the norm's, too
         parameter.data += 0.3 * th.randn_like(parameter)
     embeddings, actions = th.randn(length, batch, 6).double().requires_grad_(), th.randn(length, batch, 3).double()
     state = LatentState(*(th.randn(batch, width).double().requires_grad_() for width in (D, size)))
     starts, noise = th.rand(length, batch) < resets, rssm.latent.draw_noise(actions.new_empty(length, batch, size))
     inputs, found = [embeddings, *state, *rssm.parameters()], []
-    assert not rssm.needs_autograd
+    assert rssm.uses_fast_scan
     for kind in (RSSM, StepwiseRSSM):
         rssm.__class__ = kind
         seen = rssm.observe(embeddings, actions, starts, state, noise)
@@ -164,18 +165,18 @@ def test_scan_and_its_gradient(variables: int, classes: int, length: int, resets
 @pytest.mark.parametrize(
     "rssm",
     [
-        RSSM(GaussianLatent(3), 2, 4, D, 8),
-        RSSM(CategoricalLatent(2, 3), 2, 4, D, 8, nn.ReLU),
-        RSSM(CategoricalLatent(2, 3), 2, 4, D, 8, layer_norm=True),
+        RSSM(GaussianLatent(3, 0.1, "sigmoid2"), 2, 4, D, layers(8)),
+        RSSM(CategoricalLatent(2, 3), 2, 4, D, layers(8, activation_fn=nn.ReLU)),
+        RSSM(CategoricalLatent(2, 3), 2, 4, D, layers(8, layer_norm=True)),
     ],
 )
 def test_what_the_scan_does_not_know_has_autograd(rssm: RSSM) -> None:
-    assert rssm.needs_autograd
+    assert not rssm.uses_fast_scan
 
 
 def test_scan_stays_in_float32() -> None:
     """Under autocast only what comes before and after it is computed in 16 bit."""
-    rssm = RSSM(CategoricalLatent(2, 3), 2, 4, D, 8)
+    rssm = RSSM(CategoricalLatent(2, 3), 2, 4, D, layers(8))
     embeddings, actions, starts = th.randn(5, 3, 4), th.randn(5, 3, 2), th.zeros(5, 3, dtype=th.bool)
     noise, found = rssm.latent.draw_noise(th.empty(5, 3, 6)), {}
     weights = [rssm.cell.linear.weight, rssm.posterior_output.weight, rssm.posterior_hidden.weight]
@@ -194,7 +195,7 @@ def test_scan_stays_in_float32() -> None:
 
 def test_gradient_of_the_scan_stays_in_float32() -> None:
     """Also where the backward pass is under autocast, as in a user's own loop."""
-    rssm, starts = RSSM(CategoricalLatent(2, 3), 2, 4, D, 8), th.zeros(5, 3, dtype=th.bool)
+    rssm, starts = RSSM(CategoricalLatent(2, 3), 2, 4, D, layers(8)), th.zeros(5, 3, dtype=th.bool)
     embeddings, actions, noise = th.randn(5, 3, 4), th.randn(5, 3, 2), rssm.latent.draw_noise(th.empty(5, 3, 6))
     state, found = LatentState(th.randn(3, D).bfloat16(), th.randn(3, 6).bfloat16()), []
     for enabled in (False, True):

@@ -388,13 +388,17 @@ def advantage_not_shifted(patch: Patch) -> None:
 
 
 def state_not_reset(patch: Patch) -> None:
-    patch.setattr(RSSM, "needs_autograd", True)
+    patch.setattr(RSSM, "fast_scan", False)
     patch.setattr(rssm, "reset", lambda state, _episode_starts: state)
 
 
 def state_not_reset_in_the_fast_scan(patch: Patch) -> None:
-    original: Callable[..., scan.Trace] = scan.run
-    patch.setattr(scan, "run", lambda *given: original(*given[:5], given[5] & False, *given[6:]))
+    original = scan.run
+
+    def run(weights: scan.ScanWeights, inputs: scan.ScanInputs, *rest: Any) -> scan.Trace:
+        return original(weights, inputs._replace(starts=inputs.starts & False), *rest)
+
+    patch.setattr(scan, "run", run)
 
 
 def latent_gradient_doubled_in_the_fast_scan(patch: Patch) -> None:
@@ -439,7 +443,7 @@ def update_gate_without_bias(patch: Patch) -> None:
         update = th.sigmoid(update)
         return update * th.tanh(th.sigmoid(reset) * candidate) + (1.0 - update) * state
 
-    patch.setattr(RSSM, "needs_autograd", True)
+    patch.setattr(RSSM, "fast_scan", False)
     patch.setattr(LayerNormGRUCell, "forward", forward)
 
 
@@ -450,7 +454,7 @@ def reset_gate_before_product(patch: Patch) -> None:
         update = th.sigmoid(update - 1.0)
         return update * th.tanh(candidate) + (1.0 - update) * state
 
-    patch.setattr(RSSM, "needs_autograd", True)
+    patch.setattr(RSSM, "fast_scan", False)
     patch.setattr(LayerNormGRUCell, "forward", forward)
 
 

@@ -34,6 +34,7 @@ from sb3_dreamer.world_model.decoders import PointTransposedConv
 from sb3_dreamer.world_model.encoders import DreamerEncoder
 from sb3_dreamer.world_model.latents import STD_ACTIVATIONS, CategoricalLatent, GaussianLatent
 from tests.golden_loader import ACTIVATIONS, SpacesOnly, scheduled
+from tests.small import continuous, layers
 
 FORWARD, GRADIENT = 1e-5, 1e-4
 
@@ -121,7 +122,7 @@ def check_streamnorm(unit: Unit) -> None:
 def check_trunc(unit: Unit) -> None:
     stds = dict(zip(("min_std", "init_std"), unit("trunc/min_std_init_std").tolist(), strict=True))
     for kind in ("official", "implicit"):
-        actor = ContinuousActor(1, 3, [], nn.ELU, exact_gradient=kind == "implicit", **stds)
+        actor = ContinuousActor(1, 3, layers(), continuous(exact_gradient=kind == "implicit", **stds))
         raw = {"out": unit("trunc/out", True), "std_raw": unit("trunc/std_raw", True)}
         policy: Any = actor.distribution(*raw.values())
         sample, value = policy.sample(unit("trunc/u")), unit("trunc/value")
@@ -152,7 +153,7 @@ def check_trunc(unit: Unit) -> None:
 
 def check_tanh_normal(unit: Unit) -> None:
     """Values at the bounds among them. The official entropy is estimated from samples, ours is not: nothing to compare."""
-    actor = ContinuousActor(1, 3, [], nn.ELU, distribution="tanh_normal", min_std=0.1)
+    actor = ContinuousActor(1, 3, layers(), continuous(distribution="tanh_normal"))
     policy = actor.distribution(unit("tanh_normal/out"), unit("tanh_normal/std_raw"))
     assert isinstance(policy, TanhNormal) and unit("tanh_normal/value").abs().max() == 1.0
     unit.compare("tanh_normal/mean", policy.normal.mean)
@@ -274,7 +275,7 @@ def check_layers(unit: Unit) -> None:
         unit.compare("layernorm/out", norm(unit("layernorm/in")))
         scale, offset = norm.weight, norm.bias
         # The same in a fully connected layer, and over the channels of images, here of 2 x 2 pixels
-        mlp = MLP(6, [6], nn.Identity, layer_norm=True)
+        mlp = MLP(6, layers(6, activation_fn=nn.Identity, layer_norm=True))
         mlp.load_state_dict({"0.weight": th.eye(6), "0.bias": th.zeros(6), "1.weight": scale, "1.bias": offset})
         unit.compare("layernorm/out", mlp(unit("layernorm/in")))
         channels = ChannelLayerNorm(6)
@@ -282,13 +283,13 @@ def check_layers(unit: Unit) -> None:
         image = unit("layernorm/in").T.reshape(1, 6, 2, 2)
         unit.compare("layernorm/out", channels(image).reshape(6, 4).T)
         for kind, function in {**ACTIVATIONS, "none": nn.Identity}.items():
-            layer = MLP(17, [17], function)
+            layer = MLP(17, layers(17, activation_fn=function))
             layer.load_state_dict({"0.weight": th.eye(17), "0.bias": th.zeros(17)})
             unit.compare(f"act/{kind}", layer(unit("act/in")))
 
 
 def check_convolutions(unit: Unit) -> None:
-    encoder = DreamerEncoder(spaces.Box(0, 255, (2, 9, 9), np.uint8), cnn_depth=3, activation_fn=nn.Identity)
+    encoder = DreamerEncoder(spaces.Box(0, 255, (2, 9, 9), np.uint8), 3, **layers(activation_fn=nn.Identity)._asdict())
     with th.no_grad():
         weights = {"cnn.0.weight": unit("conv/kernel").permute(3, 2, 0, 1), "cnn.0.bias": unit("conv/bias")}
         encoder.load_state_dict(weights)

@@ -134,6 +134,7 @@ POLICY_OPTIONS: dict[str, list[tuple[Any, dict[str, Any]]]] = {
     "exploration_class": [("random", {}), ("plan2explore", {}), ("model_loss", {})],
     "exploration_kwargs": [(dict(intrinsic_scale=3.0), dict(exploration_class="plan2explore"))],
     "features_extractor_kwargs": [(dict(net_arch=[12]), {})],
+    "decoder_kwargs": [(dict(net_arch=[12]), {})],
     "optimizer_class": [(th.optim.RMSprop, {})],
     "optimizer_kwargs": [(dict(eps=0.1), {}), (dict(eps=0.1), dict(optimizer_class=th.optim.RMSprop))],
 }
@@ -150,6 +151,7 @@ OTHER_POLICY_OPTIONS = {
     "evaluation_noise",
     "evaluation_latent",
     "features_extractor_class",  # tests/test_cnn.py
+    "decoder_class",  # tests/test_custom_networks.py
     "normalize_images",  # tests/test_spaces.py
 }
 
@@ -289,7 +291,7 @@ class Liar(BaseFeaturesExtractor):
         *((dict(policy_kwargs={name: 1.5}), f"{name} must be a whole number, but is 1.5") for name in SIZES),
         (dict(policy_kwargs=dict(net_arch=[0])), "A width in net_arch must be a number of at least 1, but is 0"),
         (dict(policy_kwargs=dict(net_arch=[16, 1.5])), "A width in net_arch must be a whole number, but is 1.5"),
-        (dict(policy_kwargs=dict(net_arch=16)), "net_arch must be a list of widths, or a dict of such lists, but is 16"),
+        (dict(policy_kwargs=dict(net_arch=16)), "net_arch must be a list of widths, or a dict of such lists, but 16 was"),
         (
             dict(policy_kwargs=dict(exploration_class="plan2explore", exploration_kwargs=dict(net_arch=[0]))),
             "A width in net_arch must be",

@@ -11,11 +11,12 @@ from sb3_dreamer.common.layers import MLP, LayerNormGRUCell, initialize_weights
 from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.world_model.latents import CategoricalLatent, GaussianLatent, Latent, make_latent
 from sb3_dreamer.world_model.rssm import RSSM, ObservedSequence, reset
+from tests.small import layers
 
 T, B, A, E, D, S, K = 6, 4, 2, 5, 7, 3, 4
 
 
-LATENTS: dict[str, Latent] = {"categorical": CategoricalLatent(S, K), "gaussian": GaussianLatent(S)}
+LATENTS: dict[str, Latent] = {"categorical": CategoricalLatent(S, K), "gaussian": GaussianLatent(S, 0.1, "sigmoid2")}
 
 
 @pytest.fixture(params=[(kind, norm) for kind in LATENTS for norm in (False, True)], ids=lambda p: f"{p[0]}-norm={p[1]}")
@@ -23,7 +24,7 @@ def rssm(request: pytest.FixtureRequest) -> RSSM:
     """Both kinds of latents, with and without layer norm, whose scales and offsets are not the initial ones and zeros."""
     kind, layer_norm = request.param
     th.manual_seed(0)
-    model = RSSM(LATENTS[kind], A, E, D, hidden_size=9, layer_norm=layer_norm).double()
+    model = RSSM(LATENTS[kind], A, E, D, layers(9, layer_norm=layer_norm)).double()
     for layer in model.modules():
         if isinstance(layer, nn.LayerNorm):
             nn.init.normal_(layer.weight, 1.0, 0.3)
@@ -184,7 +185,7 @@ def test_wrong_shapes_are_named(rssm: RSSM) -> None:
 def test_layer_norm_is_between_layer_and_activation() -> None:
     """The three norms of the original, one by one: recomputed from the layers, and absent without the option."""
     th.manual_seed(0)
-    rssm = RSSM(GaussianLatent(S), A, E, D, hidden_size=9, layer_norm=True)
+    rssm = RSSM(LATENTS["gaussian"], A, E, D, layers(9, layer_norm=True))
     x = Inputs(rssm.double())
     norms: list[nn.LayerNorm] = [layer for layer in rssm.modules() if isinstance(layer, nn.LayerNorm)]
     assert [norm.normalized_shape for norm in norms] == [(9,), (3 * D,), (9,), (9,)] and {n.eps for n in norms} == {1e-3}
@@ -201,7 +202,7 @@ def test_layer_norm_is_between_layer_and_activation() -> None:
     posterior = rssm.posterior_output(normed(rssm.posterior_hidden(th.cat([deterministic, x.embeddings[0]], -1))))
     observed = rssm.observe_step(x.state, x.actions[0], x.embeddings[0], th.zeros(B, dtype=th.bool), sample=False)
     th.testing.assert_close(observed.stochastic, posterior[:, :S])
-    plain = RSSM(GaussianLatent(S), A, E, D, hidden_size=9)
+    plain = RSSM(LATENTS["gaussian"], A, E, D, layers(9))
     assert [type(layer) for layer in plain.modules()].count(nn.LayerNorm) == 1  # the cell's
     names = {"input_norm", "prior_hidden.1", "posterior_norm"}
     assert {name.rsplit(".", 1)[0] for name in set(rssm.state_dict()) - set(plain.state_dict())} == names
@@ -240,7 +241,7 @@ def test_gaussian_latent_by_hand(activation: str, raw: float, std: float) -> Non
 def test_gaussian_latent_carries_gradients() -> None:
     """Reparameterized: 1 to the mean, the noise times the activation's slope to the raw standard deviation."""
     parameters, noise = th.zeros(1, 4, requires_grad=True), th.tensor([[0.7, -2.0]])
-    gradient = th.autograd.grad(GaussianLatent(2).sample(parameters, noise).sum(), parameters)[0]
+    gradient = th.autograd.grad(GaussianLatent(2, 0.1, "sigmoid2").sample(parameters, noise).sum(), parameters)[0]
     assert gradient.flatten().tolist() == pytest.approx([1.0, 1.0, 0.7 / 4, -2.0 / 4])  # 2 sigmoid(x / 2): slope 1 / 4
 
 
@@ -261,11 +262,11 @@ def test_impossible_latent(variables: int, classes: int) -> None:
 
 
 def test_latent_from_options() -> None:
-    categorical = make_latent("categorical", 3)
+    categorical = make_latent("categorical", 3, None, None, None)
     assert isinstance(categorical, CategoricalLatent) and (categorical.variables, categorical.classes) == (3, 32)
-    categorical = make_latent("categorical", 3, 5)
+    categorical = make_latent("categorical", 3, 5, None, None)
     assert isinstance(categorical, CategoricalLatent) and categorical.classes == 5
-    gaussian = make_latent("gaussian", 7)
+    gaussian = make_latent("gaussian", 7, None, None, None)
     assert isinstance(gaussian, GaussianLatent)
     assert (gaussian.size, gaussian.min_std, gaussian.std_activation) == (7, 0.1, "sigmoid2")
     gaussian = make_latent("gaussian", 7, None, 0.3, "softplus")
@@ -293,7 +294,7 @@ def test_latent_from_options() -> None:
 )
 def test_bad_latent_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make_latent(**{"size": 3, **options})
+        make_latent(**{"size": 3, "classes": None, "min_std": None, "std_activation": None, **options})
 
 
 def test_gru_keeps_its_state_at_first() -> None:
@@ -319,5 +320,5 @@ def test_initialisers_are_keras(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2
 
 def test_mlp_of_no_layers_is_the_identity() -> None:
     x = th.randn(2, 3)
-    assert MLP(3, [])(x) is x and MLP(3, []).output_size == 3
-    assert MLP(3, [4, 5])(x).shape == (2, 5) and MLP(3, [4, 5]).output_size == 5
+    assert MLP(3, layers())(x) is x and MLP(3, layers()).output_size == 3
+    assert MLP(3, layers(4, 5))(x).shape == (2, 5) and MLP(3, layers(4, 5)).output_size == 5

@@ -17,7 +17,7 @@ from sb3_dreamer.world_model.decoders import DreamerDecoder, PointTransposedConv
 from sb3_dreamer.world_model.encoders import DreamerEncoder, stage_sizes
 from sb3_dreamer.world_model.world_model import WorldModel, WorldModelLoss, WorldModelObjective
 from tests.golden_loader import SpacesOnly
-from tests.small import carried_into
+from tests.small import carried_into, layers
 
 TIME, BATCH = 6, 3
 VECTOR = spaces.Box(-np.inf, np.inf, (4,), np.float32)
@@ -242,8 +242,9 @@ IMAGE_SHAPES = [(1, 64, 64), (3, 96, 96), (3, 64, 80), (4, 7, 9), (1, 41, 40), (
 
 @pytest.mark.parametrize("shape", IMAGE_SHAPES)
 def test_decoder_has_the_size_of_the_image(shape: tuple[int, int, int]) -> None:
-    encoder = DreamerEncoder(image(*shape), cnn_depth=2)
-    decoder = DreamerDecoder({"observation": image(*shape)}, 20, cnn_depth=2)
+    options = {"cnn_depth": 2, **layers(4)._asdict()}
+    encoder = DreamerEncoder(image(*shape), **options)
+    decoder = DreamerDecoder({"observation": image(*shape)}, 20, **options, likelihoods={})
     observations = th.rand(2, *shape)
     embedding = encoder(observations)
     assert embedding.shape == (2, encoder.features_dim)

@@ -117,7 +117,7 @@ def make_model(
         scan.step, scan.step_back = th.compile(scan.step), th.compile(scan.step_back)
         world_model.rssm.imagine_step = th.compile(world_model.rssm.imagine_step)  # type: ignore[method-assign]
         for head in (world_model.reward_head, behavior.actor, behavior.critic, behavior.critic_target):
-            head.trunk = th.compile(head.trunk)  # type: ignore[assignment]
+            head.trunk.compile()  # type: ignore[union-attr, operator]  # in place: another class would be given dense features
     return model
 
 

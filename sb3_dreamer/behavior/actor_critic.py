@@ -1,7 +1,6 @@
 """Actor, critic and target critic, and how they learn from imagined trajectories."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from torch import nn
 from sb3_dreamer.common.distributions import Distribution, UnitNormal
 from sb3_dreamer.common.functional import lambda_returns
 from sb3_dreamer.common.heads import ScalarHead
+from sb3_dreamer.common.layers import LayerOptions
 from sb3_dreamer.common.options import check_number
 from sb3_dreamer.common.type_aliases import ImaginedTrajectory
 from sb3_dreamer.ranks.distributed import average
@@ -19,27 +19,27 @@ from sb3_dreamer.ranks.distributed import average
 @dataclass(frozen=True)
 class BehaviorObjective:
     """
-    How actor and critic are trained (V2, section 2.2); the same names as the arguments of ``DreamerV2``.
+    How actor and critic are trained (V2, section 2.2); the names are those of the algorithm's arguments.
 
     :param imagination_horizon: H
     :param imagination_stride: imagine from every k-th step of the replayed sequences
     :param gamma: discount factor, where no discount head has learned it
     :param return_lambda: λ of the returns
-    :param reinforce_weight: ρ of V2, eq. 6: 1 is REINFORCE alone, 0 is the gradient through the dynamics alone; where
-        updates are recorded, a scalar tensor that may have any value, also later
-    :param ent_coef: η of V2, eq. 6, the weight of the actor's entropy; likewise
+    :param reinforce_weight: ρ of V2, eq. 6: 1 is REINFORCE alone, 0 is the gradient through the dynamics alone. In updates
+        that are recorded as CUDA graphs, a scalar tensor whose value may change later
+    :param ent_coef: η of V2, eq. 6, the weight of the actor's entropy; a tensor as above in recorded updates
     :param reward_norm_momentum: see :class:`RewardNormalizer`; None does not normalize
     :param reward_norm_scale: see :class:`RewardNormalizer`
     """
 
-    imagination_horizon: int = 15
-    imagination_stride: int = 1
-    gamma: float = 0.999
-    return_lambda: float = 0.95
-    reinforce_weight: float = 1.0
-    ent_coef: float = 1e-3
-    reward_norm_momentum: float | None = None
-    reward_norm_scale: float = 1.0
+    imagination_horizon: int
+    imagination_stride: int
+    gamma: float
+    return_lambda: float
+    reinforce_weight: float
+    ent_coef: float
+    reward_norm_momentum: float | None
+    reward_norm_scale: float
 
     def __post_init__(self) -> None:
         check_number("imagination_horizon", self.imagination_horizon, 2)  # the actor learns from all steps but the last two
@@ -53,7 +53,7 @@ class BehaviorObjective:
 
     @property
     def is_mixture(self) -> bool:
-        """Whether both terms of eq. 6 are computed; what a tensor holds is not asked for, which would wait for the device."""
+        """Whether both terms of eq. 6 are computed; always for a tensor, since reading its value would wait for the device."""
         return isinstance(self.reinforce_weight, th.Tensor) or 0.0 < self.reinforce_weight < 1.0
 
     @property
@@ -98,15 +98,15 @@ class RewardNormalizer(nn.Module):
 
     def forward(self, rewards: th.Tensor, momentum: float, scale: float = 1.0, epsilon: float = 1e-8) -> th.Tensor:
         """
-        Update the state with the current rewards (of all ranks), then divide by it. The state is a constant in the gradient.
+        Update the state with the current rewards (of all ranks) and divide by it. The gradient takes the state as constant.
 
         :param rewards: (...) or (..., C)
         :param momentum: share of the old state that is kept
-        :param scale: size that the rewards are given
+        :param scale: mean size of the result
         :param epsilon: added to the state
         :return: the same shape
         """
-        if momentum < 1.0:  # else nothing moves, and nobody has to be asked
+        if momentum < 1.0:  # momentum 1 keeps the state, so ranks need not agree on it
             sizes = average(rewards.detach().abs().reshape(-1, *self.magnitude.shape).mean(0))
             moved = self.magnitude * momentum + sizes * (1.0 - momentum)
             self.magnitude.copy_(th.where(th.isfinite(moved), moved, self.magnitude))
@@ -120,31 +120,18 @@ class ActorCritic(nn.Module):
     :param actor: features (..., F) to a distribution over action vectors (..., A), see
         :func:`~sb3_dreamer.behavior.actors.make_actor`
     :param features_size: F
-    :param critic_net_arch: widths of the critics' hidden layers (V2's code for Atari: 4 x 400)
-    :param activation_fn: activation class of the critics (V2: ELU)
-    :param layer_norm: normalize the critics' hidden layers before their activations (the original's ``norm: layer``)
+    :param critic_layers: hidden layers of the critics
     """
 
-    def __init__(
-        self,
-        actor: nn.Module,
-        features_size: int,
-        critic_net_arch: Sequence[int],
-        activation_fn: type[nn.Module] = nn.ELU,
-        layer_norm: bool = False,
-    ):
+    def __init__(self, actor: nn.Module, features_size: int, critic_layers: LayerOptions):
         super().__init__()
         self.actor = actor
-        self.critic = ScalarHead(features_size, critic_net_arch, UnitNormal, activation_fn, layer_norm)
-        self.critic_target = ScalarHead(features_size, critic_net_arch, UnitNormal, activation_fn, layer_norm)
+        self.critic = ScalarHead(features_size, critic_layers, UnitNormal)
+        self.critic_target = ScalarHead(features_size, critic_layers, UnitNormal)
         self.reward_normalizer = RewardNormalizer()
 
     def normalize_rewards(self, trajectory: ImaginedTrajectory, objective: BehaviorObjective) -> ImaginedTrajectory:
-        """
-        :param trajectory: with rewards as predicted, (H + 1, N)
-        :param objective: momentum and scale
-        :return: the same with normalized rewards; the normalizer's state has moved
-        """
+        """Return a trajectory with normalized rewards, if the objective has a momentum; updates the normalizer's state."""
         if objective.reward_norm_momentum is None:
             return trajectory
         rewards = self.reward_normalizer(trajectory.rewards, objective.reward_norm_momentum, objective.reward_norm_scale)
@@ -158,7 +145,7 @@ class ActorCritic(nn.Module):
         :param return_lambda: λ
         :return: returns (H, N) and the target critic's values (H + 1, N)
         """
-        values = self.critic_target(trajectory.inputs).mode
+        values = self.critic_target(trajectory.inputs_for(self.critic_target)).mode
         returns = lambda_returns(trajectory.rewards[:-1], values, trajectory.discounts[:-1], return_lambda)
         return ReturnEstimate(returns, values)
 
@@ -171,15 +158,15 @@ class ActorCritic(nn.Module):
             returns  R_1   R_2   ...  R_{H-1}     of the states that the actions lead to
             baseline v_0   v_1   ...  v_{H-2}     target critic
 
-        As in the original, the return of the *next* state is compared with the value of this one, although only the value
-        contains this state's reward: the difference does not depend on the action.
+        As in the original, the baseline of the *next* state's return is the value of this one. Only the value contains this
+        state's reward, but that does not depend on the action.
 
         :param trajectory: (H + 1, N, ...)
         :param estimate: returns (H, N) and values (H + 1, N)
         :param objective: mixture and entropy weights
         :return: the loss, a mean over the first H - 1 states, weighted by how likely the episode gets there
         """
-        policy: Distribution = self.actor(trajectory.inputs[:-2].detach())
+        policy: Distribution = self.actor(trajectory.inputs_for(self.actor)[:-2].detach())
         target, weight = estimate.returns[1:], objective.reinforce_weight
         if not objective.is_mixture and objective.needs_dynamics:
             gain = target
@@ -201,16 +188,12 @@ class ActorCritic(nn.Module):
         :param returns: (H, N); constants
         :return: the loss, weighted by how likely the episode gets to each state
         """
-        prediction = self.critic(trajectory.inputs[:-1].detach())
+        prediction = self.critic(trajectory.inputs_for(self.critic)[:-1].detach())
         loss = -(trajectory.weights[:-1] * prediction.log_prob(returns.detach())).mean()
         return CriticLoss(loss, prediction.mode.detach())
 
     @th.no_grad()
     def update_target(self, fraction: float = 1.0) -> None:
-        """
-        Move the target critic towards the critic.
-
-        :param fraction: 1 copies
-        """
+        """Move the target critic by a fraction of its distance to the critic; 1 copies."""
         targets: list[th.Tensor] = list(self.critic_target.parameters())
         th._foreach_lerp_(targets, list(self.critic.parameters()), fraction)

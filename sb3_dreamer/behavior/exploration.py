@@ -1,4 +1,4 @@
-"""Exploration learned in imagination: intrinsic rewards of latent states, maximized by an actor-critic of their own."""
+"""Exploration learned in imagination: intrinsic rewards of latent states, maximized by a second actor-critic."""
 
 import math
 from abc import ABC, abstractmethod
@@ -14,16 +14,16 @@ from torch.nn import functional as F
 from sb3_dreamer.behavior.actor_critic import ActorCritic, RewardNormalizer
 from sb3_dreamer.common.distributions import UnitNormal
 from sb3_dreamer.common.heads import ScalarHead
-from sb3_dreamer.common.layers import LAYER_NORM_EPSILON
+from sb3_dreamer.common.layers import LAYER_NORM_EPSILON, LayerOptions
 from sb3_dreamer.common.options import check_number, whole_number
 from sb3_dreamer.common.type_aliases import Experience, ImaginedTrajectory
 from sb3_dreamer.ranks.distributed import average
 
-#: The strategy without networks: uniformly random actions, which the acting policy draws by itself
+#: The strategy without networks: the acting policy draws uniformly random actions
 RANDOM = "random"
 #: What an ensemble can predict of the next step
 TARGETS = ("stochastic", "deterministic", "features", "embedding")
-#: Disagreement of an ensemble that agrees: its logarithm and its gradient are finite
+#: Disagreement of an ensemble that agrees; it keeps logarithm and gradient finite
 SMALLEST_DISAGREEMENT = 1e-8
 
 
@@ -42,15 +42,15 @@ class LatentSizes(NamedTuple):
 
 class Exploration(nn.Module, ABC):
     """
-    A strategy that rewards imagined states for what could be learned there, with an actor-critic of its own that seeks them.
+    A strategy that rewards imagined states for what could be learned there; a separate actor-critic maximizes these rewards.
 
-    A subclass trains its heads on replayed experience (:meth:`loss`) and turns them into rewards on arrival
-    (:meth:`start_rewards`, :meth:`intrinsic_rewards`). The world model learns nothing from any of this.
+    A subclass trains its heads on replayed experience (:meth:`loss`) and turns their outputs into rewards on arrival
+    (:meth:`start_rewards`, :meth:`intrinsic_rewards`). The world model is not trained by any of this.
 
     :param behavior: actor and critic that maximize the rewards
     :param intrinsic_scale: factor of the (normalized) intrinsic rewards (V2's code: 1)
     :param extrinsic_scale: factor of the (normalized) predicted rewards of the task (V2's code: 0)
-    :param reward_norm_momentum: divide both rewards by running means of their sizes, each by its own, see
+    :param reward_norm_momentum: divide each of the two rewards by a running mean of its size, see
         :class:`~sb3_dreamer.behavior.actor_critic.RewardNormalizer`; None does not (V2's code: off)
     """
 
@@ -75,7 +75,7 @@ class Exploration(nn.Module, ABC):
     @abstractmethod
     def loss(self, experience: Experience) -> th.Tensor:
         """
-        What the heads minimize.
+        Loss of the heads.
 
         :param experience: replayed steps (T, B, ...), constants
         :return: scalar, nats
@@ -101,13 +101,13 @@ class Exploration(nn.Module, ABC):
         """
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """Everything that :meth:`loss` trains: all parameters but those of actor and critics."""
+        """Return what :meth:`loss` trains: all parameters except those of actor and critics."""
         others = {id(parameter) for parameter in self.behavior.parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in others]
 
     def mix_rewards(self, intrinsic: th.Tensor, extrinsic: th.Tensor) -> th.Tensor:
         """
-        What the actor-critic maximizes; the normalizers' states move.
+        Rewards that the actor-critic maximizes; updates the normalizers' states.
 
         :param intrinsic: (H + 1, N)
         :param extrinsic: rewards of the task as the world model predicts them, (H + 1, N)
@@ -130,39 +130,26 @@ class EnsembleMLP(nn.Module):
 
     :param members: M
     :param input_size: width of the input
-    :param net_arch: widths of the hidden layers
     :param output_size: width of the output
-    :param activation_fn: activation class
-    :param layer_norm: normalize every hidden layer before its activation
+    :param layers: hidden layers
     """
 
-    def __init__(
-        self,
-        members: int,
-        input_size: int,
-        net_arch: Sequence[int],
-        output_size: int,
-        activation_fn: type[nn.Module] = nn.ELU,
-        layer_norm: bool = False,
-    ):
+    def __init__(self, members: int, input_size: int, output_size: int, layers: LayerOptions):
         super().__init__()
-        net_arch = [whole_number("A width in net_arch", width, 1) for width in net_arch]
-        self.activation, self.layer_norm = activation_fn(), layer_norm
+        net_arch = [whole_number("A width in net_arch", width, 1) for width in layers.net_arch]
+        self.activation, self.layer_norm = layers.activation_fn(), layers.layer_norm
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         self.norm_scales, self.norm_shifts = nn.ParameterList(), nn.ParameterList()
         for size_in, size_out in pairwise([input_size, *net_arch, output_size]):
             bound = math.sqrt(6.0 / (size_in + size_out))
             self.weights.append(nn.Parameter(th.empty(members, size_in, size_out).uniform_(-bound, bound)))
             self.biases.append(nn.Parameter(th.zeros(members, 1, size_out)))
-        for width in net_arch if layer_norm else ():
+        for width in net_arch if layers.layer_norm else ():
             self.norm_scales.append(nn.Parameter(th.ones(members, 1, width)))
             self.norm_shifts.append(nn.Parameter(th.zeros(members, 1, width)))
 
     def forward(self, inputs: th.Tensor) -> th.Tensor:
-        """
-        :param inputs: (..., input_size), the same for all members
-        :return: (M, ..., output_size)
-        """
+        """Map the same inputs (..., input_size) with every member, (M, ..., output_size)."""
         x = inputs.reshape(-1, inputs.shape[-1]).expand(len(self.weights[0]), -1, -1)
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = th.baddbmm(bias, x, weight)
@@ -184,9 +171,9 @@ class Plan2Explore(Exploration):
         rewards  r_0        r_1        r_2        reward on arrival at s_k
 
     As in the paper, the predictors see the action that is taken in a state, so the disagreement belongs to that action and
-    is its reward on arrival. The released code pairs a state with the action that *led to* it, which the state knows
-    already: there the ensemble does not know what is done in the state, and the reward is for being in a state with
-    uncertain successors. r_0 comes from the replayed predecessor of the start, and is 0 where it has none.
+    is its reward on arrival. The released code pairs a state with the action that *led to* it, which the state contains
+    already: there the ensemble does not see what is done in the state, and the reward is for being in a state with
+    uncertain successors. r_0 comes from the replayed predecessor of the start, and is 0 if there is none.
 
     :param behavior: see :class:`Exploration`
     :param sizes: of the latent state
@@ -208,9 +195,9 @@ class Plan2Explore(Exploration):
         behavior: ActorCritic,
         sizes: LatentSizes,
         action_size: int,
-        net_arch: Sequence[int] = (400, 400, 400, 400),
-        activation_fn: type[nn.Module] = nn.ELU,
-        layer_norm: bool = False,
+        net_arch: Sequence[int],
+        activation_fn: type[nn.Module],
+        layer_norm: bool,
         ensemble_size: int = 10,
         target: str = "stochastic",
         log_disagreement: bool = False,
@@ -225,17 +212,11 @@ class Plan2Explore(Exploration):
         if target not in TARGETS:
             raise ValueError(f"target must be one of {', '.join(TARGETS)}, but is {target!r}.")
         self.target, self.log_disagreement = target, log_disagreement
-        self.ensemble = EnsembleMLP(
-            int(ensemble_size), sizes.features + action_size, net_arch, getattr(sizes, target), activation_fn, layer_norm
-        )
+        layers = LayerOptions(net_arch, activation_fn, layer_norm)
+        self.ensemble = EnsembleMLP(ensemble_size, sizes.features + action_size, getattr(sizes, target), layers)
 
     def loss(self, experience: Experience) -> th.Tensor:
-        """
-        Squared errors (as unit-variance likelihoods) of all predictors, over the steps that continue an episode.
-
-        :param experience: replayed steps (T, B, ...), constants
-        :return: sum over the predictors of their mean loss per step, nats
-        """
+        # Squared errors (as unit-variance likelihoods) of all predictors, over the steps that continue an episode
         inputs = th.cat([experience.states.features[:-1], experience.actions[1:]], dim=-1)
         predictions = UnitNormal(self.ensemble(inputs), event_dims=1)  # over (M, T - 1, B, target)
         starts = experience.episode_starts[1:]
@@ -256,30 +237,21 @@ class Plan2Explore(Exploration):
         :return: (...)
         """
         predictions = self.ensemble(th.cat([features, actions], dim=-1))
-        # By hand, because torch.std over the first dimension is 30 times slower on a CPU; clamped for the root's gradient
+        # torch.std over the first dimension is 30 times slower on a CPU; clamped for the root's gradient
         variance = (predictions - predictions.mean(0)).square().mean(0).clamp(min=SMALLEST_DISAGREEMENT**2)
         spread = variance.sqrt().mean(-1)
         return spread.log() if self.log_disagreement else spread
 
     @th.no_grad()
     def start_rewards(self, experience: Experience) -> th.Tensor:
-        """
-        :param experience: replayed steps (T, B, ...)
-        :return: (T, B); 0 in the first row and where an episode starts
-        """
         rewards = th.zeros_like(experience.kl)
         if len(rewards) > 1:
             rewards[1:] = self.disagreement(experience.states.features[:-1], experience.actions[1:])
         return rewards.masked_fill(experience.episode_starts, 0.0)
 
     def intrinsic_rewards(self, trajectory: ImaginedTrajectory, start_rewards: th.Tensor) -> th.Tensor:
-        """
-        :param trajectory: (H + 1, N, ...)
-        :param start_rewards: (N,)
-        :return: (H + 1, N)
-        """
         steps = zip(trajectory.features[:-1], trajectory.actions[1:], strict=True)
-        # Step by step: the predictions of all steps at once would take gigabytes at the paper's sizes
+        # Step by step, since the predictions of all steps would take gigabytes at the paper's sizes
         return th.stack([start_rewards, *(self.disagreement(features, actions) for features, actions in steps)])
 
 
@@ -290,7 +262,7 @@ class ModelLossBonus(Exploration):
 
     :param behavior: see :class:`Exploration`
     :param sizes: of the latent state
-    :param action_size: A; not needed
+    :param action_size: A; not used
     :param net_arch: widths of the head's hidden layers (V2's code: 4 x 400)
     :param activation_fn: activation class (V2's code: ELU)
     :param layer_norm: normalize the head's hidden layers before their activations (V2's code: only for Crafter)
@@ -304,37 +276,24 @@ class ModelLossBonus(Exploration):
         behavior: ActorCritic,
         sizes: LatentSizes,
         action_size: int,
-        net_arch: Sequence[int] = (400, 400, 400, 400),
-        activation_fn: type[nn.Module] = nn.ELU,
-        layer_norm: bool = False,
+        net_arch: Sequence[int],
+        activation_fn: type[nn.Module],
+        layer_norm: bool,
         intrinsic_scale: float = 1.0,
         extrinsic_scale: float = 0.0,
         reward_norm_momentum: float | None = None,
     ):
         super().__init__(behavior, intrinsic_scale, extrinsic_scale, reward_norm_momentum)
-        self.head = ScalarHead(sizes.features, net_arch, UnitNormal, activation_fn, layer_norm)
+        self.head = ScalarHead(sizes.features, LayerOptions(net_arch, activation_fn, layer_norm), UnitNormal)
 
     def loss(self, experience: Experience) -> th.Tensor:
-        """
-        :param experience: replayed steps (T, B, ...), constants
-        :return: mean over all steps, nats
-        """
         return -self.head(experience.states.features).log_prob(experience.kl).mean()
 
     @th.no_grad()
     def start_rewards(self, experience: Experience) -> th.Tensor:
-        """
-        :param experience: replayed steps (T, B, ...)
-        :return: (T, B)
-        """
         return self.head(experience.states.features).mode
 
     def intrinsic_rewards(self, trajectory: ImaginedTrajectory, start_rewards: th.Tensor) -> th.Tensor:
-        """
-        :param trajectory: (H + 1, N, ...)
-        :param start_rewards: (N,)
-        :return: (H + 1, N)
-        """
         return th.cat([start_rewards[None], self.head(trajectory.features[1:]).mode])
 
 
@@ -346,23 +305,18 @@ def make_exploration(
     behavior: ActorCritic,
     sizes: LatentSizes,
     action_size: int,
-    net_arch: Sequence[int],
-    activation_fn: type[nn.Module] = nn.ELU,
-    layer_norm: bool = False,
+    layers: LayerOptions,
     /,
     **kwargs: Any,
 ) -> Exploration:
     """
-    A strategy by its name or class. The caller's architecture goes to a strategy whose constructor takes it, unless the
-    options name another.
+    A strategy by its name or class.
 
-    :param strategy: key of ``EXPLORATIONS``, or a subclass of :class:`Exploration` that takes the following two arguments
-    :param behavior: actor and critic of its own
+    :param strategy: key of ``EXPLORATIONS``, or a subclass of :class:`Exploration` that takes the following three arguments
+    :param behavior: the strategy's actor and critic
     :param sizes: of the latent state
     :param action_size: A
-    :param net_arch: widths of the heads' hidden layers
-    :param activation_fn: activation class
-    :param layer_norm: whether the heads' hidden layers are normalized
+    :param layers: default of ``net_arch``, ``activation_fn`` and ``layer_norm``, for strategies that take these arguments
     :param kwargs: options of the strategy
     :return: the strategy
     :raises ValueError: for an unknown strategy or option, naming the known ones
@@ -379,6 +333,5 @@ def make_exploration(
     unknown = sorted(set(kwargs) - set(known))
     if unknown and not takes_any:
         raise ValueError(f"Unknown options {unknown} for exploration {strategy!r}; known are {known}.")
-    architecture = {"net_arch": net_arch, "activation_fn": activation_fn, "layer_norm": layer_norm}
-    taken = {name: value for name, value in architecture.items() if name in known}
+    taken = {name: value for name, value in layers._asdict().items() if name in known}
     return cls(behavior, sizes, action_size, **{**taken, **kwargs})  # type: ignore[call-arg, arg-type]

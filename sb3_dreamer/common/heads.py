@@ -1,14 +1,17 @@
 """Heads: small networks from latent features to a distribution."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch as th
 from torch import nn
 
 from sb3_dreamer.common.distributions import Distribution
-from sb3_dreamer.common.layers import MLP
-from sb3_dreamer.common.one_hot import OneHotFeatures
+from sb3_dreamer.common.layers import MLP, LayerOptions
+from sb3_dreamer.common.one_hot import Features, accepts_one_hot
 from sb3_dreamer.common.precision import full
+
+#: Value of ``accepts_one_hot`` for networks that pass features to their ``trunk`` alone
+TRUNK_ACCEPTS_ONE_HOT = property(lambda network: accepts_one_hot(network.trunk))
 
 
 class ScalarHead(nn.Module):
@@ -16,28 +19,18 @@ class ScalarHead(nn.Module):
     Features to the distribution of one number per step: reward, discount, value.
 
     :param features_size: F
-    :param net_arch: widths of the hidden layers
+    :param layers: hidden layers
     :param distribution: from the network's output (...) to a distribution over numbers (...)
-    :param activation_fn: activation class
-    :param layer_norm: normalize the hidden layers before their activations (the original's ``norm: layer``)
     """
 
-    def __init__(
-        self,
-        features_size: int,
-        net_arch: Sequence[int],
-        distribution: Callable[[th.Tensor], Distribution],
-        activation_fn: type[nn.Module] = nn.ELU,
-        layer_norm: bool = False,
-    ):
+    accepts_one_hot = TRUNK_ACCEPTS_ONE_HOT
+
+    def __init__(self, features_size: int, layers: LayerOptions, distribution: Callable[[th.Tensor], Distribution]):
         super().__init__()
         self.distribution = distribution
-        self.trunk = MLP(features_size, net_arch, activation_fn, layer_norm)
+        self.trunk = MLP(features_size, layers)
         self.output = nn.Linear(self.trunk.output_size, 1)
 
-    def forward(self, features: th.Tensor | OneHotFeatures) -> Distribution:
-        """
-        :param features: (..., F)
-        :return: distribution over (...)
-        """
+    def forward(self, features: Features) -> Distribution:
+        """Map features (..., F) to a distribution over numbers (...)."""
         return self.distribution(full(self.output(self.trunk(features))).squeeze(-1))

@@ -2,15 +2,25 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch as th
 from torch import nn
 
-from sb3_dreamer.common.one_hot import OneHotFeatures
+from sb3_dreamer.common.capabilities import is_plain
+from sb3_dreamer.common.one_hot import Features
 from sb3_dreamer.common.precision import full
 
 #: Keras' default; PyTorch's 1e-5 gives other numbers where the inputs' variance is small
 LAYER_NORM_EPSILON = 1e-3
+
+
+class LayerOptions(NamedTuple):
+    """The fully connected layers of one network."""
+
+    net_arch: Sequence[int]  # widths
+    activation_fn: type[nn.Module]  # activation class (V2: ELU)
+    layer_norm: bool  # normalize every layer before its activation (the original's ``norm: layer``)
 
 
 def initialize_weights(module: nn.Module) -> None:
@@ -29,9 +39,8 @@ def initialize_weights(module: nn.Module) -> None:
 
 def in_place(activation_fn: type[nn.Module]) -> Callable[[], nn.Module]:
     """
-    :param activation_fn: activation class
-    :return: makes activations that overwrite their input where the class can and its gradient needs only the output; for
-        large maps, whose memory costs more than the arithmetic
+    Activations for large maps, whose memory costs more than the arithmetic: they overwrite their input, if the class can and
+    its gradient needs only the output.
     """
     return partial(activation_fn, inplace=True) if activation_fn in (nn.ELU, nn.ReLU) else activation_fn
 
@@ -41,30 +50,25 @@ class MLP(nn.Sequential):
     Fully connected layers, each followed by the activation.
 
     :param input_size: width of the input
-    :param net_arch: widths of the layers; may be empty, then the output is the input
-    :param activation_fn: activation class; the original's is ELU
-    :param layer_norm: normalize every layer before its activation (the original's ``norm: layer``)
+    :param layers: may be empty, then the output is the input
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        net_arch: Sequence[int],
-        activation_fn: type[nn.Module] = nn.ELU,
-        layer_norm: bool = False,
-    ):
-        layers: list[nn.Module] = []
+    def __init__(self, input_size: int, layers: LayerOptions):
+        net_arch, activation_fn, layer_norm = layers
+        modules: list[nn.Module] = []
         for size_in, size_out in zip([input_size, *net_arch], net_arch, strict=False):
             norm = [nn.LayerNorm(size_out, eps=LAYER_NORM_EPSILON)] if layer_norm else []
-            layers += [nn.Linear(size_in, size_out), *norm, activation_fn()]
-        super().__init__(*layers)
+            modules += [nn.Linear(size_in, size_out), *norm, activation_fn()]
+        super().__init__(*modules)
         self.output_size = net_arch[-1] if net_arch else input_size
 
-    def forward(self, inputs: th.Tensor | OneHotFeatures) -> th.Tensor:
-        """
-        :param inputs: (..., input_size)
-        :return: (..., output_size)
-        """
+    @property
+    def accepts_one_hot(self) -> bool:
+        """Whether the first layer's weight may be read instead of calling the layer."""
+        return len(self) == 0 or is_plain(self[0], nn.Linear)
+
+    def forward(self, inputs: Features) -> th.Tensor:
+        """Map (..., input_size) to (..., output_size)."""
         if isinstance(inputs, th.Tensor):
             return super().forward(inputs)
         if len(self) == 0:
@@ -78,7 +82,7 @@ class MLP(nn.Sequential):
 
 class ChannelLayerNorm(nn.LayerNorm):
     """
-    Layer norm over the channels of an image, for each pixel by itself.
+    Layer norm over the channels of each pixel of an image.
 
     :param channels: C
     """
@@ -87,10 +91,7 @@ class ChannelLayerNorm(nn.LayerNorm):
         super().__init__(channels, eps=LAYER_NORM_EPSILON)
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        """
-        :param x: (n, C, h, w)
-        :return: the same shape
-        """
+        """Normalize (n, C, h, w)."""
         return super().forward(x.movedim(-3, -1)).movedim(-1, -3)
 
 
@@ -111,12 +112,13 @@ class LayerNormGRUCell(nn.Module):
         self.linear = nn.Linear(input_size + size, 3 * size)
         self.norm = nn.LayerNorm(3 * size, eps=LAYER_NORM_EPSILON)
 
+    @property
+    def fast_scan(self) -> bool:
+        """Whether :mod:`sb3_dreamer.world_model.scan` may replace ``forward``: it reads the layers' weights."""
+        return is_plain(self.linear, nn.Linear) and is_plain(self.norm, nn.LayerNorm)
+
     def forward(self, inputs: th.Tensor, state: th.Tensor) -> th.Tensor:
-        """
-        :param inputs: (n, input_size)
-        :param state: h_{t-1}, (n, D)
-        :return: h_t, (n, D)
-        """
+        """Map inputs (n, input_size) and the state h_{t-1}, (n, D), to h_t, (n, D)."""
         gates = self.norm(full(self.linear(th.cat([inputs, state], dim=-1))))
         reset, candidate, update = gates.chunk(3, dim=-1)
         candidate = th.tanh(th.sigmoid(reset) * candidate)

@@ -1,58 +1,69 @@
-"""Products with one-hot vectors, written as the sums of rows that they are."""
+"""Products with one-hot vectors, computed as sums of rows."""
 
 import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_dreamer.common.capabilities import declares
+
 
 class OneHotFeatures:
     """
-    Features [z; h] of many states whose z is one-hot, without its zeros: constants, for networks that look at imagined states.
+    Features [z; h] of many states whose z is one-hot, without its zeros: constants, for networks on imagined states.
 
     A linear layer adds up the few rows of its weight that z points to, in a tenth of the time of the full product.
 
     :param places: positions of the ones in z, (..., S)
     :param deterministic: h, (..., D)
-    :param stochastic_size: width Z of z
+    :param stochastic: z itself, (..., Z)
     """
 
-    def __init__(self, places: th.Tensor, deterministic: th.Tensor, stochastic_size: int):
-        self.places, self.deterministic, self.stochastic_size = places, deterministic, stochastic_size
+    def __init__(self, places: th.Tensor, deterministic: th.Tensor, stochastic: th.Tensor):
+        self.places, self.deterministic, self.stochastic = places, deterministic, stochastic
 
     def __getitem__(self, index: slice) -> "OneHotFeatures":
-        """Some of the steps."""
-        return OneHotFeatures(self.places[index], self.deterministic[index], self.stochastic_size)
+        return OneHotFeatures(self.places[index], self.deterministic[index], self.stochastic[index])
 
     def detach(self) -> "OneHotFeatures":
-        """Itself: there is no gradient."""
+        """Return the object itself: it carries no gradient."""
         return self
 
     @property
     def shape(self) -> th.Size:
-        """That of the full features, (..., F)."""
-        return th.Size([*self.deterministic.shape[:-1], self.stochastic_size + self.deterministic.shape[-1]])
+        """Shape of the dense features, (..., F)."""
+        return th.Size([*self.deterministic.shape[:-1], self.stochastic.shape[-1] + self.deterministic.shape[-1]])
 
     def dense(self) -> th.Tensor:
-        """The full features, (..., F)."""
-        zeros = self.deterministic.new_zeros(*self.places.shape[:-1], self.stochastic_size)
-        return th.cat([zeros.scatter_(-1, self.places, 1.0), self.deterministic], dim=-1)
+        """Return the dense features, (..., F)."""
+        return th.cat([self.stochastic, self.deterministic], dim=-1)
 
     def linear(self, layer: nn.Linear) -> th.Tensor:
-        """
-        :param layer: on F inputs
-        :return: its output, (..., out)
-        """
-        of_ones, of_deterministic = layer.weight.split([self.stochastic_size, self.deterministic.shape[-1]], dim=1)
+        """Return the output (..., out) of a layer on F inputs."""
+        of_ones, of_deterministic = layer.weight.split([self.stochastic.shape[-1], self.deterministic.shape[-1]], dim=1)
         return F.linear(self.deterministic, of_deterministic, layer.bias).add_(sum_rows(of_ones, self.places))
 
 
-def sum_rows(weight: th.Tensor, places: th.Tensor) -> th.Tensor:
-    """
-    The product of a weight with one-hot vectors.
+#: Features of latent states, (..., F). Only modules that declare ``accepts_one_hot`` are given the second form
+Features = th.Tensor | OneHotFeatures
 
-    :param weight: of a linear layer, (out, Z)
-    :param places: positions of the ones, (..., S)
-    :return: (..., out)
+
+def accepts_one_hot(module: object) -> bool:
+    """Whether a module declares that its ``forward`` takes :class:`OneHotFeatures`."""
+    return declares(module, "accepts_one_hot", "forward")
+
+
+def features_for(module: object, features: Features) -> Features:
     """
+    Features in a form that a module accepts.
+
+    :param module: network on features
+    :param features: (..., F), in either form
+    :return: the same features; a tensor, unless the module declares ``accepts_one_hot``
+    """
+    return features if isinstance(features, th.Tensor) or accepts_one_hot(module) else features.dense()
+
+
+def sum_rows(weight: th.Tensor, places: th.Tensor) -> th.Tensor:
+    """Return the product (..., out) of a layer's weight (out, Z) with vectors that have ones at the places (..., S)."""
     rows = F.embedding_bag(places.flatten(0, -2), weight.t().contiguous(), mode="sum")
     return rows.unflatten(0, places.shape[:-1])

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch as th
 
-from sb3_dreamer.common.one_hot import OneHotFeatures
+from sb3_dreamer.common.one_hot import Features, OneHotFeatures, accepts_one_hot
 
 
 class LatentState(NamedTuple):
@@ -60,7 +60,11 @@ class ImaginedTrajectory(NamedTuple):
     weights: th.Tensor  # (H + 1, N) sg(product of the discounts of all earlier rows); row 0 is 1
     one_hot: OneHotFeatures | None = None  # the same features without their zeros, where that is faster; no gradient
 
-    @property
-    def inputs(self) -> th.Tensor | OneHotFeatures:
-        """Inputs of actor and critic: the features in the cheapest form available."""
-        return self.features if self.one_hot is None else self.one_hot
+    def inputs_for(self, network: object) -> Features:
+        """
+        The features in the cheapest form that a network accepts.
+
+        :param network: of actor or critic
+        :return: (H + 1, N, F)
+        """
+        return self.one_hot if self.one_hot is not None and accepts_one_hot(network) else self.features

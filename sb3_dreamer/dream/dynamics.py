@@ -8,7 +8,7 @@ from gymnasium import spaces
 
 from sb3_dreamer.algorithm.sequence_algorithm import SequenceOffPolicyAlgorithm
 from sb3_dreamer.common.functional import INVERSE_REWARD_TRANSFORMS
-from sb3_dreamer.common.one_hot import OneHotFeatures
+from sb3_dreamer.common.one_hot import Features, OneHotFeatures, features_for
 from sb3_dreamer.common.options import check_number
 from sb3_dreamer.common.preprocessing import action_blocks, encode_actions, scale_actions
 from sb3_dreamer.common.type_aliases import LatentState, SequenceBatch
@@ -95,7 +95,7 @@ class DreamDynamics:
         return rssm.imagine_step(state, actions, self._noise(len(actions)), self._one_hot(state))
 
     @th.no_grad()
-    def judge(self, features: th.Tensor | OneHotFeatures) -> DreamStep:
+    def judge(self, features: Features) -> DreamStep:
         """
         Predict reward and end of states by reward and discount head.
 
@@ -105,7 +105,8 @@ class DreamDynamics:
         rewards = self._inverse(self.world_model.predict_rewards(features))
         continues = th.ones_like(rewards)
         if self._knows_ends:  # the label is gamma where an episode continues
-            continues = (self.world_model.discount_head(features).mean / self._gamma).clamp(0.0, 1.0)  # type: ignore[misc]
+            head = self.world_model.discount_head
+            continues = (head(features_for(head, features)).mean / self._gamma).clamp(0.0, 1.0)  # type: ignore[misc]
         limit: th.Tensor | float = self._threshold
         if self._termination == "sample":
             limit = th.empty_like(continues).uniform_(generator=self.generator)

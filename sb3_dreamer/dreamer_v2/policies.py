@@ -10,11 +10,13 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
 from sb3_dreamer.algorithm.policy import WorldModelPolicy
+from sb3_dreamer.behavior.actors import ContinuousOptions
 from sb3_dreamer.behavior.exploration import RANDOM, Exploration
 from sb3_dreamer.common.layers import initialize_weights
 from sb3_dreamer.common.optimization import DreamerAdam, ParameterOptimizer
 from sb3_dreamer.common.preprocessing import ImageSize
-from sb3_dreamer.dreamer_v2.networks import NetworkBuilder, PartOptions, loss_names
+from sb3_dreamer.dreamer_v2.networks import NetworkBuilder, layers_by_part, loss_names
+from sb3_dreamer.world_model.decoders import DreamerDecoder
 from sb3_dreamer.world_model.encoders import DreamerEncoder
 from sb3_dreamer.world_model.latents import make_latent
 
@@ -35,36 +37,43 @@ class DreamerPolicy(WorldModelPolicy):
     :param stochastic_size: S, number of stochastic variables (V2: 32, V1: 30)
     :param stochastic_classes: K, classes of each categorical variable; None is 32, as in V2
     :param latent_min_std: smallest standard deviation of a Gaussian latent; None is 0.1, as in both papers' code
-    :param latent_std_activation: of a Gaussian latent, see ``STD_ACTIVATIONS``; None is ``"sigmoid2"``, as in V2
+    :param latent_std_activation: of a Gaussian latent's standard deviation, see ``STD_ACTIVATIONS``; None is ``"sigmoid2"``,
+        as in V2
     :param net_arch: widths of the fully connected layers: one list for all parts, or a dict with lists for some (V2's code:
         4 x 400); those of the decoder are for vectors only
     :param cnn_depth: channels of the encoder's first convolution (V2's code: 48)
-    :param activation_fn: activation class everywhere but in the recurrent cell (V2: ELU), or a dict of parts
+    :param activation_fn: activation class everywhere except in the recurrent cell (V2: ELU), or a dict of parts
     :param layer_norm: normalize before every activation, everywhere or in a list of parts (V2's code: for Crafter); the
-        recurrent cell always does
+        recurrent cell always normalizes
     :param image_size: (height, width) to which images are resized on entry; None keeps the native size
     :param encoder_keys: keys of a Dict space that the encoder sees; None for all
     :param decoder_keys: keys that are reconstructed; None for all
-    :param normalize_observations: numbers in units of their running standard deviation, which is saved with the networks;
-        images, classes and bits are left alone (V2's code: no)
+    :param normalize_observations: scale numbers by their running standard deviation, which is saved with the networks;
+        images, classes and bits stay as they are (V2's code: no)
     :param use_discount_head: learn when episodes end (V2's code: yes for Atari); otherwise the discount is constant
     :param actor_distribution: for Box actions: ``"truncated_normal"`` (V2), ``"tanh_normal"`` (V1) or ``"normal"``
     :param actor_min_std: smallest scale of a continuous actor (V2's code: 0.1)
     :param actor_init_std: added to the actor's raw scale before its activation (V2's code: 0)
     :param actor_exact_gradient: use the exact reparameterization gradient of the truncated normal instead of the original's
-    :param exploration_class: who collects experience in place of the actor: ``"random"``, ``"plan2explore"``,
-        ``"model_loss"`` or a subclass of :class:`~sb3_dreamer.behavior.exploration.Exploration`; None is the actor itself
-    :param exploration_kwargs: its arguments
+    :param exploration_class: strategy that collects experience in place of the actor: ``"random"``, ``"plan2explore"``,
+        ``"model_loss"`` or a subclass of :class:`~sb3_dreamer.behavior.exploration.Exploration`; None lets the actor collect
+    :param exploration_kwargs: arguments of the strategy
     :param evaluation_noise: amount of action noise in :meth:`predict` (V2's code, ``eval_noise``: 0)
     :param evaluation_latent: whether ``predict(deterministic=True)`` takes the latent's ``"mode"``, which needs no random
         number, or a ``"sample"``, as V2's code does
     :param features_extractor_class: the encoder; sees encoded observations (images x / 255 - 0.5, resized; vectors)
     :param features_extractor_kwargs: further arguments of the encoder
+    :param decoder_class: the decoder; takes the arguments of :class:`~sb3_dreamer.world_model.decoders.DreamerDecoder` and
+        maps features to one distribution per key
+    :param decoder_kwargs: further arguments of the decoder; they take precedence over the policy's sizes
     :param normalize_images: False, as in SB3: float Boxes of rank 3 are images in the network's units, else flat.
         Images of bytes are always normalized inside
     :param optimizer_class: a PyTorch optimizer (V2: Adam, see :class:`~sb3_dreamer.common.optimization.DreamerAdam`)
     :param optimizer_kwargs: its further arguments (V2, table D.1: eps 1e-5, weight_decay 1e-6)
     """
+
+    #: Makes the networks; a subclass of the policy may name a subclass of the builder
+    builder_class: type[NetworkBuilder] = NetworkBuilder
 
     def __init__(
         self,
@@ -97,16 +106,14 @@ class DreamerPolicy(WorldModelPolicy):
         evaluation_latent: str = "mode",
         features_extractor_class: type[BaseFeaturesExtractor] = DreamerEncoder,
         features_extractor_kwargs: dict[str, Any] | None = None,
+        decoder_class: type[nn.Module] = DreamerDecoder,
+        decoder_kwargs: dict[str, Any] | None = None,
         normalize_images: bool = True,
         optimizer_class: type[th.optim.Optimizer] = DreamerAdam,
         optimizer_kwargs: dict[str, Any] | None = None,
     ):
-        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__", "lr_schedule")}
-        super().__init__(
-            observation_space,
-            action_space,
+        of_all_policies: dict[str, Any] = dict(
             image_size=image_size,
-            random_exploration=isinstance(exploration_class, str) and exploration_class == RANDOM,
             evaluation_noise=evaluation_noise,
             evaluation_latent=evaluation_latent,
             features_extractor_class=features_extractor_class,
@@ -115,44 +122,48 @@ class DreamerPolicy(WorldModelPolicy):
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
         )
-        self._arguments = arguments
+        is_random = isinstance(exploration_class, str) and exploration_class == RANDOM
+        super().__init__(observation_space, action_space, random_exploration=is_random, **of_all_policies)
+        self._arguments = dict(
+            **of_all_policies,
+            deterministic_size=deterministic_size,
+            hidden_size=hidden_size,
+            latent=latent,
+            stochastic_size=stochastic_size,
+            stochastic_classes=stochastic_classes,
+            latent_min_std=latent_min_std,
+            latent_std_activation=latent_std_activation,
+            net_arch=net_arch,
+            cnn_depth=cnn_depth,
+            activation_fn=activation_fn,
+            layer_norm=layer_norm,
+            encoder_keys=encoder_keys,
+            decoder_keys=decoder_keys,
+            normalize_observations=normalize_observations,
+            use_discount_head=use_discount_head,
+            actor_distribution=actor_distribution,
+            actor_min_std=actor_min_std,
+            actor_init_std=actor_init_std,
+            actor_exact_gradient=actor_exact_gradient,
+            exploration_class=exploration_class,
+            exploration_kwargs=exploration_kwargs,
+            decoder_class=decoder_class,
+            decoder_kwargs=decoder_kwargs,
+        )
         self.loss_names = loss_names(self.observations)
-        self._make_networks(**arguments)
+        layers = layers_by_part(net_arch, activation_fn, layer_norm, hidden_size)
+        keys = encoder_keys, decoder_keys
+        build = self.builder_class(self.observations, action_space, layers, cnn_depth, *keys)
+        encoder = build.encoder(features_extractor_class, features_extractor_kwargs or {})
+        state = make_latent(latent, stochastic_size, stochastic_classes, latent_min_std, latent_std_activation)
+        rssm = build.rssm(state, encoder.features_dim, deterministic_size)
+        decoder = build.decoder(rssm.features_size, decoder_class, decoder_kwargs or {})
+        self.world_model = build.world_model(encoder, rssm, decoder, use_discount_head, normalize_observations)
+        actor_options = ContinuousOptions(actor_distribution, actor_min_std, actor_init_std, actor_exact_gradient)
+        self.behavior = build.behavior(rssm.features_size, actor_options)
+        self.exploration = build.exploration(exploration_class, exploration_kwargs, self.world_model, actor_options)
         initialize_weights(self)
         self._make_optimizers(lr_schedule(1))
-
-    def _make_networks(
-        self,
-        net_arch: Any,
-        activation_fn: Any,
-        layer_norm: Any,
-        cnn_depth: int,
-        latent: str,
-        stochastic_size: int,
-        stochastic_classes: int | None,
-        latent_min_std: float | None,
-        latent_std_activation: str | None,
-        deterministic_size: int,
-        hidden_size: int,
-        encoder_keys: list[str] | None,
-        decoder_keys: list[str] | None,
-        use_discount_head: bool,
-        exploration_class: Any,
-        exploration_kwargs: dict[str, Any] | None,
-        **options: Any,
-    ) -> None:
-        """World model, behavior and exploration, from the constructor's arguments."""
-        parts = PartOptions(net_arch, activation_fn, layer_norm)
-        build = NetworkBuilder(self.observations, self.action_space, parts, cnn_depth)
-        encoder = build.encoder(encoder_keys, self.features_extractor_class, dict(self.features_extractor_kwargs))
-        state = make_latent(latent, stochastic_size, stochastic_classes, latent_min_std, latent_std_activation)
-        keys = encoder_keys, decoder_keys
-        flags = use_discount_head, options["normalize_observations"]
-        self.world_model = build.world_model(encoder, state, deterministic_size, hidden_size, *keys, *flags)
-        names = ("distribution", "min_std", "init_std", "exact_gradient")
-        actor_kwargs = {name: options[f"actor_{name}"] for name in names}
-        self.behavior = build.behavior(self.world_model.rssm.features_size, actor_kwargs)
-        self.exploration = build.exploration(exploration_class, exploration_kwargs, self.world_model, actor_kwargs)
 
     def _make_optimizers(self, learning_rate: float) -> None:
         """One optimizer each for world model, actor and critic, and those of exploration; target critics have none."""

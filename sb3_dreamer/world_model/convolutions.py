@@ -1,4 +1,4 @@
-"""(Transposed) convolutions as PyTorch has them, same parameters and same numbers, computed in ways that suit a CPU."""
+"""PyTorch's (transposed) convolutions, with the same parameters and results, computed in ways that suit a CPU."""
 
 from typing import Any
 
@@ -14,26 +14,18 @@ FEW_PIXELS, FEW_WINDOWS = 4, 256
 
 
 def channels_last(network: nn.Sequential) -> nn.Sequential:
-    """
-    The same network with its weights in the memory order that convolutions on CPUs are a quarter faster in.
-
-    :param network: changed in place
-    :return: the network
-    """
+    """Change a network's weights, in place, to the memory order in which convolutions on CPUs are a quarter faster."""
     return network.to(memory_format=th.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 class StridedConv(nn.Conv2d):
     """
-    A convolution without padding, on CPUs computed as one matrix product of its windows where nothing is learned and the
-    output has few pixels: PyTorch's own kernel brings the weight into its order at every call, which takes longer than that.
+    A convolution without padding. On CPUs it is one matrix product of its windows where no gradient is needed and the output
+    has few pixels: PyTorch's own kernel reorders the weight at every call, which takes longer than the product.
     """
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        """
-        :param x: (n, channels, h, w)
-        :return: (n, out_channels, ...)
-        """
+        """Map (n, channels, h, w) to (n, out_channels, ...)."""
         (height, width), (down, right) = self.kernel_size, self.stride
         rows, columns = (x.shape[-2] - height) // down + 1, (x.shape[-1] - width) // right + 1
         few = rows * columns <= FEW_PIXELS and len(x) * rows * columns <= FEW_WINDOWS
@@ -46,17 +38,13 @@ class StridedConv(nn.Conv2d):
 
 class PointTransposedConv(nn.ConvTranspose2d):
     """
-    A transposed convolution over a map of one pixel, computed as the matrix product that it is.
+    A transposed convolution over a map of one pixel, computed as a matrix product.
 
-    PyTorch's CPU kernel takes over ten times as long for the same numbers.
+    PyTorch's CPU kernel takes more than ten times as long for the same numbers.
     """
 
     def forward(self, x: th.Tensor, output_size: list[int] | None = None) -> th.Tensor:
-        """
-        :param x: (n, channels, 1, 1)
-        :param output_size: not used, the size is the kernel's
-        :return: (n, out_channels, kernel, kernel), channels last in memory
-        """
+        """Map (n, channels, 1, 1) to (n, out_channels, kernel, kernel), channels last in memory."""
         assert self.bias is not None
         pixels = self.weight.permute(0, 2, 3, 1)  # (channels, kernel, kernel, out_channels)
         y = x.flatten(1) @ pixels.flatten(1)
@@ -68,16 +56,12 @@ class SubPixelTransposedConv(nn.ConvTranspose2d):
     A transposed convolution of stride 2, on CPUs with few output channels computed in sub-pixel form: an ordinary
     convolution with a quarter of the kernel for each of the four pixels of a 2 x 2 cell, which are then put in place.
 
-    Its backward pass is that of the transposed convolution, an ordinary convolution already. Not every layer has the form:
-    kernels must be even, and no pixels added at the border.
+    The backward pass is that of the transposed convolution, which is an ordinary convolution already. The form requires even
+    kernels and no added pixels at the border; other layers are left to PyTorch.
     """
 
     def forward(self, x: th.Tensor, output_size: list[int] | None = None) -> th.Tensor:
-        """
-        :param x: (n, channels, h, w)
-        :param output_size: as in PyTorch
-        :return: (n, out_channels, ...)
-        """
+        """Map (n, channels, h, w) to (n, out_channels, ...)."""
         even = all(size % 2 == 0 for size in self.kernel_size)
         plain = self.stride == (2, 2) and not any(map(int, self.output_padding)) and not any(map(int, self.padding))
         here = x.device.type == "cpu" and not th.is_autocast_enabled("cpu")

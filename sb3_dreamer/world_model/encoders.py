@@ -8,7 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from sb3_dreamer.common.layers import MLP, ChannelLayerNorm, in_place
+from sb3_dreamer.common.layers import MLP, ChannelLayerNorm, LayerOptions, in_place
 from sb3_dreamer.common.observations import OBSERVATION_KEY, split_space
 from sb3_dreamer.world_model.convolutions import StridedConv, channels_last
 
@@ -18,18 +18,18 @@ DEPTH_FACTORS = (1, 2, 4, 8)
 
 
 def image_keys(parts: dict[str, spaces.Box]) -> list[str]:
-    """The keys that hold images (encoded spaces of rank 3), in the space's order."""
+    """Return the keys of images (encoded spaces of rank 3), in the space's order."""
     return [key for key, space in parts.items() if len(space.shape) == 3]
 
 
 def vector_keys(parts: dict[str, spaces.Box]) -> list[str]:
-    """The keys that hold vectors, in the space's order."""
+    """Return the keys of vectors, in the space's order."""
     return [key for key, space in parts.items() if len(space.shape) == 1]
 
 
 def stage_sizes(height: int, width: int) -> list[tuple[int, int]]:
     """
-    Sizes of the image before and after every stage of the encoder: kernel 4, stride 2, no padding, until it gets too small.
+    Sizes of the image before and after every stage of the encoder: kernel 4, stride 2, no padding, while the kernel fits.
 
     64 x 64 gives the original's four stages: 64, 31, 14, 6, 2.
 
@@ -44,13 +44,7 @@ def stage_sizes(height: int, width: int) -> list[tuple[int, int]]:
 
 
 def stage_depths(stages: int, cnn_depth: int) -> list[int]:
-    """
-    Channels after every stage.
-
-    :param stages: number of stages
-    :param cnn_depth: channels after the first
-    :return: one number per stage
-    """
+    """Return the channels after each of some stages, ``cnn_depth`` after the first."""
     return [cnn_depth * DEPTH_FACTORS[min(stage, len(DEPTH_FACTORS) - 1)] for stage in range(stages)]
 
 
@@ -72,10 +66,10 @@ def image_shape(parts: dict[str, spaces.Box]) -> tuple[int, int, int] | None:
 
 class DreamerEncoder(BaseFeaturesExtractor):
     """
-    Embeds images and vectors; what SB3 calls a features extractor (V2, section 2.1 and appendix D).
+    Embeds images and vectors: a features extractor in SB3's terms (V2, section 2.1 and appendix D).
 
-    :param observation_space: what is seen of the environment's space (images channel first and resized, everything else as
-        vectors), a Box or a Dict
+    :param observation_space: encoded space of what is seen (images channel first and resized, everything else as vectors), a
+        Box or a Dict
     :param cnn_depth: channels of the first convolution; the following have 2, 4, 8 times as many (V2's code: 48)
     :param net_arch: widths of the layers for vectors (V2's code: 4 x 400)
     :param activation_fn: activation class (V2: ELU)
@@ -85,10 +79,10 @@ class DreamerEncoder(BaseFeaturesExtractor):
     def __init__(
         self,
         observation_space: spaces.Space,
-        cnn_depth: int = 48,
-        net_arch: Sequence[int] = (400, 400, 400, 400),
-        activation_fn: type[nn.Module] = nn.ELU,
-        layer_norm: bool = False,
+        cnn_depth: int,
+        net_arch: Sequence[int],
+        activation_fn: type[nn.Module],
+        layer_norm: bool,
     ):
         parts: dict[str, spaces.Box] = split_space(observation_space)  # type: ignore[assignment]
         shape = image_shape(parts)
@@ -106,10 +100,12 @@ class DreamerEncoder(BaseFeaturesExtractor):
         vector_features = (net_arch[-1] if net_arch else vector_size) if vector_size else 0
         super().__init__(observation_space, features_dim=image_features + vector_features)
         self.cnn = channels_last(nn.Sequential(*layers, nn.Flatten())) if shape is not None else None
-        self.mlp = MLP(vector_size, net_arch, activation_fn, layer_norm) if vector_size else None
+        self.mlp = MLP(vector_size, LayerOptions(net_arch, activation_fn, layer_norm)) if vector_size else None
 
     def forward(self, observations: th.Tensor | dict[str, th.Tensor]) -> th.Tensor:
         """
+        Embed encoded observations.
+
         :param observations: float tensors (n, *shape), bytes of images as x / 255 - 0.5; a dict of them for a Dict space
         :return: embedding, (n, E); the images' part comes first
         """

@@ -3,12 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 
-import numpy as np
 import torch as th
 from torch.nn import functional as F
 
+from sb3_dreamer.common.capabilities import declares
 from sb3_dreamer.common.distributions import DiagonalNormal, Distribution, OneHotCategorical
-from sb3_dreamer.common.options import check_number
+from sb3_dreamer.common.options import check_number, whole_number
 
 #: How a network output becomes a standard deviation, before the smallest one is added
 STD_ACTIVATIONS: dict[str, Callable[[th.Tensor], th.Tensor]] = {
@@ -19,7 +19,7 @@ STD_ACTIVATIONS: dict[str, Callable[[th.Tensor], th.Tensor]] = {
 LATENTS = ("categorical", "gaussian")
 #: V2: classes of every categorical variable
 DEFAULT_CLASSES = 32
-#: Width of a one-hot state from which sums of rows are faster than products
+#: Smallest width of a one-hot state at which sums of rows are faster than products
 SPARSE_SIZE = 256
 #: V2's code, for Gaussian latents
 DEFAULT_MIN_STD, DEFAULT_STD_ACTIVATION = 0.1, "sigmoid2"
@@ -27,7 +27,7 @@ DEFAULT_MIN_STD, DEFAULT_STD_ACTIVATION = 0.1, "sigmoid2"
 
 class Latent(ABC):
     """
-    What the RSSM knows of a kind of stochastic state.
+    A kind of stochastic state, as the RSSM uses it.
 
     :param size: width Z of the flat sample
     :param parameter_size: width P of the network output that parameterizes it
@@ -41,10 +41,7 @@ class Latent(ABC):
 
     @abstractmethod
     def distribution(self, parameters: th.Tensor) -> Distribution:
-        """
-        :param parameters: (..., P)
-        :return: what they parameterize
-        """
+        """Return the distribution that parameters (..., P) stand for."""
 
     @abstractmethod
     def draw_noise(self, like: th.Tensor, generator: th.Generator | None = None) -> th.Tensor:
@@ -68,18 +65,12 @@ class Latent(ABC):
 
     @abstractmethod
     def mode(self, parameters: th.Tensor) -> th.Tensor:
-        """
-        The most likely state.
-
-        :param parameters: (..., P)
-        :return: flat, (..., Z)
-        """
+        """Return the most likely state, flat, (..., Z)."""
 
     def places(self, sample: th.Tensor) -> th.Tensor | None:
         """
-        Where the ones of a one-hot sample are, if they are so few that products with them are better written as sums of rows.
+        Positions of the ones in a one-hot sample (..., Z), if products with the sample are faster as sums of rows.
 
-        :param sample: flat, (..., Z)
         :return: positions within 0 ... Z - 1, (..., S), or None if the sample is to be used as it is
         """
         return None
@@ -96,22 +87,11 @@ class Latent(ABC):
 
     @abstractmethod
     def kl_per_variable(self, lhs: th.Tensor, rhs: th.Tensor) -> th.Tensor:
-        """
-        The terms of :meth:`kl`, for whoever looks at single variables.
-
-        :param lhs: parameters, (..., P)
-        :param rhs: parameters, (..., P)
-        :return: (..., S)
-        """
+        """Return the terms of :meth:`kl` for each variable, (..., S)."""
 
     @abstractmethod
     def entropy(self, parameters: th.Tensor) -> th.Tensor:
-        """
-        Entropy in nats, summed over the variables.
-
-        :param parameters: (..., P)
-        :return: (...)
-        """
+        """Return the entropy in nats, summed over the variables, (...)."""
 
 
 class CategoricalLatent(Latent):
@@ -125,7 +105,12 @@ class CategoricalLatent(Latent):
     :param classes: K
     """
 
-    def __init__(self, variables: int = 32, classes: int = DEFAULT_CLASSES):
+    #: :mod:`~sb3_dreamer.world_model.scan` may replace ``sample`` and ``distribution`` of this class
+    fast_scan = True
+    #: ``sample`` and ``mode`` return one-hot vectors
+    one_hot_samples = True
+
+    def __init__(self, variables: int, classes: int):
         if variables < 1 or classes < 2:
             raise ValueError(f"A categorical latent needs at least 1 variable of 2 classes, not {variables} of {classes}.")
         self.variables = variables
@@ -133,10 +118,7 @@ class CategoricalLatent(Latent):
         super().__init__(*[variables * classes] * 3)
 
     def distribution(self, parameters: th.Tensor) -> OneHotCategorical:
-        """
-        :param parameters: flat logits, (..., S * K)
-        :return: one categorical per variable, (..., S, K)
-        """
+        """Return one categorical per variable, (..., S, K), of flat logits, (..., S * K)."""
         return OneHotCategorical(parameters.unflatten(-1, (self.variables, self.classes)))
 
     def draw_noise(self, like: th.Tensor, generator: th.Generator | None = None) -> th.Tensor:
@@ -151,19 +133,23 @@ class CategoricalLatent(Latent):
         return self.distribution(parameters).mode.flatten(-2)
 
     def places(self, sample: th.Tensor) -> th.Tensor | None:
-        # A gradient needs the zeros too; a GPU and small products do not gain by it
+        # With a gradient the zeros count, too; on a GPU and in small products nothing is gained
         if sample.requires_grad or sample.device.type != "cpu" or self.size < SPARSE_SIZE:
+            return None
+        if not declares(self, "one_hot_samples", "sample", "mode", "distribution"):
             return None
         first = th.arange(0, self.size, self.classes, device=sample.device)
         return sample.unflatten(-1, (self.variables, self.classes)).argmax(-1).add_(first)
 
     def kl(self, lhs: th.Tensor, rhs: th.Tensor) -> th.Tensor:
-        first, second = self.distribution(lhs), self.distribution(rhs)
-        return (first.probs * (first.log_probs - second.log_probs)).sum((-2, -1))
+        return self._kl_terms(lhs, rhs).sum((-2, -1))
 
     def kl_per_variable(self, lhs: th.Tensor, rhs: th.Tensor) -> th.Tensor:
+        return self._kl_terms(lhs, rhs).sum(-1)
+
+    def _kl_terms(self, lhs: th.Tensor, rhs: th.Tensor) -> th.Tensor:
         first, second = self.distribution(lhs), self.distribution(rhs)
-        return (first.probs * (first.log_probs - second.log_probs)).sum(-1)
+        return first.probs * (first.log_probs - second.log_probs)
 
     def entropy(self, parameters: th.Tensor) -> th.Tensor:
         return self.distribution(parameters).entropy().sum(-1)
@@ -180,7 +166,7 @@ class GaussianLatent(Latent):
     :param std_activation: key of ``STD_ACTIVATIONS`` (V2's code: sigmoid2; V1: softplus)
     """
 
-    def __init__(self, size: int = 32, min_std: float = DEFAULT_MIN_STD, std_activation: str = DEFAULT_STD_ACTIVATION):
+    def __init__(self, size: int, min_std: float, std_activation: str):
         if size < 1:
             raise ValueError(f"A Gaussian latent needs at least 1 variable, not {size}.")
         check_number("latent_min_std", min_std, 1e-6)
@@ -191,10 +177,6 @@ class GaussianLatent(Latent):
         super().__init__(size, 2 * size, size)
 
     def distribution(self, parameters: th.Tensor) -> DiagonalNormal:
-        """
-        :param parameters: (..., 2 Z)
-        :return: over (..., Z)
-        """
         mean, raw = parameters.chunk(2, dim=-1)
         return DiagonalNormal(mean, STD_ACTIVATIONS[self.std_activation](raw) + self.min_std)
 
@@ -211,7 +193,7 @@ class GaussianLatent(Latent):
         return self.distribution(lhs).kl(self.distribution(rhs))
 
     def kl_per_variable(self, lhs: th.Tensor, rhs: th.Tensor) -> th.Tensor:
-        # every variable as a distribution of its own
+        # Each variable is one distribution
         first, second = ([part[..., None] for part in parameters.chunk(2, dim=-1)] for parameters in (lhs, rhs))
         return self.distribution(th.cat(first, dim=-1)).kl(self.distribution(th.cat(second, dim=-1)))
 
@@ -220,14 +202,10 @@ class GaussianLatent(Latent):
 
 
 def make_latent(
-    kind: str,
-    size: int,
-    classes: int | None = None,
-    min_std: float | None = None,
-    std_activation: str | None = None,
-) -> Latent:
+    kind: str, size: int, classes: int | None, min_std: float | None, std_activation: str | None
+) -> CategoricalLatent | GaussianLatent:
     """
-    A latent from the policy's options; those that mean nothing for its kind must not be given.
+    A latent from the policy's options. Options of the other kind must be None.
 
     :param kind: ``"categorical"`` or ``"gaussian"``
     :param size: number of variables S
@@ -239,13 +217,11 @@ def make_latent(
     """
     if kind not in LATENTS:
         raise ValueError(f"Unknown latent {kind!r}; known are {list(LATENTS)}.")
-    _check_whole("stochastic_size", size, 1)
+    size = whole_number("stochastic_size", size, 1)
     if kind == "categorical":
         given = {"latent_min_std": min_std, "latent_std_activation": std_activation}
         _refuse(given, "categorical variables have no standard deviation: leave it out or set latent='gaussian'")
-        classes = DEFAULT_CLASSES if classes is None else classes
-        _check_whole("stochastic_classes", classes, 2)
-        return CategoricalLatent(size, classes)
+        return CategoricalLatent(size, whole_number("stochastic_classes", DEFAULT_CLASSES if classes is None else classes, 2))
     _refuse({"stochastic_classes": classes}, "Gaussian variables have no classes: leave it out or set latent='categorical'")
     return GaussianLatent(
         size,
@@ -254,14 +230,8 @@ def make_latent(
     )
 
 
-def _check_whole(name: str, value: object, low: int) -> None:
-    check_number(name, value, low)
-    if not isinstance(value, int | np.integer):
-        raise ValueError(f"{name} must be a whole number, but is {value!r}.")
-
-
 def _refuse(options: Mapping[str, object], reason: str) -> None:
-    """One error that names the options that were given."""
+    """Raise one error that names the options that were given."""
     given = ", ".join(f"{name}={value!r}" for name, value in options.items() if value is not None)
     if given:
         raise ValueError(f"{given} was given, but {reason}.")

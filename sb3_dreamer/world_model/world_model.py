@@ -1,8 +1,8 @@
-"""The world model: explains replayed sequences, imagines new ones, and filters what an acting agent sees."""
+"""The world model: its loss on replayed sequences, imagined trajectories, and the filter of an acting agent."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch as th
 from torch import nn
@@ -19,19 +19,20 @@ from sb3_dreamer.common.functional import (
 )
 from sb3_dreamer.common.normalization import ObservationNormalizer
 from sb3_dreamer.common.observations import OBSERVATION_KEY, ObservationFormat
-from sb3_dreamer.common.one_hot import OneHotFeatures
+from sb3_dreamer.common.one_hot import Features, accepts_one_hot, features_for
 from sb3_dreamer.common.options import check_number
 from sb3_dreamer.common.type_aliases import ImaginedTrajectory, LatentState, SequenceBatch
 from sb3_dreamer.ranks.distributed import batch_mean
 from sb3_dreamer.world_model.rssm import RSSM
 
-Actor = Callable[[th.Tensor | OneHotFeatures], Distribution]
+#: A module that declares ``accepts_one_hot`` is given features in that form where it is cheaper
+Actor = Callable[[th.Tensor], Distribution]
 
 
 @dataclass(frozen=True)
 class WorldModelObjective:
     """
-    What the world model's loss is made of (V2, eq. 2); the same names as the arguments of ``DreamerV2``.
+    Options of the world model's loss (V2, eq. 2); the names are those of the algorithm's arguments.
 
     :param gamma: discount factor; the discount head's label is gamma, not 1, as in the original
     :param kl_scale: factor of the KL loss
@@ -48,19 +49,19 @@ class WorldModelObjective:
     :param discount_gradients: likewise for the discount head
     """
 
-    gamma: float = 0.999
-    kl_scale: float = 0.1
-    kl_balance: float | None = 0.8
-    kl_forward: bool = False
-    free_nats: float = 0.0
-    free_nats_average: bool = True
-    observation_scale: float | Mapping[str, float] = 1.0
-    reward_scale: float = 1.0
-    discount_scale: float = 5.0
-    reward_transform: str = "tanh"
-    observation_gradients: bool = True
-    reward_gradients: bool = True
-    discount_gradients: bool = True
+    gamma: float
+    kl_scale: float
+    kl_balance: float | None
+    kl_forward: bool
+    free_nats: float
+    free_nats_average: bool
+    observation_scale: float | Mapping[str, float]
+    reward_scale: float
+    discount_scale: float
+    reward_transform: str
+    observation_gradients: bool
+    reward_gradients: bool
+    discount_gradients: bool
 
     def __post_init__(self) -> None:
         if self.reward_transform not in REWARD_TRANSFORMS:
@@ -78,17 +79,14 @@ class WorldModelObjective:
                 raise ValueError(f"{name} must be True or False, but is {getattr(self, name)!r}.")
 
     def scale_of(self, key: str) -> float:
-        """
-        :param key: of an observation
-        :return: factor of its reconstruction loss
-        """
+        """Return the factor of an observation key's reconstruction loss."""
         return self.observation_scale.get(key, 1.0) if isinstance(self.observation_scale, Mapping) else self.observation_scale
 
 
 class WorldModelLoss(NamedTuple):
     """Terms of the loss: means over time and batch of sums over the event, in nats, before scaling."""
 
-    total: th.Tensor  # scaled sum, what the optimizer minimizes
+    total: th.Tensor  # scaled sum, which the optimizer minimizes
     observations: dict[str, th.Tensor]  # per observation key
     reward: th.Tensor
     discount: th.Tensor | None  # None without a discount head
@@ -98,7 +96,7 @@ class WorldModelLoss(NamedTuple):
     posterior: th.Tensor  # parameters, (T, B, P)
     prior: th.Tensor  # parameters, (T, B, P)
     embeddings: th.Tensor  # of the observations, (T, B, E)
-    reward_variance: th.Tensor  # of the batch's transformed rewards, but for those of episode starts, which are none
+    reward_variance: th.Tensor  # of the batch's transformed rewards, without episode starts, which have no reward
 
 
 class WorldModel(nn.Module):
@@ -109,10 +107,11 @@ class WorldModel(nn.Module):
     :param rssm: the recurrent state-space model
     :param decoder: features to one distribution per observation key
     :param reward_head: features to the distribution of the transformed reward
-    :param discount_head: features to the Bernoulli of going on, gamma included; None uses the constant gamma and learns
-        nothing from terminal steps
-    :param observations: how stored observations become the networks' inputs
-    :param encoder_keys: what the encoder sees of a Dict space; None for everything
+    :param discount_head: features to the probability that the episode continues, times gamma; None uses the constant gamma
+        and learns nothing from terminal steps
+    :param observations: format of stored observations and of the networks' inputs
+    :param encoder_keys: keys of a Dict space that the encoder sees; None for all
+    :param decoder_keys: keys that the decoder reconstructs; None for all
     :param normalizer: of vectors; None leaves them in their own units
     """
 
@@ -124,26 +123,25 @@ class WorldModel(nn.Module):
         reward_head: nn.Module,
         discount_head: nn.Module | None,
         observations: ObservationFormat,
-        encoder_keys: list[str] | None = None,
-        normalizer: ObservationNormalizer | None = None,
+        encoder_keys: list[str] | None,
+        decoder_keys: list[str] | None,
+        normalizer: ObservationNormalizer | None,
     ):
         super().__init__()
         self.normalizer = normalizer
         self.observations = observations
         self.encoder_keys = observations.chosen(encoder_keys, "encoder_keys")
+        self.decoder_keys = observations.chosen(decoder_keys, "decoder_keys")
         self.encoder = encoder
         self.rssm = rssm
         self.decoder = decoder
         self.reward_head = reward_head
         self.discount_head = discount_head
 
-    @property
-    def decoder_keys(self) -> list[str]:
-        """Observation keys that are reconstructed."""
-        return [*self.decoder.image_keys, *self.decoder.vector_keys]  # type: ignore[misc, operator]
-
     def encode(self, stored: Mapping[str, th.Tensor]) -> dict[str, th.Tensor]:
         """
+        Encode stored observations.
+
         :param stored: observations from the buffer, per key (..., *stored shape)
         :return: network inputs and reconstruction targets, per key (..., *encoded shape)
         """
@@ -152,8 +150,11 @@ class WorldModel(nn.Module):
 
     def embed(self, observations: dict[str, th.Tensor]) -> th.Tensor:
         """
-        :param observations: encoded, per key (n, *shape)
+        Embed encoded observations.
+
+        :param observations: per key (n, *shape)
         :return: (n, E)
+        :raises ValueError: if the output's width is not the encoder's ``features_dim``
         """
         if self.observations.is_dict:
             embeddings = self.encoder({key: observations[key] for key in self.encoder_keys})
@@ -164,14 +165,23 @@ class WorldModel(nn.Module):
             raise ValueError(f"The encoder {name} says features_dim={size}, but its features are {tuple(embeddings.shape)}.")
         return embeddings
 
-    def loss(
-        self,
-        batch: SequenceBatch,
-        objective: WorldModelObjective,
-        noise: th.Tensor | None = None,
-    ) -> WorldModelLoss:
+    def decode(self, features: th.Tensor) -> dict[str, Distribution]:
         """
-        Loss of replayed sequences (V2, eq. 2). Index diagram, a_t being the action that *led to* o_t::
+        Reconstruct observations.
+
+        :param features: (..., F)
+        :return: per key of ``decoder_keys`` a distribution over encoded observations, (..., *shape)
+        :raises ValueError: if the decoder predicts other keys
+        """
+        predictions = self.decoder(features)
+        if predictions.keys() != set(self.decoder_keys):
+            name, found = type(self.decoder).__name__, sorted(predictions)
+            raise ValueError(f"The decoder {name} must predict the keys {self.decoder_keys}, but predicts {found}.")
+        return predictions
+
+    def loss(self, batch: SequenceBatch, objective: WorldModelObjective, noise: th.Tensor | None = None) -> WorldModelLoss:
+        """
+        Loss of replayed sequences (V2, eq. 2). In the index diagram, a_t is the action that *led to* o_t::
 
             a_1   a_2   a_3        (zeroed where an episode starts)
               \\     \\     \\
@@ -190,21 +200,13 @@ class WorldModel(nn.Module):
         states, posterior, prior = self.rssm.observe(embeddings, batch.actions, batch.episode_starts, noise=noise)
         features = states.features
 
-        predictions = self.decoder(scale_gradient(features, float(objective.observation_gradients)))
+        predictions = self.decode(scale_gradient(features, float(objective.observation_gradients)))
         observation_losses = {key: -predictions[key].log_prob(observations[key]).mean() for key in predictions}
         rewards = REWARD_TRANSFORMS[objective.reward_transform](batch.rewards)
         reward_prediction = self.reward_head(scale_gradient(features, float(objective.reward_gradients)))
         reward_loss = -reward_prediction.log_prob(rewards).mean()
-        kl_loss, kl_value = balanced_kl(
-            self.rssm.latent.kl,
-            posterior,
-            prior,
-            objective.kl_balance,
-            objective.free_nats,
-            objective.free_nats_average,
-            objective.kl_forward,
-            batch_mean,
-        )
+        kl_options = objective.kl_balance, objective.free_nats, objective.free_nats_average, objective.kl_forward
+        kl_loss, kl_value = balanced_kl(self.rssm.latent.kl, posterior, prior, *kl_options, batch_mean)
         total = objective.reward_scale * reward_loss + objective.kl_scale * kl_loss
         total = total + sum(objective.scale_of(key) * loss for key, loss in observation_losses.items())
         discount_loss = None
@@ -243,47 +245,47 @@ class WorldModel(nn.Module):
 
         :param actor: features to an action distribution; sees its input without gradient
         :param start: posterior states, (N, ...)
-        :param start_continues: 0 where the start is a terminal step, else 1, (N,); it overrides the discount head's opinion
-            of the first state, as in the original
+        :param start_continues: 0 where the start is a terminal step, else 1, (N,); replaces the discount head's prediction for
+            the first state, as in the original
         :param horizon: H
-        :param gamma: discount factor, used for the first state, and everywhere if there is no discount head
+        :param gamma: discount factor of the first state, and of all states if there is no discount head
         :param action_noise: (H, N, ...) of the actor's ``draw_noise``, or None to draw it
         :param latent_noise: (H, N, P), or None to draw it
         :return: (H + 1, N, ...), differentiable
         """
         state, actions = start, start.stochastic.new_zeros(len(start.stochastic), self.rssm.action_size)
-        states, taken = [state], [actions]
+        states, taken, sparse = [state], [actions], accepts_one_hot(actor)
         for step in range(horizon):
             one_hot = self.rssm.one_hot(state)
-            inputs = state.features.detach() if one_hot is None else one_hot
+            inputs: Any = one_hot if sparse and one_hot is not None else state.features.detach()
             actions = actor(inputs).sample(None if action_noise is None else action_noise[step])
             state = self.rssm.imagine_step(state, actions, None if latent_noise is None else latent_noise[step], one_hot)
             states.append(state)
             taken.append(actions)
         path = LatentState(th.stack([s.deterministic for s in states]), th.stack([s.stochastic for s in states]))
         features, one_hot = path.features, self.rssm.one_hot(path)
-        inputs = features if one_hot is None else one_hot
-        discounts = self.predict_discounts(inputs, start_continues, gamma)
-        rewards, weights = self.predict_rewards(inputs), trajectory_weights(discounts)
+        cheapest = features if one_hot is None else one_hot
+        discounts = self.predict_discounts(cheapest, start_continues, gamma)
+        rewards, weights = self.predict_rewards(cheapest), trajectory_weights(discounts)
         return ImaginedTrajectory(path, features, th.stack(taken), rewards, discounts, weights, one_hot)
 
-    def predict_rewards(self, features: th.Tensor | OneHotFeatures) -> th.Tensor:
-        """
-        :param features: (..., F)
-        :return: mode of the reward on arrival, in transformed reward units, (...)
-        """
-        return self.reward_head(features).mode
+    def predict_rewards(self, features: Features) -> th.Tensor:
+        """Map features (..., F) to the mode of the reward on arrival, (...), in transformed reward units."""
+        return self.reward_head(features_for(self.reward_head, features)).mode
 
-    def predict_discounts(self, features: th.Tensor | OneHotFeatures, start_continues: th.Tensor, gamma: float) -> th.Tensor:
+    def predict_discounts(self, features: Features, start_continues: th.Tensor, gamma: float) -> th.Tensor:
         """
+        Predict the discounts of imagined states.
+
         :param features: (H + 1, N, F)
         :param start_continues: known flags of the first states, (N,)
         :param gamma: discount factor
-        :return: gamma times the probability of going on (the head's mean has gamma in it already), (H + 1, N)
+        :return: gamma times the probability that the episode continues (the head's mean includes gamma), (H + 1, N)
         """
         if self.discount_head is None:
             return start_continues.new_full(features.shape[:-1], gamma)
-        return th.cat([(gamma * start_continues)[None], self.discount_head(features[1:]).mean])
+        later = features_for(self.discount_head, features)[1:]
+        return th.cat([(gamma * start_continues)[None], self.discount_head(later).mean])
 
     def filter(
         self,
@@ -295,7 +297,7 @@ class WorldModel(nn.Module):
         noise: th.Tensor | None = None,
     ) -> LatentState:
         """
-        Posterior of one step, for acting.
+        Posterior state of one step, for acting.
 
         :param state: after the previous step, (n, ...)
         :param actions: taken there, (n, A)
