@@ -107,6 +107,11 @@ class WorldModelPolicy(BasePolicy):
         """All optimizers by attribute name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, ParameterOptimizer)}
 
+    @property
+    def optimizer(self) -> th.optim.Optimizer:  # type: ignore[override]
+        """The PyTorch optimizer that was made first, under the name that SB3 expects."""
+        return next(iter(self.optimizers.values())).optimizer
+
     def initial_state(self, n_envs: int) -> ActingState:
         """What n agents remember before their first step."""
         latent = self.world_model.rssm.initial_state(n_envs)

@@ -188,11 +188,6 @@ class DreamerPolicy(WorldModelPolicy):
             groups = tuple([*group, optimizer] for group, optimizer in zip(groups, own, strict=True))  # type: ignore[assignment]
         return groups
 
-    @property
-    def optimizer(self) -> th.optim.Optimizer:  # type: ignore[override]
-        """The world model's PyTorch optimizer, under the name that SB3 expects."""
-        return self.world_model_optimizer.optimizer
-
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), **self._arguments, "lr_schedule": self._dummy_schedule}
 
