@@ -1,6 +1,7 @@
 """Who may import whom, and how long things may be."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -44,6 +45,9 @@ ROOMS: dict[str, tuple[str, str]] = {
 }
 HEAVY = {"ale_py", "cv2", "rl_zoo3", "optuna", "matplotlib", "yaml"}
 LONGEST_FILE, LONGEST_FUNCTION = 500, 40
+BRITISH = re.compile(
+    "(?i)(normal|initial|minim|maxim|vector|optim|real|recogn|penal)is(e|ed|es|ing|ation)\\b|colour|behaviour"
+)
 Problem = tuple[int, str]
 
 
@@ -114,12 +118,24 @@ def length_problems(text: str, tree: ast.Module) -> Iterator[Problem]:
                 yield node.lineno, f"{node.name} has {len(body)} lines, at most {LONGEST_FUNCTION}"
 
 
+def docstring_problems(text: str, tree: ast.Module) -> Iterator[Problem]:
+    """A docstring begins with a summary line; spelling is American, as in SB3."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            first = (ast.get_docstring(node) or "").split(" ")[0]
+            if first in (":param", ":return:", ":raises"):
+                yield node.lineno, f"the docstring of {node.name} has no summary line"
+    for number, line in enumerate(text.splitlines(), 1):
+        if BRITISH.search(line):
+            yield number, f"spelling: {line.strip()}"
+
+
 def problems(path: Path, text: str) -> list[str]:
     """Everything that is wrong with a file, as ``file:line: what``."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     tree = ast.parse(text)
     room, file = location(".".join(("sb3_dreamer", *parts))) if parts != ("__init__",) else ("", "__init__")
-    found = [*import_problems(room, file, tree), *length_problems(text, tree)]
+    found = [*import_problems(room, file, tree), *length_problems(text, tree), *docstring_problems(text, tree)]
     return [f"{path.relative_to(PACKAGE.parent)}:{line}: {what}" for line, what in found]
 
 
@@ -157,6 +173,8 @@ def test_violations_are_named() -> None:
         ("algorithm/team.py", "from sb3_dreamer.dreamer_v2 import DreamerV2\n"): ":1: algorithm must not import",
         ("common/layers.py", "from . import functional\n"): ":1: relative import",
         ("common/heads.py", "from sb3_dreamer.common.layers import _x\n"): ":1: sb3_dreamer.common.layers._x is private",
+        ("common/heads.py", 'def f(x):\n    """\n    :param x: a number\n    """\n'): ":1: the docstring of f has no summary",
+        ("common/heads.py", "# what it normalises\n"): ":1: spelling",
         ("common/utils.py", ""): ":1: this file has no place",
         ("tools.py", ""): ":1: this file has no place",
         ("common/heads.py", "\n" * 501): ":501: 501 lines",

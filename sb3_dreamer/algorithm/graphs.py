@@ -20,7 +20,7 @@ WARM_UP = 3
 
 
 class Objective(Protocol):
-    """What an update minimizes, compared with ``==``: an update is recorded anew for another one."""
+    """What an update minimizes, compared with ``==``: another objective makes a new recording."""
 
     def value(self, name: str) -> float:
         """One of its numbers."""

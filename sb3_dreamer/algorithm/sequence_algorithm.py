@@ -43,7 +43,7 @@ from sb3_dreamer.saving.saved_files import FORMAT_ATTRIBUTE, MODEL_FORMAT, check
 
 SelfSequence = TypeVar("SelfSequence", bound="SequenceOffPolicyAlgorithm")
 
-#: Attributes that ``_setup_model`` and ``learn`` make anew
+#: Attributes that ``_setup_model`` and ``learn`` derive from others
 DERIVED = ["_engine", "_acting_state", "_metrics", "_check_learning", "clock", "_step_in_flight", "_loading", "_team"]
 DERIVED += ["_learning_rate_schedules", "_guard", "_when_stored", "_place_given"]
 

@@ -71,7 +71,7 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
     :param exploration_noise: action noise while collecting, a float or a schedule: the probability of a uniform action, or the
         standard deviation of normal noise on Box actions, which are in [-1, 1] here (code: 0)
     :param explore_until: environment steps after which the actor collects in place of ``exploration_class`` (see the policy);
-        None explores for ever (code, ``expl_until``: for ever)
+        None explores forever (code, ``expl_until``: forever)
     :param kl_scale: factor β of the KL loss (code and table D.1, Atari: 0.1)
     :param kl_balance: share of the KL's gradient that trains the prior (code and table D.1: 0.8); None for the plain KL
     :param kl_forward: KL(prior, posterior) instead of KL(posterior, prior) (code: False)
