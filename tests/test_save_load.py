@@ -1,11 +1,13 @@
 """Model, policy, parameter and buffer files: everything comes back, and what does not fit is refused clearly."""
 
 import io
+import json
 import pathlib
 import pickle
 import subprocess
 import sys
 import warnings
+import zipfile
 import zlib
 from collections.abc import Iterator
 from copy import deepcopy
@@ -131,6 +133,25 @@ def test_custom_objects_of_the_zoo(tmp_path: pathlib.Path) -> None:
     loaded = DreamerV2.load(tmp_path / "m", env=random_envs(), custom_objects=replaced, device="cpu", seed=0)
     loaded.learn(60, log_interval=None)
     assert logged(loaded)["train/learning_rate"] == 0.0 and logged(loaded)["train/actor_learning_rate"] == 1e-4
+
+
+@pytest.mark.parametrize("written", [None, 1, 99])
+def test_model_files_of_another_format_are_refused(written: int | None, tmp_path: pathlib.Path) -> None:
+    """Files written before the first release have no format: one message says what to do, whatever else has changed."""
+    random_model().save(tmp_path / "model.zip")
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    data = json.loads(parts["data"])
+    assert data.pop("_file_format") == 2
+    parts["data"] = json.dumps(data if written is None else data | {"_file_format": written}).encode()
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    with pytest.raises(
+        ValueError, match=rf"has format {written or 1} of another sb3_dreamer, expected format 2\. Load it with"
+    ):
+        DreamerV2.load(tmp_path / "other.zip")
+    assert DreamerV2.load(tmp_path / "model.zip").batch_size == random_model().batch_size
 
 
 def test_files_hold_no_derived_things(tmp_path: pathlib.Path) -> None:
