@@ -30,6 +30,7 @@ class BehaviorObjective:
     :param ent_coef: η of V2, eq. 6, the weight of the actor's entropy; a tensor as above in recorded updates
     :param reward_norm_momentum: see :class:`RewardNormalizer`; None does not normalize
     :param reward_norm_scale: see :class:`RewardNormalizer`
+    :param normalize_returns: divide what the actor maximizes by the spread of the returns, see :class:`ReturnScale`
     """
 
     imagination_horizon: int
@@ -40,6 +41,7 @@ class BehaviorObjective:
     ent_coef: float
     reward_norm_momentum: float | None
     reward_norm_scale: float
+    normalize_returns: bool
 
     def __post_init__(self) -> None:
         check_number("imagination_horizon", self.imagination_horizon, 2)  # the actor learns from all steps but the last two
@@ -50,6 +52,8 @@ class BehaviorObjective:
         if self.reward_norm_momentum is not None:
             check_number("reward_norm_momentum", self.reward_norm_momentum, 0.0, 1.0)
         check_number("reward_norm_scale", self.reward_norm_scale, 0.0)
+        if not isinstance(self.normalize_returns, bool):
+            raise ValueError(f"normalize_returns must be True or False, but is {self.normalize_returns!r}.")
 
     @property
     def is_mixture(self) -> bool:
@@ -67,6 +71,7 @@ class ReturnEstimate(NamedTuple):
 
     returns: th.Tensor  # (H, N) λ-returns, differentiable where the trajectory is
     values: th.Tensor  # (H + 1, N) of the target critic
+    scale: th.Tensor | None = None  # () by which returns are divided for the actor
 
 
 class ActorLoss(NamedTuple):
@@ -113,6 +118,38 @@ class RewardNormalizer(nn.Module):
         return rewards / (self.magnitude + epsilon) * scale
 
 
+class ReturnScale(nn.Module):
+    """
+    Running range between the 5th and the 95th percentile of returns, at least 1 (V3, arXiv 2301.04104, critic learning).
+
+    :param rate: share of each batch
+    """
+
+    range: th.Tensor
+    weight: th.Tensor
+
+    def __init__(self, rate: float = 0.01):
+        super().__init__()
+        self.rate = rate
+        self.register_buffer("range", th.zeros(()))
+        self.register_buffer("weight", th.zeros(()))
+
+    @th.no_grad()
+    def forward(self, returns: th.Tensor) -> th.Tensor:
+        """
+        Take returns into the running range (over all ranks).
+
+        :param returns: (...)
+        :return: the range, a scalar
+        """
+        low, high = th.quantile(returns.float().flatten(), returns.new_tensor([0.05, 0.95], dtype=th.float32))
+        moved = self.range.lerp(average(high - low), self.rate)
+        finite = th.isfinite(moved)
+        self.range.copy_(th.where(finite, moved, self.range))
+        self.weight.copy_(th.where(finite, self.weight.lerp(th.ones_like(self.weight), self.rate), self.weight))
+        return (self.range / self.weight.clamp(min=self.rate)).clamp(min=1.0)
+
+
 class ActorCritic(nn.Module):
     """
     Actor, critic and target critic on latent features (V2, section 2.2).
@@ -129,6 +166,7 @@ class ActorCritic(nn.Module):
         self.critic = ScalarHead(features_size, critic_layers, UnitNormal)
         self.critic_target = ScalarHead(features_size, critic_layers, UnitNormal)
         self.reward_normalizer = RewardNormalizer()
+        self.return_scale = ReturnScale()
 
     def normalize_rewards(self, trajectory: ImaginedTrajectory, objective: BehaviorObjective) -> ImaginedTrajectory:
         """Return a trajectory with normalized rewards, if the objective has a momentum; updates the normalizer's state."""
@@ -167,11 +205,13 @@ class ActorCritic(nn.Module):
         :return: the loss, a mean over the first H - 1 states, weighted by how likely the episode gets there
         """
         policy: Distribution = self.actor(trajectory.inputs_for(self.actor)[:-2].detach())
-        target, weight = estimate.returns[1:], objective.reinforce_weight
+        target, values, weight = estimate.returns[1:], estimate.values[:-2], objective.reinforce_weight
+        if estimate.scale is not None:
+            target, values = target / estimate.scale, values / estimate.scale
         if not objective.is_mixture and objective.needs_dynamics:
             gain = target
         else:
-            advantage = (target - estimate.values[:-2]).detach()
+            advantage = (target - values).detach()
             # With weight 1 the actions are constants; in the mixture the original lets the gradient into them
             actions = trajectory.actions[1:-1] if objective.is_mixture else trajectory.actions[1:-1].detach()
             gain = policy.log_prob(actions) * advantage

@@ -7,6 +7,7 @@ import torch as th
 from torch import nn
 
 from sb3_dreamer.common.observations import ObservationFormat
+from sb3_dreamer.ranks.distributed import average
 
 
 class Moments(NamedTuple):
@@ -40,6 +41,39 @@ class Moments(NamedTuple):
         mean = before.mean + (self.mean - before.mean) * (self.number / count)
         squares = self.squares - before.squares - (mean - before.mean) ** 2 * (before.number * count / self.number)
         return Moments(count, mean, squares.clamp(min=0.0))
+
+
+class RunningScale(nn.Module):
+    """
+    Running root mean square of numbers that are not zero, over all ranks; 1 before the first of them.
+
+    Zeros do not count, so that rare rewards have the size of frequent ones.
+
+    :param rate: share of each batch in the running means
+    """
+
+    total: th.Tensor
+    count: th.Tensor
+
+    def __init__(self, rate: float = 0.01):
+        super().__init__()
+        self.rate = rate
+        self.register_buffer("total", th.zeros(()))
+        self.register_buffer("count", th.zeros(()))
+
+    @property
+    def scale(self) -> th.Tensor:
+        """The root mean square, a scalar."""
+        return th.where(self.count > 0.0, (self.total / self.count.clamp(min=1e-30)).sqrt(), 1.0)
+
+    @th.no_grad()
+    def update(self, values: th.Tensor) -> None:
+        """Take a batch of any shape into the running means; one that is not finite is left out."""
+        squares = average(th.stack([values.square().mean(), (values != 0.0).float().mean()]))
+        moved = th.stack([self.total, self.count]).lerp(squares, self.rate)
+        total, count = th.where(th.isfinite(moved).all(), moved, th.stack([self.total, self.count]))
+        self.total.copy_(total)
+        self.count.copy_(count)
 
 
 class ObservationNormalizer(nn.Module):

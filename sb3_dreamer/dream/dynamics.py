@@ -7,7 +7,6 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_dreamer.algorithm.sequence_algorithm import SequenceOffPolicyAlgorithm
-from sb3_dreamer.common.functional import INVERSE_REWARD_TRANSFORMS
 from sb3_dreamer.common.one_hot import Features, OneHotFeatures, features_for
 from sb3_dreamer.common.options import check_number
 from sb3_dreamer.common.preprocessing import action_blocks, encode_actions, scale_actions
@@ -60,8 +59,7 @@ class DreamDynamics:
         self._knows_ends = self.world_model.discount_head is not None and self._gamma > 0.0
         self._termination = termination if self._knows_ends else "never"
         self._threshold = threshold
-        transform = "identity" if transformed_rewards else model.model_objective.reward_transform  # type: ignore[attr-defined]
-        self._inverse = INVERSE_REWARD_TRANSFORMS[transform]
+        self._transform = "identity" if transformed_rewards else model.model_objective.reward_transform  # type: ignore[attr-defined]
 
     def _noise(self, *leading: int) -> th.Tensor:
         """Noise for samples of the latent state, (*leading, P)."""
@@ -102,7 +100,7 @@ class DreamDynamics:
         :param features: (n, F)
         :return: of each state
         """
-        rewards = self._inverse(self.world_model.predict_rewards(features))
+        rewards = self.world_model.invert_rewards(self.world_model.predict_rewards(features), self._transform)
         continues = th.ones_like(rewards)
         if self._knows_ends:  # the label is gamma where an episode continues
             head = self.world_model.discount_head

@@ -8,7 +8,6 @@ import torch as th
 
 from sb3_dreamer.algorithm.reporting import parameter_counts
 from sb3_dreamer.algorithm.sequence_algorithm import SequenceOffPolicyAlgorithm
-from sb3_dreamer.common.functional import REWARD_TRANSFORMS
 from sb3_dreamer.dream.dynamics import DreamDynamics
 from sb3_dreamer.dream.plots import draw_horizon, new_figure
 from sb3_dreamer.dream.recording import Recording
@@ -83,8 +82,8 @@ def inspect(
         usage = samples.unflatten(-1, (latent.variables, latent.classes)).mean(0).cpu().numpy()
     else:
         stds = latent.distribution(observed.posterior).std.flatten(0, 1).mean(0).cpu().numpy()  # type: ignore[attr-defined]
-    transform = REWARD_TRANSFORMS[model.model_objective.reward_transform]  # type: ignore[attr-defined]
-    actual = transform(batch.rewards).flatten().cpu().numpy()
+    transform = model.model_objective.reward_transform  # type: ignore[attr-defined]
+    actual = world_model.transform_rewards(batch.rewards, transform).flatten().cpu().numpy()
     rewards = calibrate(dynamics.judge(observed.states.features.flatten(0, 1)).rewards, actual)
     return Inspection(parameter_counts(model.policy), kl.cpu().numpy(), usage, stds, rewards, loop, len(actual))
 

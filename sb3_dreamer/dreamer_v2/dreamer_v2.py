@@ -80,9 +80,12 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
     :param observation_scale: factor of the reconstruction loss, or a dict with those of some observation keys (code: 1)
     :param reward_scale: factor of the reward loss (code: 1)
     :param discount_scale: factor of the discount loss (code: 5; the paper's table does not list it)
-    :param reward_transform: ``"tanh"`` (code and paper, Atari), ``"symlog"``, ``"sign"`` or ``"identity"``, inside the learner
+    :param reward_transform: inside the learner: ``"tanh"`` (code and paper, Atari), ``"symlog"``, ``"sign"``, ``"identity"``,
+        or ``"normalize"``, which divides rewards by the running size of those that are not zero
     :param reward_norm_momentum: normalize imagined rewards by a running mean of their size (code, Atari: off)
     :param reward_norm_scale: size that normalized rewards are given (code: 1)
+    :param normalize_returns: divide what the actor maximizes by the running range of the returns, as DreamerV3 does, so that
+        ``ent_coef`` means the same in every task (code: no)
     :param observation_gradients: let the reconstruction train the representation (False: ablation of V2, table 2)
     :param reward_gradients: let the reward head train the representation (False: ablation of V2, table 2)
     :param discount_gradients: let the discount head train the representation (code: True)
@@ -147,6 +150,7 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
         reward_transform: str = "tanh",
         reward_norm_momentum: float | None = None,
         reward_norm_scale: float = 1.0,
+        normalize_returns: bool = False,
         observation_gradients: bool = True,
         reward_gradients: bool = True,
         discount_gradients: bool = True,
@@ -210,6 +214,7 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
         self.reward_transform = reward_transform
         self.reward_norm_momentum = reward_norm_momentum
         self.reward_norm_scale = reward_norm_scale
+        self.normalize_returns = normalize_returns
         self.observation_gradients = observation_gradients
         self.reward_gradients = reward_gradients
         self.discount_gradients = discount_gradients
@@ -320,6 +325,7 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
             ent_coef=schedule_value("ent_coef", self.ent_coef, progress),
             reward_norm_momentum=self.reward_norm_momentum,
             reward_norm_scale=self.reward_norm_scale,
+            normalize_returns=self.normalize_returns,
         )
 
     # --------------------------------------------------------------------------------------------------------- training

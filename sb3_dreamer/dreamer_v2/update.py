@@ -193,6 +193,8 @@ def imagine(
         predicted, learned = rewards(path)
         trajectory = path._replace(rewards=learned)
         estimate = behavior.lambda_returns(trajectory, objective.return_lambda)  #                           [V2, eq. 4]
+    if objective.normalize_returns:
+        estimate = estimate._replace(scale=behavior.return_scale(estimate.returns.detach()))
     return Imagination(predicted, trajectory, estimate)
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from sb3_dreamer.common.distributions import Distribution
 from sb3_dreamer.common.functional import (
+    INVERSE_REWARD_TRANSFORMS,
     REWARD_TRANSFORMS,
     balanced_kl,
     flatten_time,
@@ -17,7 +18,7 @@ from sb3_dreamer.common.functional import (
     unflatten_time,
     variance,
 )
-from sb3_dreamer.common.normalization import ObservationNormalizer
+from sb3_dreamer.common.normalization import ObservationNormalizer, RunningScale
 from sb3_dreamer.common.observations import OBSERVATION_KEY, ObservationFormat
 from sb3_dreamer.common.one_hot import Features, accepts_one_hot, features_for
 from sb3_dreamer.common.options import check_number
@@ -27,6 +28,10 @@ from sb3_dreamer.world_model.rssm import RSSM
 
 #: A module that declares ``accepts_one_hot`` is given features in that form where it is cheaper
 Actor = Callable[[th.Tensor], Distribution]
+
+
+#: The reward transform that has a state
+NORMALIZE = "normalize"
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class WorldModelObjective:
     :param observation_scale: factor of the reconstruction loss: one number, or a dict with those of some keys (others: 1)
     :param reward_scale: factor of the reward head's loss
     :param discount_scale: factor of the discount head's loss
-    :param reward_transform: key of ``REWARD_TRANSFORMS``
+    :param reward_transform: key of ``REWARD_TRANSFORMS``, or ``"normalize"`` for rewards divided by their running size
     :param observation_gradients: whether the reconstruction trains the representation (False: ablation of V2, table 2)
     :param reward_gradients: likewise for the reward head
     :param discount_gradients: likewise for the discount head
@@ -64,8 +69,9 @@ class WorldModelObjective:
     discount_gradients: bool
 
     def __post_init__(self) -> None:
-        if self.reward_transform not in REWARD_TRANSFORMS:
-            raise ValueError(f"Unknown reward_transform '{self.reward_transform}'; known are {sorted(REWARD_TRANSFORMS)}.")
+        known = sorted([*REWARD_TRANSFORMS, NORMALIZE])
+        if self.reward_transform not in known:
+            raise ValueError(f"Unknown reward_transform '{self.reward_transform}'; known are {known}.")
         if self.kl_balance is not None:
             check_number("kl_balance", self.kl_balance, 0.0, 1.0)
         for name in ("kl_scale", "reward_scale", "discount_scale", "free_nats"):
@@ -137,6 +143,27 @@ class WorldModel(nn.Module):
         self.decoder = decoder
         self.reward_head = reward_head
         self.discount_head = discount_head
+        self.reward_scale = RunningScale()
+
+    def transform_rewards(self, rewards: th.Tensor, transform: str) -> th.Tensor:
+        """
+        Bring rewards into the units that the reward head learns.
+
+        :param rewards: of the environment, any shape
+        :param transform: see :class:`WorldModelObjective`
+        :return: the same shape
+        """
+        return rewards / self.reward_scale.scale if transform == NORMALIZE else REWARD_TRANSFORMS[transform](rewards)
+
+    def invert_rewards(self, rewards: th.Tensor, transform: str) -> th.Tensor:
+        """
+        Bring predicted rewards back into the environment's units.
+
+        :param rewards: of the reward head, any shape
+        :param transform: see :class:`WorldModelObjective`
+        :return: the same shape
+        """
+        return rewards * self.reward_scale.scale if transform == NORMALIZE else INVERSE_REWARD_TRANSFORMS[transform](rewards)
 
     def encode(self, stored: Mapping[str, th.Tensor]) -> dict[str, th.Tensor]:
         """
@@ -202,7 +229,9 @@ class WorldModel(nn.Module):
 
         predictions = self.decode(scale_gradient(features, float(objective.observation_gradients)))
         observation_losses = {key: -predictions[key].log_prob(observations[key]).mean() for key in predictions}
-        rewards = REWARD_TRANSFORMS[objective.reward_transform](batch.rewards)
+        if objective.reward_transform == NORMALIZE:
+            self.reward_scale.update(batch.rewards)
+        rewards = self.transform_rewards(batch.rewards, objective.reward_transform)
         reward_prediction = self.reward_head(scale_gradient(features, float(objective.reward_gradients)))
         reward_loss = -reward_prediction.log_prob(rewards).mean()
         kl_options = objective.kl_balance, objective.free_nats, objective.free_nats_average, objective.kl_forward
