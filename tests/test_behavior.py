@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from sb3_dreamer import DreamerV2
 from sb3_dreamer.algorithm.policy import ActingState
-from sb3_dreamer.behavior.actor_critic import ActorCritic, BehaviorObjective, ReturnEstimate, RewardNormalizer
+from sb3_dreamer.behavior.actor_critic import ActorCritic, BehaviorObjective, ReturnEstimate, ReturnScale, RewardNormalizer
 from sb3_dreamer.behavior.actors import (
     ACTOR_DISTRIBUTIONS,
     CategoricalActor,
@@ -310,6 +310,7 @@ OPTIONS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "ent_coef": (0.5, {}, "actor"),
     "reward_norm_momentum": (0.5, {}, "returns"),
     "reward_norm_scale": (3.0, {"reward_norm_momentum": 0.5}, "returns"),
+    "normalize_returns": (True, {"reward_norm_momentum": 1.0, "reward_norm_scale": 100.0}, "actor"),
 }
 
 
@@ -321,14 +322,41 @@ def test_every_option_changes_a_number(option: str) -> None:
         model = make_model(policy_kwargs=dict(use_discount_head=option != "gamma"), **{"imagination_horizon": H, **changes})
         lengths = {name: getattr(model, name) for name in ("imagination_horizon", "imagination_stride")}
         result, objective = imagined(model, **lengths)
-        loss = model.policy.behavior.actor_loss(result.trajectory, result.estimate, objective).total
+        loss = model.policy.behavior.actor_loss(result.trajectory, result.estimate, objective, result.return_scale).total
         numbers.append(loss.item() if what == "actor" else result.estimate.returns.mean().item())
     assert abs(numbers[0] - numbers[1]) > 1e-4 * abs(numbers[0])
+
+
+def test_return_scale_is_the_running_range_of_percentiles() -> None:
+    """The first range counts whole, as in V3's debiased mean; small ranges do not amplify anything; NaN changes nothing."""
+    scale = ReturnScale(rate=0.25)
+    first, second = th.arange(101.0) * 2.0, th.arange(101.0) * 4.0
+    assert scale(first.view(101, 1)).item() == pytest.approx(180.0)
+    expected = (0.25 * 0.75 * 180.0 + 0.25 * 360.0) / (1.0 - 0.75**2)
+    assert scale(second).item() == pytest.approx(expected)
+    assert scale(th.full((5,), float("nan"))).item() == pytest.approx(expected)
+    assert ReturnScale()(th.tensor([0.0, 0.1])).item() == 1.0
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_normalized_returns_scale_the_actors_gain_alone(weight: float) -> None:
+    """With all returns k times as large and an entropy bonus of 0, the actor's loss is the same; the critic's is not."""
+    losses = []
+    for factor in (100.0, 1000.0):
+        options = dict(reward_norm_momentum=1.0, reward_norm_scale=factor, normalize_returns=True)
+        model = make_model(reinforce_weight=weight, ent_coef=0.0, **options)
+        for part in (model.policy.behavior.critic, model.policy.behavior.critic_target):
+            th.nn.init.zeros_(part.output.weight)
+        result, objective = imagined(model, reinforce_weight=weight, ent_coef=0.0)
+        assert result.return_scale is not None and result.return_scale > 1.0
+        losses.append(model.policy.behavior.actor_loss(*result[1:3], objective, result.return_scale).total.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 @pytest.mark.parametrize(
     "option, value, message",
     [
+        ("normalize_returns", 1, "normalize_returns must be True or False, but is 1"),
         ("imagination_horizon", 1, "imagination_horizon must be a number of at least 2"),
         ("imagination_stride", 0, "imagination_stride must be a number of at least 1, but is 0"),
         ("imagination_stride", 1.5, "imagination_stride must be a whole number, but is 1.5"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_dreamer.behavior.actor_critic import ActorCritic, ActorLoss, BehaviorObjective, ReturnEstimate
+from sb3_dreamer.behavior.actor_critic import ActorCritic, ActorLoss, ReturnEstimate
 from sb3_dreamer.common import layers
 from sb3_dreamer.common.action_distributions import TruncatedNormal
 from sb3_dreamer.common.distributions import DiagonalNormal
@@ -381,8 +381,8 @@ def weights_not_shifted(patch: Patch) -> None:
 def advantage_not_shifted(patch: Patch) -> None:
     original = ActorCritic.actor_loss
 
-    def loss(self: ActorCritic, path: ImaginedTrajectory, estimate: ReturnEstimate, objective: BehaviorObjective) -> ActorLoss:
-        return original(self, path, estimate._replace(values=estimate.values.roll(-1, dims=0)), objective)
+    def loss(self: ActorCritic, path: ImaginedTrajectory, estimate: ReturnEstimate, *options: Any) -> ActorLoss:
+        return original(self, path, estimate._replace(values=estimate.values.roll(-1, dims=0)), *options)
 
     patch.setattr(ActorCritic, "actor_loss", loss)
 

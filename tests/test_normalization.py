@@ -1,5 +1,6 @@
 """Observations in units of their own spread."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_dreamer import DreamerV2
-from sb3_dreamer.common.normalization import ObservationNormalizer
+from sb3_dreamer.common.normalization import ObservationNormalizer, RunningScale
 from sb3_dreamer.common.observations import OBSERVATION_KEY, ObservationFormat
 from tests.small import IMAGE, LEARN, SMALL, SMALL_POLICY, VECTOR, RandomEnv
 
@@ -18,6 +19,22 @@ FAR = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 
 def normalizer(clip: float = 10.0) -> ObservationNormalizer:
     return ObservationNormalizer(ObservationFormat(FAR), clip)
+
+
+def test_running_scale_counts_what_is_not_zero() -> None:
+    scale = RunningScale(rate=0.5)
+    scale.update(th.zeros(10))
+    assert scale.scale == 1.0
+    scale.update(th.tensor([0.0, 3.0, -4.0, 0.0]))
+    assert scale.scale.item() == pytest.approx(math.sqrt(12.5))
+    for _ in range(50):
+        scale.update(th.zeros(4))  # rare rewards keep their size
+    assert scale.scale.item() == pytest.approx(math.sqrt(12.5))
+    scale.update(th.tensor([float("nan"), 1.0]))
+    assert scale.scale.item() == pytest.approx(math.sqrt(12.5))
+    for _ in range(20):
+        scale.update(th.tensor([0.0, 200.0]))
+    assert scale.scale.item() == pytest.approx(200.0, rel=1e-3)
 
 
 def test_statistics_are_those_of_all_steps_whatever_the_pieces() -> None:

@@ -64,6 +64,7 @@ OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     "reward_transform": ("sign", {}),
     "reward_norm_momentum": (0.9, {}),
     "reward_norm_scale": (3.0, {"reward_norm_momentum": 0.9}),
+    "normalize_returns": (True, {"reward_scale": 100.0}),
     "observation_gradients": (False, {}),
     "reward_gradients": (False, {}),
     "discount_gradients": (False, {}),

@@ -186,6 +186,20 @@ def test_every_option_changes_a_number(option: str) -> None:
     assert abs(results[0] - results[1]) > 1e-4 * abs(results[0])
 
 
+def test_normalized_rewards_do_not_depend_on_their_unit() -> None:
+    losses = []
+    for factor in (0.01, 1.0, 100.0):
+        model = make_model(reward_transform="normalize")
+        batch = random_batch(model)
+        batch = batch._replace(rewards=factor * batch.rewards)
+        losses.append(model_loss(model, batch).reward.item())
+        kept = batch.rewards[batch.rewards != 0.0]
+        assert model.policy.world_model.reward_scale.scale.item() == pytest.approx(
+            kept.square().mean().sqrt().item(), rel=1e-5
+        )
+    assert losses == pytest.approx([losses[1]] * 3, rel=1e-5)
+
+
 @pytest.mark.parametrize("transform", ["sign", "identity"])
 def test_reward_transform_is_what_the_head_learns(transform: str) -> None:
     """A different transform of the same rewards is the same as the identity of transformed rewards."""
@@ -199,7 +213,11 @@ def test_reward_transform_is_what_the_head_learns(transform: str) -> None:
 @pytest.mark.parametrize(
     "option, value, message",
     [
-        ("reward_transform", "cube", r"Unknown reward_transform 'cube'; known are \['identity', 'sign', 'symlog', 'tanh'\]"),
+        (
+            "reward_transform",
+            "cube",
+            r"Unknown reward_transform 'cube'; known are \['identity', 'normalize', 'sign', 'symlog', 'tanh'\]",
+        ),
         ("kl_balance", 1.5, "kl_balance must be a number between 0 and 1"),
         ("kl_scale", -0.1, "kl_scale must be a number of at least 0, but is -0.1"),
         ("reward_scale", -1.0, "reward_scale must be a number of at least 0"),

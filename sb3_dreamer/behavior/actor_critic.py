@@ -71,7 +71,6 @@ class ReturnEstimate(NamedTuple):
 
     returns: th.Tensor  # (H, N) λ-returns, differentiable where the trajectory is
     values: th.Tensor  # (H + 1, N) of the target critic
-    scale: th.Tensor | None = None  # () by which returns are divided for the actor
 
 
 class ActorLoss(NamedTuple):
@@ -187,7 +186,13 @@ class ActorCritic(nn.Module):
         returns = lambda_returns(trajectory.rewards[:-1], values, trajectory.discounts[:-1], return_lambda)
         return ReturnEstimate(returns, values)
 
-    def actor_loss(self, trajectory: ImaginedTrajectory, estimate: ReturnEstimate, objective: BehaviorObjective) -> ActorLoss:
+    def actor_loss(
+        self,
+        trajectory: ImaginedTrajectory,
+        estimate: ReturnEstimate,
+        objective: BehaviorObjective,
+        return_scale: th.Tensor | None = None,
+    ) -> ActorLoss:
         """
         Mixture of REINFORCE and dynamics gradients with an entropy bonus (V2, eq. 6). What is paired with what::
 
@@ -202,12 +207,13 @@ class ActorCritic(nn.Module):
         :param trajectory: (H + 1, N, ...)
         :param estimate: returns (H, N) and values (H + 1, N)
         :param objective: mixture and entropy weights
+        :param return_scale: divides returns and values, a scalar; None leaves them as they are
         :return: the loss, a mean over the first H - 1 states, weighted by how likely the episode gets there
         """
         policy: Distribution = self.actor(trajectory.inputs_for(self.actor)[:-2].detach())
         target, values, weight = estimate.returns[1:], estimate.values[:-2], objective.reinforce_weight
-        if estimate.scale is not None:
-            target, values = target / estimate.scale, values / estimate.scale
+        if return_scale is not None:
+            target, values = target / return_scale, values / return_scale
         if not objective.is_mixture and objective.needs_dynamics:
             gain = target
         else:

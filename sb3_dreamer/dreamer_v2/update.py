@@ -58,6 +58,7 @@ class Imagination(NamedTuple):
     predicted_rewards: th.Tensor  # (H + 1, N) before normalization; the intrinsic ones where exploration imagines
     trajectory: ImaginedTrajectory  # with the rewards that are learned from
     estimate: ReturnEstimate
+    return_scale: th.Tensor | None = None  # () that divides returns in the actor's loss
 
 
 class LearnedBehavior(NamedTuple):
@@ -193,9 +194,8 @@ def imagine(
         predicted, learned = rewards(path)
         trajectory = path._replace(rewards=learned)
         estimate = behavior.lambda_returns(trajectory, objective.return_lambda)  #                           [V2, eq. 4]
-    if objective.normalize_returns:
-        estimate = estimate._replace(scale=behavior.return_scale(estimate.returns.detach()))
-    return Imagination(predicted, trajectory, estimate)
+    scale = behavior.return_scale(estimate.returns.detach()) if objective.normalize_returns else None
+    return Imagination(predicted, trajectory, estimate, scale)
 
 
 def learn_behavior(
@@ -215,8 +215,9 @@ def learn_behavior(
     :param objective: what actor and critic maximize and regress
     :return: losses and norms
     """
-    actor_loss = behavior.actor_loss(imagination.trajectory, imagination.estimate, objective.behavior)  #       [V2, eq. 6]
-    critic_loss = behavior.critic_loss(imagination.trajectory, imagination.estimate.returns)  #                 [V2, eq. 5]
+    _, path, estimate, scale = imagination
+    actor_loss = behavior.actor_loss(path, estimate, objective.behavior, scale)  #                              [V2, eq. 6]
+    critic_loss = behavior.critic_loss(path, estimate.returns)  #                                               [V2, eq. 5]
     steps = [(actor_optimizer, actor_loss.total), (critic_optimizer, critic_loss.total)]
     return LearnedBehavior(actor_loss, critic_loss, *step_together(steps, objective.max_grad_norm))
 
