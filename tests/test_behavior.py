@@ -327,6 +327,17 @@ def test_every_option_changes_a_number(option: str) -> None:
     assert abs(numbers[0] - numbers[1]) > 1e-4 * abs(numbers[0])
 
 
+def test_heads_that_predict_nothing_at_first() -> None:
+    """With ``head_init_scale=0`` no state is worth more than another before a reward is seen; all else begins as before."""
+    ours, plain = make_model(policy_kwargs=dict(head_init_scale=0.0)), make_model()
+    assert imagined(ours)[0].estimate.returns.abs().max() == 0.0 and imagined(plain)[0].estimate.returns.std() > 0.0
+    scaled = ("reward_head.output.weight", "critic.output.weight", "critic_target.output.weight")
+    for (name, one), other in zip(ours.policy.state_dict().items(), plain.policy.state_dict().values(), strict=True):
+        assert th.equal(one, other * 0.0 if name.endswith(scaled) else other), name
+    with pytest.raises(ValueError, match="head_init_scale must be a number of at least 0, but is -1"):
+        make_model(policy_kwargs=dict(head_init_scale=-1))
+
+
 def test_return_scale_is_the_running_range_of_percentiles() -> None:
     """The first range counts whole, as in V3's debiased mean; small ranges do not amplify anything; NaN changes nothing."""
     scale = ReturnScale(rate=0.25)

@@ -131,6 +131,7 @@ POLICY_OPTIONS: dict[str, list[tuple[Any, dict[str, Any]]]] = {
     "activation_fn": [(nn.Tanh, {}), ({"reward": nn.Tanh}, {})],
     "layer_norm": [(True, {}), (["rssm"], {}), (["actor"], {})],
     "normalize_observations": [(True, {})],
+    "head_init_scale": [(0.0, {})],
     "use_discount_head": [(False, {})],
     "exploration_class": [("random", {}), ("plan2explore", {}), ("model_loss", {})],
     "exploration_kwargs": [(dict(intrinsic_scale=3.0), dict(exploration_class="plan2explore"))],

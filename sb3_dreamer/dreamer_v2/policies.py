@@ -14,6 +14,7 @@ from sb3_dreamer.behavior.actors import ContinuousOptions
 from sb3_dreamer.behavior.exploration import RANDOM, Exploration
 from sb3_dreamer.common.layers import initialize_weights
 from sb3_dreamer.common.optimization import DreamerAdam, ParameterOptimizer
+from sb3_dreamer.common.options import check_number
 from sb3_dreamer.common.preprocessing import ImageSize
 from sb3_dreamer.dreamer_v2.networks import NetworkBuilder, layers_by_part, loss_names
 from sb3_dreamer.world_model.decoders import DreamerDecoder
@@ -50,6 +51,8 @@ class DreamerPolicy(WorldModelPolicy):
     :param decoder_keys: keys that are reconstructed; None for all
     :param normalize_observations: scale numbers by their running standard deviation, which is saved with the networks;
         images, classes and bits stay as they are (V2's code: no)
+    :param head_init_scale: factor of the initial weights of the last layers of reward head and critics; 0 predicts nothing at
+        first, so that the actor explores until rewards are seen (V2's code: 1; V3's: 0)
     :param use_discount_head: learn when episodes end (V2's code: yes for Atari); otherwise the discount is constant
     :param actor_distribution: for Box actions: ``"truncated_normal"`` (V2), ``"tanh_normal"`` (V1) or ``"normal"``
     :param actor_min_std: smallest scale of a continuous actor (V2's code: 0.1)
@@ -95,6 +98,7 @@ class DreamerPolicy(WorldModelPolicy):
         encoder_keys: list[str] | None = None,
         decoder_keys: list[str] | None = None,
         normalize_observations: bool = False,
+        head_init_scale: float = 1.0,
         use_discount_head: bool = True,
         actor_distribution: str = "truncated_normal",
         actor_min_std: float = 0.1,
@@ -140,6 +144,7 @@ class DreamerPolicy(WorldModelPolicy):
             encoder_keys=encoder_keys,
             decoder_keys=decoder_keys,
             normalize_observations=normalize_observations,
+            head_init_scale=head_init_scale,
             use_discount_head=use_discount_head,
             actor_distribution=actor_distribution,
             actor_min_std=actor_min_std,
@@ -163,6 +168,11 @@ class DreamerPolicy(WorldModelPolicy):
         self.behavior = build.behavior(rssm.features_size, actor_options)
         self.exploration = build.exploration(exploration_class, exploration_kwargs, self.world_model, actor_options)
         initialize_weights(self)
+        check_number("head_init_scale", head_init_scale, 0.0)
+        critics = [critic for one in self.behaviors for critic in (one.critic, one.critic_target)]
+        heads: list[Any] = [self.world_model.reward_head, *critics] if head_init_scale != 1.0 else []
+        for head in heads:
+            head.output.weight.data.mul_(head_init_scale)
         self._make_optimizers(lr_schedule(1))
 
     def _make_optimizers(self, learning_rate: float) -> None:
