@@ -1,6 +1,5 @@
 """Observations in units of their own spread."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +20,36 @@ def normalizer(clip: float = 10.0) -> ObservationNormalizer:
     return ObservationNormalizer(ObservationFormat(FAR), clip)
 
 
-def test_running_scale_counts_what_is_not_zero() -> None:
-    scale = RunningScale(rate=0.5)
+@pytest.mark.parametrize("unit", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("constant", [0.0, -0.01, 1.0])
+@pytest.mark.parametrize("share", [0.003, 0.3])
+def test_running_scale_is_the_size_of_what_differs(share: float, constant: float, unit: float) -> None:
+    """Neither how rare rewards are, nor a constant that is added to them, nor their unit changes how large they appear."""
+    scale, generator = RunningScale(), th.Generator().manual_seed(0)
+    for _ in range(200):
+        scale.update(unit * ((th.rand(300, generator=generator) < share).float() + constant))
+    assert scale.scale.item() == pytest.approx(unit, rel=0.02)
+
+
+def test_running_scale_of_equal_and_of_missing_rewards() -> None:
+    scale = RunningScale()
     scale.update(th.zeros(10))
     assert scale.scale == 1.0
-    scale.update(th.tensor([0.0, 3.0, -4.0, 0.0]))
-    assert scale.scale.item() == pytest.approx(math.sqrt(12.5))
+    scale.update(th.tensor([0.0, 0.0, 0.0, 4.0]))
     for _ in range(50):
-        scale.update(th.zeros(4))  # rare rewards keep their size
-    assert scale.scale.item() == pytest.approx(math.sqrt(12.5))
-    scale.update(th.tensor([float("nan"), 1.0]))
-    assert scale.scale.item() == pytest.approx(math.sqrt(12.5))
-    for _ in range(20):
-        scale.update(th.tensor([0.0, 200.0]))
-    assert scale.scale.item() == pytest.approx(200.0, rel=1e-3)
+        scale.update(th.zeros(4))
+    before = scale.scale.item()
+    assert before == pytest.approx(4.0)
+    scale.update(th.tensor([float("nan"), 1.0, 7.0]))
+    assert scale.scale.item() == before
+    same = RunningScale()
+    same.update(th.full((5,), -3.0))
+    assert same.scale.item() == pytest.approx(3.0)
+    dense = RunningScale()
+    generator = th.Generator().manual_seed(0)
+    for _ in range(200):
+        dense.update(7.0 * th.randn(300, generator=generator) - 50.0)
+    assert dense.scale.item() == pytest.approx(7.0, rel=0.02)
 
 
 def test_statistics_are_those_of_all_steps_whatever_the_pieces() -> None:

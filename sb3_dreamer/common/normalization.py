@@ -45,35 +45,45 @@ class Moments(NamedTuple):
 
 class RunningScale(nn.Module):
     """
-    Running root mean square of numbers that are not zero, over all ranks; 1 before the first of them.
+    Running size of rewards, over all ranks: the root mean square distance from their median of those that differ from it.
 
-    Zeros do not count, so that rare rewards have the size of frequent ones.
+    So rare rewards have the size of frequent ones, and a constant that is added to all of them does not hide the others. Of
+    rewards that are all the same it is their own size; 1 before the first that is not zero.
 
     :param rate: share of each batch in the running means
     """
 
-    total: th.Tensor
-    count: th.Tensor
+    center: th.Tensor  # mean of the batches' medians
+    squares: th.Tensor  # mean squared distance from it
+    share: th.Tensor  # of the values that differ from it
+    weight: th.Tensor  # of all batches so far, in the running means
 
     def __init__(self, rate: float = 0.01):
         super().__init__()
         self.rate = rate
-        self.register_buffer("total", th.zeros(()))
-        self.register_buffer("count", th.zeros(()))
+        for name in ("center", "squares", "share", "weight"):
+            self.register_buffer(name, th.zeros(()))
 
     @property
     def scale(self) -> th.Tensor:
-        """The root mean square, a scalar."""
-        return th.where(self.count > 0.0, (self.total / self.count.clamp(min=1e-30)).sqrt(), 1.0)
+        """The running size, a positive scalar."""
+        center = (self.center / self.weight.clamp(min=1e-30)).abs()
+        same = th.where(center > 0.0, center, 1.0)
+        return th.where(self.share > 0.0, (self.squares / self.share.clamp(min=1e-30)).sqrt(), same)
 
     @th.no_grad()
     def update(self, values: th.Tensor) -> None:
         """Take a batch of any shape into the running means; one that is not finite is left out."""
-        squares = average(th.stack([values.square().mean(), (values != 0.0).float().mean()]))
-        moved = th.stack([self.total, self.count]).lerp(squares, self.rate)
-        total, count = th.where(th.isfinite(moved).all(), moved, th.stack([self.total, self.count]))
-        self.total.copy_(total)
-        self.count.copy_(count)
+        median = average(values.flatten().median())
+        center = self.center.lerp(median, self.rate) / self.weight.lerp(th.ones_like(median), self.rate)
+        distances = (values - center).abs()
+        differs = (distances > 1e-4 * values.abs().clamp(min=center.abs())).float()
+        squares, share = average(th.stack([(distances.square() * differs).mean(), differs.mean()]))
+        before = th.stack([self.center, self.squares, self.share, self.weight])
+        moved = before.lerp(th.stack([median, squares, share, th.ones_like(share)]), self.rate)
+        after = th.where(th.isfinite(moved).all(), moved, before)
+        for own, new in zip((self.center, self.squares, self.share, self.weight), after, strict=True):
+            own.copy_(new)
 
 
 class ObservationNormalizer(nn.Module):
