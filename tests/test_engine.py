@@ -132,6 +132,7 @@ CASES: dict[str, dict[str, Any]] = {
         policy_kwargs=dict(latent="gaussian", stochastic_classes=None, layer_norm=True), kl_balance=None, free_nats=0.1
     ),
     "plan2explore": dict(policy_kwargs=dict(exploration_class="plan2explore", normalize_observations=True)),
+    "normalized": dict(reward_transform="normalize", normalize_returns=True, policy_kwargs=dict(head_init_scale=0.0)),
     "model loss": dict(policy_kwargs=dict(exploration_class="model_loss"), reward_transform="symlog"),
 }
 

@@ -193,7 +193,10 @@ def test_normalized_rewards_do_not_depend_on_their_unit() -> None:
         batch = random_batch(model)
         batch = batch._replace(rewards=factor * batch.rewards)
         losses.append(model_loss(model, batch).reward.item())
-        sizes.append(model.policy.world_model.reward_scale.scale.item() / factor)
+        world_model = model.policy.world_model
+        sizes.append(world_model.reward_scale.scale.item() / factor)
+        learned = world_model.transform_rewards(batch.rewards, "normalize")
+        th.testing.assert_close(world_model.invert_rewards(learned, "normalize"), batch.rewards)
     assert losses == pytest.approx([losses[1]] * 3, rel=1e-5) and sizes == pytest.approx([sizes[1]] * 3, rel=1e-5)
 
 

@@ -126,12 +126,14 @@ class ReturnScale(nn.Module):
 
     range: th.Tensor
     weight: th.Tensor
+    percentiles: th.Tensor
 
     def __init__(self, rate: float = 0.01):
         super().__init__()
         self.rate = rate
         self.register_buffer("range", th.zeros(()))
         self.register_buffer("weight", th.zeros(()))
+        self.register_buffer("percentiles", th.tensor([0.05, 0.95]), persistent=False)  # a graph cannot copy it to the device
 
     @th.no_grad()
     def forward(self, returns: th.Tensor) -> th.Tensor:
@@ -141,7 +143,7 @@ class ReturnScale(nn.Module):
         :param returns: (...)
         :return: the range, a scalar
         """
-        low, high = th.quantile(returns.float().flatten(), returns.new_tensor([0.05, 0.95], dtype=th.float32))
+        low, high = th.quantile(returns.float().flatten(), self.percentiles)
         moved = self.range.lerp(average(high - low), self.rate)
         finite = th.isfinite(moved)
         self.range.copy_(th.where(finite, moved, self.range))
