@@ -3,6 +3,7 @@
 import re
 from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 from sb3_dreamer.ranks.distributed import rank, world_size
 
@@ -38,6 +39,26 @@ def number_of_ranks(path: str | Path, at_least: int = 1) -> int:
     :return: number of ranks
     """
     return next(number for number in count(at_least) if not file_of_rank(path, number).exists())
+
+
+class SavedFiles(NamedTuple):
+    """Files that all ranks of a run have saved, as far as this rank loads them."""
+
+    n_ranks: int  # that have saved
+    ranks: list[int]  # whose files this rank loads
+    paths: list[Path]  # of these files
+
+
+def saved_files_for_rank(path: str | Path) -> SavedFiles:
+    """
+    Find the files that this rank loads: its own, or those that :func:`taken_by` chooses if the number of ranks has changed.
+
+    :param path: of rank 0's file
+    :return: the files
+    """
+    saved = number_of_ranks(path)
+    ranks = taken_by(rank(), world_size(), saved)
+    return SavedFiles(saved, ranks, [file_of_rank(path, number) for number in ranks])
 
 
 def remove_others(path: str | Path) -> None:

@@ -13,7 +13,7 @@ from stable_baselines3.common.save_util import save_to_pkl
 
 from sb3_dreamer.common.files import atomic_file, is_path
 from sb3_dreamer.ranks.distributed import rank, world_size
-from sb3_dreamer.ranks.rank_files import file_of_rank, folder_of_rank, number_of_ranks, remove_others, taken_by
+from sb3_dreamer.ranks.rank_files import SavedFiles, file_of_rank, folder_of_rank, remove_others, saved_files_for_rank
 from sb3_dreamer.replay.buffer import SequenceReplayBuffer
 from sb3_dreamer.replay.disk_storage import is_open
 from sb3_dreamer.replay.records import RecordFormat
@@ -89,11 +89,10 @@ class BufferLoader:
         """
         if not is_path(path):
             return self._load_one(path)
-        named = with_suffix(path)
-        saved = number_of_ranks(named)
-        if saved != world_size():
-            return self._load_from_ranks(named, saved)
-        return self._load_one(path if saved == 1 else file_of_rank(named))
+        files = saved_files_for_rank(with_suffix(path))
+        if files.n_ranks != world_size():
+            return self._load_from_ranks(files)
+        return self._load_one(path if files.n_ranks == 1 else files.paths[0])
 
     def _load_one(self, path: Any) -> SequenceReplayBuffer:
         try:
@@ -157,18 +156,18 @@ class BufferLoader:
             )
         return target
 
-    def _load_from_ranks(self, path: pathlib.Path, saved: int) -> SequenceReplayBuffer:
+    def _load_from_ranks(self, files: SavedFiles) -> SequenceReplayBuffer:
         """Buffers of a run with another number of ranks."""
         me, size = rank(), world_size()
-        said = f"Rank {me} of {size}: the replay buffers were saved by {saved} ranks"
+        said = f"Rank {me} of {size}: the replay buffers were saved by {files.n_ranks} ranks"
         if self.options.get("storage_path") is None:
-            taken = taken_by(me, size, saved)
-            buffers = [read_buffer(file_of_rank(path, other), self.present, self.verbose) for other in taken]
-            _refill(self.present, buffers, f"{said}: the episodes of rank {', '.join(map(str, taken))} were copied")
+            buffers = [read_buffer(path, self.present, self.verbose) for path in files.paths]
+            _refill(self.present, buffers, f"{said}: the episodes of rank {', '.join(map(str, files.ranks))} were copied")
             return self.present
         # the folder may be in use, and too large for memory
-        buffer = self._load_one(file_of_rank(path)) if me < saved else self.present
-        warnings.warn(f"{said}, on disk: " + ("its own is taken." if me < saved else "this one begins with an empty one."))
+        has_own = files.ranks[0] == me
+        buffer = self._load_one(files.paths[0]) if has_own else self.present
+        warnings.warn(f"{said}, on disk: " + ("its own is taken." if has_own else "this one begins with an empty one."))
         return buffer
 
 
