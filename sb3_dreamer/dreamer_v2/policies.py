@@ -168,12 +168,16 @@ class DreamerPolicy(WorldModelPolicy):
         self.behavior = build.behavior(rssm.features_size, actor_options)
         self.exploration = build.exploration(exploration_class, exploration_kwargs, self.world_model, actor_options)
         initialize_weights(self)
-        check_number("head_init_scale", head_init_scale, 0.0)
-        critics = [critic for one in self.behaviors for critic in (one.critic, one.critic_target)]
-        heads: list[Any] = [self.world_model.reward_head, *critics] if head_init_scale != 1.0 else []
-        for head in heads:
-            head.output.weight.data.mul_(head_init_scale)
+        self._scale_heads(head_init_scale)
         self._make_optimizers(lr_schedule(1))
+
+    def _scale_heads(self, factor: float) -> None:
+        """Multiply the initial weights of the last layers of reward head and critics."""
+        check_number("head_init_scale", factor, 0.0)
+        critics = [critic for one in self.behaviors for critic in (one.critic, one.critic_target)]
+        heads: list[Any] = [self.world_model.reward_head, *critics] if factor != 1.0 else []
+        for head in heads:
+            head.output.weight.data.mul_(factor)
 
     def _make_optimizers(self, learning_rate: float) -> None:
         """One optimizer each for world model, actor and critic, and those of exploration; target critics have none."""
