@@ -54,6 +54,16 @@ def test_network_on_one_hot_features(net_arch: list[int], layer_norm: bool) -> N
         th.testing.assert_close(by_rows, by_product)
 
 
+def test_initial_states_have_no_ones() -> None:
+    """Sums of rows would add the first row of every variable to a state of zeros, alone or beside others."""
+    rssm = RSSM(CategoricalLatent(16, SPARSE_SIZE // 16), 3, 4, 5, layers(6))
+    zeros, actions, noise = rssm.initial_state(4), th.randn(4, 3), th.ones(4, SPARSE_SIZE)
+    with th.no_grad():
+        sampled = rssm.imagine_step(zeros, actions, noise)
+        mixed = LatentState(*(th.cat(pair) for pair in zip(zeros, sampled, strict=True)))
+        assert rssm.one_hot(sampled) is not None and rssm.one_hot(zeros) is None and rssm.one_hot(mixed) is None
+
+
 def test_places_are_of_large_one_hot_constants_on_cpus() -> None:
     large, small = CategoricalLatent(S, K), CategoricalLatent(2, 3)
     assert large.size >= SPARSE_SIZE > small.size
