@@ -260,8 +260,9 @@ def test_other_heads_see_tensors(name: str) -> None:
     if room is model.policy.world_model:
         model.update(model.replay_buffer.sample(2))
     else:  # without the critics' optimizer, which holds the former parameters
-        start = model.policy.world_model.rssm.initial_state(2)
+        rssm = model.policy.world_model.rssm
         with th.no_grad():
+            start = rssm.imagine_step(rssm.initial_state(2), th.zeros(2, rssm.action_size))
             path = model.policy.world_model.imagine(room.actor, start, th.ones(2), 3, 0.9)
         assert path.one_hot is not None
         room.critic_loss(path, room.lambda_returns(path, 0.9).returns)
