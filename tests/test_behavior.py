@@ -354,7 +354,7 @@ def test_normalized_returns_scale_the_actors_gain_alone(weight: float) -> None:
     """With all returns k times as large and an entropy bonus of 0, the actor's loss is the same; the critic's is not."""
     losses = []
     for factor in (100.0, 1000.0):
-        options = dict(reward_norm_momentum=1.0, reward_norm_scale=factor, normalize_returns=True)
+        options: dict[str, Any] = dict(reward_norm_momentum=1.0, reward_norm_scale=factor, normalize_returns=True)
         model = make_model(reinforce_weight=weight, ent_coef=0.0, **options)
         for part in (model.policy.behavior.critic, model.policy.behavior.critic_target):
             th.nn.init.zeros_(part.output.weight)
@@ -477,13 +477,14 @@ def test_tanh_normal_actor_formula() -> None:
         (spaces.Box(-2.0, 5.0, (2, 2)), TruncatedNormal, (4,)),
     ],
 )
-def test_actor_for_every_space(space: spaces.Space, kind: type, blocks: tuple[int, ...]) -> None:
+def test_actor_for_every_space(space: spaces.Space, kind: Any, blocks: tuple[int, ...]) -> None:
     """The distribution's width, valid samples, and gradients to every weight."""
     th.manual_seed(0)
     actor = make_actor(6, space, layers(8, 7, activation_fn=th.nn.Tanh, layer_norm=True), continuous())
     assert type(actor) is (ContinuousActor if kind is TruncatedNormal else CategoricalActor)
     assert [type(layer) for layer in actor.modules()].count(th.nn.LayerNorm) == 2
-    policy, width = actor(th.randn(5, 9, 6)), sum(blocks)
+    policy: Any = actor(th.randn(5, 9, 6))
+    width = sum(blocks)
     actions = policy.sample()
     assert (
         type(policy) is kind

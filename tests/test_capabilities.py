@@ -137,7 +137,8 @@ def part(rssm: RSSM, name: str) -> Any:
 def test_changed_parts_are_used_in_training(name: str, change: Callable[[Any, Calls], None]) -> None:
     """In every step of the sequences, by an update as it is; the result is the same, since the changes only watch."""
     model, other = (random_model(seed=1, learning_starts=1000).learn(40) for _ in range(2))
-    rssm, calls = model.policy.world_model.rssm, []
+    rssm = model.policy.world_model.rssm
+    calls: Calls = []
     assert rssm.uses_fast_scan
     change(part(rssm, name), calls)
     assert not rssm.uses_fast_scan
@@ -271,7 +272,8 @@ def test_other_heads_see_tensors(name: str) -> None:
 
 def test_hooks_see_tensors() -> None:
     model = large_model()
-    for module in (model.policy.behavior.actor, model.policy.world_model.reward_head.trunk[0]):  # type: ignore[union-attr, index]
+    modules: list[Any] = [model.policy.behavior.actor, model.policy.world_model.reward_head.trunk[0]]  # type: ignore[union-attr, index]
+    for module in modules:
         seen: list[type] = []
         handle = module.register_forward_hook(lambda _module, inputs, _output, seen=seen: seen.append(type(inputs[0])))
         model.update(model.replay_buffer.sample(2))

@@ -530,9 +530,9 @@ def test_what_a_model_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"horizon must be a whole number, but is 2\.9"):
         DreamVecEnv(blind, keys=["vector"], horizon=2.9)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="unexpected keyword argument 'horizons'"):
-        DreamEnv(vector_model, horizons=3)
+        DreamEnv(blind, horizons=3)
     with pytest.raises(TypeError, match="n_envs"):
-        DreamEnv(vector_model, n_envs=2)
+        DreamEnv(blind, n_envs=2)
     env = DreamVecEnv(blind, 2, keys=["vector"])
     assert list(env.reset()) == ["vector"] and list(env.observation_space) == ["vector"]  # type: ignore[call-overload, arg-type]
     normalized = small_model(VecNormalize(random_envs()), seed=0, **LEARN).learn(20)

@@ -24,7 +24,6 @@ class Learner(Protocol):
     replay_buffer_kwargs: dict[str, Any]
     observation_space: spaces.Space
     action_space: spaces.Space
-    policy: WorldModelPolicy
     replay_buffer: SequenceReplayBuffer
     device: th.device
     num_timesteps: int
@@ -41,6 +40,10 @@ class Learner(Protocol):
     _episode_num: int
     _team: Any
     _metrics: MetricAverager
+
+    @property
+    def policy(self) -> WorldModelPolicy:
+        """Networks and optimizers."""
 
     @property
     def engine(self) -> Engine:

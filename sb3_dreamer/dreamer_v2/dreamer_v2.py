@@ -1,5 +1,6 @@
 """DreamerV2 as an SB3 algorithm: its options and its training."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch as th
@@ -108,7 +109,7 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
     """
 
     base_policy_class: ClassVar[type[WorldModelPolicy]] = DreamerPolicy
-    options = OPTIONS
+    options: ClassVar[Mapping[str, Option]] = OPTIONS
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": MlpPolicy,
         "CnnPolicy": CnnPolicy,
