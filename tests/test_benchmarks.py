@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch as th
 from scipy.stats import trim_mean
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import atari, dream
 from benchmarks.learning import environments  # noqa: F401  registers the suite's ids
@@ -18,7 +19,9 @@ from benchmarks.learning.run import Run, planned
 from benchmarks.learning.suite import OURS, RANDOM, load_suite
 from benchmarks.records import record
 from benchmarks.speed import windows
+from benchmarks.speed.stopwatch import OperationCounter
 from sb3_dreamer import DreamerV2
+from tests.small import random_model
 
 TASKS = load_suite()
 
@@ -233,3 +236,14 @@ def test_forms_of_convolutions_are_the_same(layer: str) -> None:
     assert len(found[0]) == len(trained) + 1
     for other in found[1:]:
         th.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-3)
+
+
+def test_operations_are_counted_where_they_are_carried_out() -> None:
+    """PyTorch's own counter hooks into all modules, for which the package takes its plain paths."""
+    rssm = random_model().policy.world_model.rssm
+    with OperationCounter() as counter:
+        assert rssm.uses_fast_scan
+        th.ones(2, 3) @ th.ones(3, 4)
+    assert counter.get_total_flops() == 2 * 2 * 3 * 4
+    with FlopCounterMode(display=False):
+        assert not rssm.uses_fast_scan

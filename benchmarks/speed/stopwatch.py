@@ -10,6 +10,26 @@ import torch as th
 from torch.utils.flop_counter import FlopCounterMode
 
 
+class _NoModules:
+    """In place of the tracker of modules of PyTorch's counter."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None:
+        """Track nothing."""
+
+    def __exit__(self, *_: object) -> None:
+        """Track nothing."""
+
+
+class OperationCounter(FlopCounterMode):
+    """PyTorch's counter without hooks on modules, which would make the package take its plain paths and be counted there."""
+
+    def __init__(self) -> None:
+        super().__init__(display=False)
+        self.mod_tracker = _NoModules()
+
+
 class Stopwatch:
     """
     Adds up wall seconds, CPU seconds and floating-point operations by name.
@@ -23,7 +43,7 @@ class Stopwatch:
         self.cpu: dict[str, float] = defaultdict(float)
         self.flop: dict[str, int] = defaultdict(int)
         self.calls: dict[str, int] = defaultdict(int)
-        self.counter: FlopCounterMode | None = None
+        self.counter: OperationCounter | None = None
 
     def clear(self) -> None:
         """Forget everything measured so far."""

@@ -5,12 +5,11 @@ from statistics import median
 from typing import Any
 
 import torch as th
-from torch.utils.flop_counter import FlopCounterMode
 
 import sb3_dreamer.dreamer_v2.update as update_module
 from benchmarks.speed.configurations import CONFIGURATIONS, Configuration, fill, make_model
 from benchmarks.speed.peers import compare
-from benchmarks.speed.stopwatch import Stopwatch, forget_peak_memory, peak_memory, peak_rate, timed
+from benchmarks.speed.stopwatch import OperationCounter, Stopwatch, forget_peak_memory, peak_memory, peak_rate, timed
 from sb3_dreamer import DreamerV2
 from sb3_dreamer.algorithm.graphs import WARM_UP
 from sb3_dreamer.common.precision import PRECISIONS
@@ -62,7 +61,7 @@ def measure_update(configuration: Configuration, device: str, rounds: int, engin
     update = one_update(model)
     forget_peak_memory(model.device)
     try:
-        with FlopCounterMode(display=False) as watch.counter:
+        with OperationCounter() as watch.counter:
             update()
         watch.counter, flop = None, dict(watch.flop)
         update()
@@ -172,7 +171,7 @@ def measure_sizes(device: str, rounds: int) -> list[dict[str, Any]]:
         model = make_model(configuration, device=device)
         fill(model)
         update = one_update(model)
-        with FlopCounterMode(display=False) as counter:
+        with OperationCounter() as counter:
             update()
         seconds = [timed(update, model.device) for _ in range(rounds + 1)][1:]
         wall, cpu = (median(times) for times in zip(*seconds, strict=True))

@@ -138,7 +138,7 @@ class CategoricalLatent(Latent):
             return None
         if not declares(self, "one_hot_samples", "sample", "mode", "distribution"):
             return None
-        if not sample[..., : self.classes].any(-1).all():  # an initial state has no ones
+        if not sample[..., : self.classes].sum(-1).min() > 0.0:  # an initial state has no ones
             return None
         first = th.arange(0, self.size, self.classes, device=sample.device)
         return sample.unflatten(-1, (self.variables, self.classes)).argmax(-1).add_(first)
