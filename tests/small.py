@@ -61,7 +61,7 @@ def layers(*net_arch: int, activation_fn: type[nn.Module] = nn.ELU, layer_norm: 
 
 
 def continuous(**changes: Any) -> ContinuousOptions:
-    """Options of continuous actors, the defaults of ``policy_kwargs`` but for these."""
+    """Options of continuous actors: the defaults of ``policy_kwargs`` with these changes."""
     return ContinuousOptions("truncated_normal", 0.1, 0.0, False)._replace(**changes)
 
 
