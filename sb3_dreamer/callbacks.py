@@ -2,6 +2,7 @@
 
 import importlib.util
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,8 +31,9 @@ class _PeriodicCallback(BaseCallback):
     _acted_at = 0
     _refusal: str  # of other algorithms
 
+    @abstractmethod
     def _act(self) -> None:
-        raise NotImplementedError
+        """What is done periodically."""
 
     def _init_callback(self) -> None:
         if not isinstance(self.model, SequenceOffPolicyAlgorithm):

@@ -103,10 +103,10 @@ class Board(Task):
 
 class KeyDoor(Task):
     """
-    Fetch the key, then reach the door: the only reward is 1 at the end, and every step before costs 0.01.
+    Fetch the key, then reach the door, which pays 1; every other step costs 0.01.
 
     Piece, key and door begin in different cells of a board; all three are observed as one-hot cells, the key as no cell once
-    it is held, with one number more that tells whether it is. The door terminates the episode.
+    it is held; one more number says whether it is. The door terminates the episode.
 
     :param size: cells per side
     :param length: steps per episode at most

@@ -184,7 +184,7 @@ class Timer(Task):
     Press at the right moment, without a clock: the observation is 1 at the start and after a press, else 0.
 
     Once: a press terminates the episode and pays 1 in step ``wait`` (counted from 0), a third less for each step of distance.
-    Again and again: a press pays 1 if it is the ``wait``-th step since the last one (or the start), else nothing.
+    Press in a rhythm: a press pays 1 on the ``wait``-th step after the last press (or the start), and 0 otherwise.
 
     :param wait: steps to let pass
     :param again: how often a perfect player presses; None for the task with one press

@@ -5,6 +5,7 @@ import math
 import os
 import pathlib
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -92,8 +93,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         options = self.replay_buffer_kwargs
         in_memory = {name: value for name, value in options.items() if not name.startswith("storage_")}
         self._place_given = options != in_memory and not self._loading
-        # the folder of a model that is only loaded stays untouched
-        self.replay_buffer = self._make_replay_buffer(in_memory if self._loading else options)
+        self.replay_buffer = self._make_replay_buffer(in_memory if self._loading else options)  # loading opens no folder
         self._convert_train_freq()
         self._loading, self._engine, self._metrics, self.clock = False, None, MetricAverager(), TrainingClock()
         self._check_learning = LearningCheck(self.action_space, is_squashed(self.policy.behavior.actor))
@@ -119,9 +119,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             self._engine = self._make_engine()
         return self._engine
 
+    @abstractmethod
     def _make_engine(self) -> Engine:
-        """Subclasses know their update."""
-        raise NotImplementedError
+        """Make the engine with the update of the subclass."""
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
