@@ -13,7 +13,7 @@ PACKAGE = ROOT / "sb3_dreamer"
 ROOMS: dict[str, tuple[str, str]] = {
     "ranks": ("heartbeat distributed rank_files", ""),
     "common": (
-        "version capabilities one_hot type_aliases precision options files functional schedules distributions "
+        "version capabilities one_hot type_aliases precision options files functional schedules distributions two_hot "
         "action_distributions layers heads preprocessing observations normalization optimization metrics",
         "ranks",
     ),

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,39 +33,8 @@ from sb3_dreamer.world_model.decoders import PointTransposedConv
 from sb3_dreamer.world_model.encoders import DreamerEncoder
 from sb3_dreamer.world_model.latents import STD_ACTIVATIONS, CategoricalLatent, GaussianLatent
 from tests.golden_loader import ACTIVATIONS, SpacesOnly, scheduled
+from tests.golden_unit import FORWARD, GRADIENT, Unit
 from tests.small import continuous, layers
-
-FORWARD, GRADIENT = 1e-5, 1e-4
-
-
-class Unit:
-    """The file, which remembers what was read."""
-
-    def __init__(self) -> None:
-        with np.load(Path(__file__).parent / "data" / "golden" / "unit" / "unit.npz") as file:
-            self.arrays = {name: file[name] for name in file.files}
-        self.read: set[str] = set()
-
-    def __call__(self, name: str, gradient: bool = False) -> th.Tensor:
-        self.read.add(name)
-        return th.as_tensor(self.arrays[name].copy()).requires_grad_(gradient)
-
-    def error(self, name: str, ours: th.Tensor) -> float:
-        """Largest absolute error, relative to the largest absolute reference value."""
-        reference = self(name).double()
-        assert ours.shape == reference.shape, f"{name}: {tuple(ours.shape)} is not {tuple(reference.shape)}"
-        error = (ours.detach().double() - reference).abs().max() / (reference.abs().max() or 1.0)
-        return error.item()
-
-    def compare(self, name: str, ours: th.Tensor, tolerance: float = FORWARD) -> None:
-        error = self.error(name, ours)
-        assert error <= tolerance, f"{name}: {error:.1e} is more than {tolerance:.0e}"
-
-    def compare_gradients(self, value: th.Tensor, gradients: dict[str, th.Tensor], tolerance: float = GRADIENT) -> None:
-        """Gradients of a scalar; names to what it is differentiated by."""
-        found = th.autograd.grad(value, list(gradients.values()), allow_unused=True, retain_graph=True)
-        for (name, tensor), gradient in zip(gradients.items(), found, strict=True):
-            self.compare(name, th.zeros_like(tensor) if gradient is None else gradient, tolerance)
 
 
 def check_lambda(unit: Unit) -> None:
