@@ -20,7 +20,8 @@ from sb3_dreamer.common.optimization import DreamerAdam
 from sb3_dreamer.common.type_aliases import ImaginedTrajectory, LatentState, SequenceBatch
 from sb3_dreamer.world_model import rssm, scan, world_model
 from sb3_dreamer.world_model.latents import GaussianLatent
-from sb3_dreamer.world_model.rssm import RSSM, ObservedSequence
+from sb3_dreamer.world_model.rssm import RSSM
+from sb3_dreamer.world_model.state_space import ObservedSequence
 from sb3_dreamer.world_model.world_model import WorldModel
 from tests.golden import GoldenProof, Row, main
 from tests.golden_cases import CASES, make_meta, write_folder

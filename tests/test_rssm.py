@@ -10,7 +10,8 @@ from torch import nn
 from sb3_dreamer.common.layers import MLP, LayerNormGRUCell, initialize_weights
 from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.world_model.latents import CategoricalLatent, GaussianLatent, Latent, make_latent
-from sb3_dreamer.world_model.rssm import RSSM, ObservedSequence, reset
+from sb3_dreamer.world_model.rssm import RSSM
+from sb3_dreamer.world_model.state_space import ObservedSequence, reset
 from tests.small import layers
 
 T, B, A, E, D, S, K = 6, 4, 2, 5, 7, 3, 4

@@ -11,7 +11,7 @@ from sb3_dreamer.common.one_hot import Features, OneHotFeatures, features_for
 from sb3_dreamer.common.options import check_number
 from sb3_dreamer.common.preprocessing import action_blocks, encode_actions, scale_actions
 from sb3_dreamer.common.type_aliases import LatentState, SequenceBatch
-from sb3_dreamer.world_model.rssm import ObservedSequence
+from sb3_dreamer.world_model.state_space import ObservedSequence
 
 #: How an episode ends in a dream
 TERMINATIONS = ("threshold", "sample", "never")
@@ -64,7 +64,7 @@ class DreamDynamics:
     def _noise(self, *leading: int) -> th.Tensor:
         """Noise for samples of the latent state, (*leading, P)."""
         rssm = self.world_model.rssm
-        return rssm.latent.draw_noise(rssm.input.weight.new_empty(*leading, rssm.latent.parameter_size), self.generator)
+        return rssm.latent.draw_noise(rssm.weight.new_empty(*leading, rssm.latent.parameter_size), self.generator)
 
     @th.no_grad()
     def observe(self, batch: SequenceBatch) -> ObservedSequence:
@@ -130,7 +130,7 @@ class DreamDynamics:
 
     def _action_vectors(self, actions: np.ndarray, count: int) -> th.Tensor:
         """Actions of the environment's space as the world model sees them, (n, A)."""
-        space, chosen, device = self._action_space, np.asarray(actions), self.world_model.rssm.input.weight.device
+        space, chosen, device = self._action_space, np.asarray(actions), self.world_model.rssm.weight.device
         shape = (count, *space.shape)  # type: ignore[misc]
         if chosen.shape != shape:
             raise ValueError(f"The dream needs actions of shape {shape}, but was given {chosen.shape}.")
