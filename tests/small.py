@@ -21,7 +21,7 @@ from sb3_dreamer.common.layers import LayerOptions
 from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.dreamer_v2.policies import DreamerPolicy
 from sb3_dreamer.dreamer_v2.update import Imagination, Start, UpdateNoise, imagine, task_rewards
-from sb3_dreamer.world_model.rssm import RSSM
+from sb3_dreamer.world_model.state_space import StateSpaceModel
 
 SMALL_POLICY: dict[str, Any] = dict(
     deterministic_size=16, hidden_size=16, stochastic_size=4, stochastic_classes=4, net_arch=[16], cnn_depth=2
@@ -66,7 +66,7 @@ def continuous(**changes: Any) -> ContinuousOptions:
 
 
 @contextmanager
-def carried_into(rssm: RSSM, state: LatentState) -> Iterator[None]:
+def carried_into(rssm: StateSpaceModel, state: LatentState) -> Iterator[None]:
     """Sequences begin in this state, as where the official code carries it from one batch to the next."""
     rssm.initial_state = lambda batch_size: state  # type: ignore[method-assign, assignment]
     try:

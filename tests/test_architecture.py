@@ -17,7 +17,7 @@ ROOMS: dict[str, tuple[str, str]] = {
         "action_distributions layers heads preprocessing observations normalization optimization metrics",
         "ranks",
     ),
-    "world_model": ("latents convolutions encoders decoders state_space scan rssm world_model", "ranks common"),
+    "world_model": ("latents convolutions encoders decoders state_space scan rssm base world_model", "ranks common"),
     "behavior": ("actors actor_critic exploration", "ranks common"),
     "replay": ("rows storage disk_storage records rings buffer", "ranks common"),
     "saving": ("saved_files buffers checkpoint", "ranks common replay"),

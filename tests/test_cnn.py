@@ -112,7 +112,7 @@ def test_features_extractor_of_sb3(kind: str) -> None:
     before = weights(model)
     model.learn(24)
     assert model._n_updates == 1 and isinstance(model.policy.world_model.encoder, NatureCNN)
-    assert model.policy.world_model.rssm.posterior_hidden.in_features == 16 + 9
+    assert model.policy.world_model.rssm.get_submodule("posterior_hidden").in_features == 16 + 9
     trained = [name for name, value in weights(model).items() if "encoder.cnn" in name and not th.equal(value, before[name])]
     assert len(trained) == 6
     obs = samples(space, 2)

@@ -9,7 +9,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_dreamer.behavior.actor_critic import ActorCritic
+from sb3_dreamer.behavior.actor_critic import Behavior
 from sb3_dreamer.behavior.exploration import Exploration
 from sb3_dreamer.common.functional import noisy_actions
 from sb3_dreamer.common.observations import ObservationFormat, split_space
@@ -17,7 +17,7 @@ from sb3_dreamer.common.optimization import ParameterOptimizer
 from sb3_dreamer.common.options import check_number, whole_number
 from sb3_dreamer.common.preprocessing import ImageSize, NumpyObs, action_blocks, decode_actions
 from sb3_dreamer.common.type_aliases import LatentState
-from sb3_dreamer.world_model.world_model import WorldModel
+from sb3_dreamer.world_model.base import BaseWorldModel
 
 #: What ``predict(deterministic=True)`` takes of the latent state
 EVALUATION_LATENTS = ("mode", "sample")
@@ -48,8 +48,8 @@ class WorldModelPolicy(BasePolicy):
 
     #: Kind of observation space that a subclass takes, None for any
     _takes: str | None = None
-    world_model: WorldModel
-    behavior: ActorCritic
+    world_model: BaseWorldModel
+    behavior: Behavior
     exploration: Exploration | None
     #: Logged name of each observation's loss
     loss_names: dict[str, str]
@@ -98,7 +98,7 @@ class WorldModelPolicy(BasePolicy):
             )
 
     @property
-    def behaviors(self) -> list[ActorCritic]:
+    def behaviors(self) -> list[Behavior]:
         """The task's actor-critic, and the one of exploration if there is one."""
         return [self.behavior] if self.exploration is None else [self.behavior, self.exploration.behavior]
 

@@ -151,7 +151,29 @@ class ReturnScale(nn.Module):
         return (self.range / self.weight.clamp(min=self.rate)).clamp(min=1.0)
 
 
-class ActorCritic(nn.Module):
+class Behavior(nn.Module):
+    """
+    An actor, a critic, and a copy of the critic that follows it slowly.
+
+    :param actor: features (..., F) to a distribution over action vectors (..., A)
+    :param critic: features to the distribution of the return, (...)
+    :param critic_target: the same network with other weights
+    """
+
+    def __init__(self, actor: nn.Module, critic: nn.Module, critic_target: nn.Module):
+        super().__init__()
+        self.actor = actor
+        self.critic = critic
+        self.critic_target = critic_target
+
+    @th.no_grad()
+    def update_target(self, fraction: float = 1.0) -> None:
+        """Move the target critic by a fraction of its distance to the critic; 1 copies."""
+        targets: list[th.Tensor] = list(self.critic_target.parameters())
+        th._foreach_lerp_(targets, list(self.critic.parameters()), fraction)
+
+
+class ActorCritic(Behavior):
     """
     Actor, critic and target critic on latent features (V2, section 2.2).
 
@@ -161,11 +183,12 @@ class ActorCritic(nn.Module):
     :param critic_layers: hidden layers of the critics
     """
 
+    critic: ScalarHead
+    critic_target: ScalarHead
+
     def __init__(self, actor: nn.Module, features_size: int, critic_layers: LayerOptions):
-        super().__init__()
-        self.actor = actor
-        self.critic = ScalarHead(features_size, critic_layers, UnitNormal)
-        self.critic_target = ScalarHead(features_size, critic_layers, UnitNormal)
+        critics = (ScalarHead(features_size, critic_layers, UnitNormal) for _ in range(2))
+        super().__init__(actor, *critics)
         self.reward_normalizer = RewardNormalizer()
         self.return_scale = ReturnScale()
 
@@ -239,9 +262,3 @@ class ActorCritic(nn.Module):
         prediction = self.critic(trajectory.inputs_for(self.critic)[:-1].detach())
         loss = -(trajectory.weights[:-1] * prediction.log_prob(returns.detach())).mean()
         return CriticLoss(loss, prediction.mode.detach())
-
-    @th.no_grad()
-    def update_target(self, fraction: float = 1.0) -> None:
-        """Move the target critic by a fraction of its distance to the critic; 1 copies."""
-        targets: list[th.Tensor] = list(self.critic_target.parameters())
-        th._foreach_lerp_(targets, list(self.critic.parameters()), fraction)

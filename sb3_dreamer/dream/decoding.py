@@ -89,13 +89,9 @@ class ObservationDecoder:
 
     def _own(self, encoded: Mapping[str, th.Tensor]) -> dict[str, np.ndarray]:
         """From the networks' units, per key (n, *encoded shape), to the environment's, (n, *shape)."""
-        normalizer, statistics = self.world_model.normalizer, self._statistics()
-        results = {}
+        results, statistics = {}, self._statistics()
         for key, part in self._parts.items():
-            raw = encoded[key]
-            if normalizer is not None and key in normalizer.shapes:
-                raw = normalizer.inverse(key, raw)
-            values = part.decode(raw, self.channels_last)
+            values = part.decode(self.world_model.restore(key, encoded[key]), self.channels_last)
             if key in statistics:
                 scale = np.sqrt(statistics[key].var + self.vec_normalize.epsilon)  # type: ignore[union-attr]
                 values = values * scale + statistics[key].mean

@@ -10,6 +10,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
 from sb3_dreamer.algorithm.policy import WorldModelPolicy
+from sb3_dreamer.behavior.actor_critic import ActorCritic
 from sb3_dreamer.behavior.actors import ContinuousOptions
 from sb3_dreamer.behavior.exploration import RANDOM, Exploration
 from sb3_dreamer.common.layers import initialize_weights
@@ -20,6 +21,7 @@ from sb3_dreamer.dreamer_v2.networks import NetworkBuilder, layers_by_part, loss
 from sb3_dreamer.world_model.decoders import DreamerDecoder
 from sb3_dreamer.world_model.encoders import DreamerEncoder
 from sb3_dreamer.world_model.latents import make_latent
+from sb3_dreamer.world_model.world_model import WorldModel
 
 
 class DreamerPolicy(WorldModelPolicy):
@@ -77,6 +79,8 @@ class DreamerPolicy(WorldModelPolicy):
 
     #: Makes the networks; a subclass of the policy may name a subclass of the builder
     builder_class: type[NetworkBuilder] = NetworkBuilder
+    world_model: WorldModel
+    behavior: ActorCritic
 
     def __init__(
         self,

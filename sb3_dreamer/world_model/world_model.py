@@ -1,15 +1,13 @@
 """The world model: its loss on replayed sequences, imagined trajectories, and the filter of an acting agent."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch as th
 from torch import nn
 
-from sb3_dreamer.common.distributions import Distribution
 from sb3_dreamer.common.functional import (
-    INVERSE_REWARD_TRANSFORMS,
     REWARD_TRANSFORMS,
     balanced_kl,
     flatten_time,
@@ -19,16 +17,13 @@ from sb3_dreamer.common.functional import (
     variance,
 )
 from sb3_dreamer.common.normalization import ObservationNormalizer, RunningScale
-from sb3_dreamer.common.observations import OBSERVATION_KEY, ObservationFormat
+from sb3_dreamer.common.observations import ObservationFormat
 from sb3_dreamer.common.one_hot import Features, accepts_one_hot, features_for
 from sb3_dreamer.common.options import check_number
 from sb3_dreamer.common.type_aliases import ImaginedTrajectory, LatentState, SequenceBatch
 from sb3_dreamer.ranks.distributed import batch_mean
-from sb3_dreamer.world_model.rssm import RSSM
-
-#: A module that declares ``accepts_one_hot`` is given features in that form where it is cheaper
-Actor = Callable[[th.Tensor], Distribution]
-
+from sb3_dreamer.world_model.base import Actor, BaseWorldModel
+from sb3_dreamer.world_model.state_space import StateSpaceModel
 
 #: The reward transform that has a state
 NORMALIZE = "normalize"
@@ -105,7 +100,7 @@ class WorldModelLoss(NamedTuple):
     reward_variance: th.Tensor  # of the batch's transformed rewards, without episode starts, which have no reward
 
 
-class WorldModel(nn.Module):
+class WorldModel(BaseWorldModel):
     """
     Encoder, RSSM, decoder, reward and discount heads (V2, section 2.1).
 
@@ -124,7 +119,7 @@ class WorldModel(nn.Module):
     def __init__(
         self,
         encoder: nn.Module,
-        rssm: RSSM,
+        rssm: StateSpaceModel,
         decoder: nn.Module,
         reward_head: nn.Module,
         discount_head: nn.Module | None,
@@ -133,78 +128,16 @@ class WorldModel(nn.Module):
         decoder_keys: list[str] | None,
         normalizer: ObservationNormalizer | None,
     ):
-        super().__init__()
-        self.normalizer = normalizer
-        self.observations = observations
-        self.encoder_keys = observations.chosen(encoder_keys, "encoder_keys")
-        self.decoder_keys = observations.chosen(decoder_keys, "decoder_keys")
-        self.encoder = encoder
-        self.rssm = rssm
-        self.decoder = decoder
-        self.reward_head = reward_head
-        self.discount_head = discount_head
+        keys = encoder_keys, decoder_keys
+        super().__init__(encoder, rssm, decoder, reward_head, discount_head, observations, *keys, normalizer)
         self.reward_scale = RunningScale()
 
     def transform_rewards(self, rewards: th.Tensor, transform: str) -> th.Tensor:
-        """
-        Bring rewards into the units that the reward head learns.
-
-        :param rewards: of the environment, any shape
-        :param transform: see :class:`WorldModelObjective`
-        :return: the same shape
-        """
-        return rewards / self.reward_scale.scale if transform == NORMALIZE else REWARD_TRANSFORMS[transform](rewards)
+        # See WorldModelObjective
+        return rewards / self.reward_scale.scale if transform == NORMALIZE else super().transform_rewards(rewards, transform)
 
     def invert_rewards(self, rewards: th.Tensor, transform: str) -> th.Tensor:
-        """
-        Bring predicted rewards back into the environment's units.
-
-        :param rewards: of the reward head, any shape
-        :param transform: see :class:`WorldModelObjective`
-        :return: the same shape
-        """
-        return rewards * self.reward_scale.scale if transform == NORMALIZE else INVERSE_REWARD_TRANSFORMS[transform](rewards)
-
-    def encode(self, stored: Mapping[str, th.Tensor]) -> dict[str, th.Tensor]:
-        """
-        Encode stored observations.
-
-        :param stored: observations from the buffer, per key (..., *stored shape)
-        :return: network inputs and reconstruction targets, per key (..., *encoded shape)
-        """
-        encoded = self.observations.encode(stored)
-        return encoded if self.normalizer is None else self.normalizer(encoded)
-
-    def embed(self, observations: dict[str, th.Tensor]) -> th.Tensor:
-        """
-        Embed encoded observations.
-
-        :param observations: per key (n, *shape)
-        :return: (n, E)
-        :raises ValueError: if the output's width is not the encoder's ``features_dim``
-        """
-        if self.observations.is_dict:
-            embeddings = self.encoder({key: observations[key] for key in self.encoder_keys})
-        else:  # encoders take the tensor itself, as in SB3
-            embeddings = self.encoder(observations[OBSERVATION_KEY])
-        if embeddings.shape[-1] != self.encoder.features_dim:
-            name, size = type(self.encoder).__name__, self.encoder.features_dim
-            raise ValueError(f"The encoder {name} says features_dim={size}, but its features are {tuple(embeddings.shape)}.")
-        return embeddings
-
-    def decode(self, features: th.Tensor) -> dict[str, Distribution]:
-        """
-        Reconstruct observations.
-
-        :param features: (..., F)
-        :return: per key of ``decoder_keys`` a distribution over encoded observations, (..., *shape)
-        :raises ValueError: if the decoder predicts other keys
-        """
-        predictions = self.decoder(features)
-        if predictions.keys() != set(self.decoder_keys):
-            name, found = type(self.decoder).__name__, sorted(predictions)
-            raise ValueError(f"The decoder {name} must predict the keys {self.decoder_keys}, but predicts {found}.")
-        return predictions
+        return rewards * self.reward_scale.scale if transform == NORMALIZE else super().invert_rewards(rewards, transform)
 
     def loss(self, batch: SequenceBatch, objective: WorldModelObjective, noise: th.Tensor | None = None) -> WorldModelLoss:
         """
@@ -298,10 +231,6 @@ class WorldModel(nn.Module):
         rewards, weights = self.predict_rewards(cheapest), trajectory_weights(discounts)
         return ImaginedTrajectory(path, features, th.stack(taken), rewards, discounts, weights, one_hot)
 
-    def predict_rewards(self, features: Features) -> th.Tensor:
-        """Map features (..., F) to the mode of the reward on arrival, (...), in transformed reward units."""
-        return self.reward_head(features_for(self.reward_head, features)).mode
-
     def predict_discounts(self, features: Features, start_continues: th.Tensor, gamma: float) -> th.Tensor:
         """
         Predict the discounts of imagined states.
@@ -315,26 +244,3 @@ class WorldModel(nn.Module):
             return start_continues.new_full(features.shape[:-1], gamma)
         later = features_for(self.discount_head, features)[1:]
         return th.cat([(gamma * start_continues)[None], self.discount_head(later).mean])
-
-    def filter(
-        self,
-        state: LatentState,
-        actions: th.Tensor,
-        observations: dict[str, th.Tensor],
-        episode_starts: th.Tensor,
-        sample: bool = True,
-        noise: th.Tensor | None = None,
-    ) -> LatentState:
-        """
-        Posterior state of one step, for acting.
-
-        :param state: after the previous step, (n, ...)
-        :param actions: taken there, (n, A)
-        :param observations: as stored, per key (n, *shape)
-        :param episode_starts: bool, (n,)
-        :param sample: sample the latent (the original's choice even in evaluation) or take its mode
-        :param noise: for the sample, (n, P), or None to draw it
-        :return: (n, ...)
-        """
-        embeddings = self.embed(self.encode(observations))
-        return self.rssm.observe_step(state, actions, embeddings, episode_starts, noise, sample)
