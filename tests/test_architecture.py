@@ -14,7 +14,7 @@ ROOMS: dict[str, tuple[str, str]] = {
     "ranks": ("heartbeat distributed rank_files", ""),
     "common": (
         "version capabilities one_hot type_aliases precision options files functional schedules distributions two_hot "
-        "action_distributions layers heads preprocessing observations normalization optimization metrics",
+        "action_distributions layers heads preprocessing observations normalization optimization laprop metrics",
         "ranks",
     ),
     "world_model": ("latents convolutions encoders decoders state_space scan rssm base world_model", "ranks common"),

@@ -12,7 +12,7 @@ import torch as th
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sb3_dreamer.algorithm.policy import ActingState, WorldModelPolicy
-from sb3_dreamer.common.optimization import DreamerAdam
+from sb3_dreamer.common.optimization import Recordable
 from sb3_dreamer.common.type_aliases import SequenceBatch
 
 #: Calls before the recording, in which libraries choose their kernels
@@ -136,11 +136,13 @@ class GraphedUpdate:
         make_recorder: Callable[[], Recorder] = CudaRecorder,
     ):
         self._update, self._recorded = update, RecordedFunction(make_recorder)
-        self.optimizers: list[DreamerAdam] = []
+        self.optimizers: list[Recordable] = []
         for optimizer in (part.optimizer for part in policy.optimizers.values()):
-            if not isinstance(optimizer, DreamerAdam):
+            if not isinstance(optimizer, Recordable):
                 name = type(optimizer).__name__
-                raise ValueError(f"cuda_graphs=True needs the optimizer DreamerAdam, but optimizer_class is {name}.")
+                raise ValueError(
+                    f"cuda_graphs=True needs an optimizer that can be recorded (DreamerAdam, LaProp), but optimizer_class is {name}."
+                )
             optimizer.make_graph_safe()
             self.optimizers.append(optimizer)
         self._scheduled: dict[str, Any] = {name: next(policy.parameters()).new_zeros(()) for name in scheduled}

@@ -134,8 +134,21 @@ def make_actor(
     :raises ValueError: for impossible options, whatever the space
     """
     options.check()
+    if action_blocks(action_space) is None:
+        return ContinuousActor(features_size, action_size(action_space), layers, options)
+    return make_categorical_actor(features_size, action_space, layers)
+
+
+def make_categorical_actor(features_size: int, action_space: spaces.Space, layers: LayerOptions) -> CategoricalActor:
+    """
+    The actor for a space of choices.
+
+    :param features_size: F
+    :param action_space: Discrete, MultiDiscrete or MultiBinary
+    :param layers: hidden layers
+    :return: features to a distribution over one-hot vectors, joined if there are several choices
+    """
     blocks, size = action_blocks(action_space), action_size(action_space)
-    if blocks is None:
-        return ContinuousActor(features_size, size, layers, options)
+    assert blocks is not None
     is_one = isinstance(action_space, spaces.Discrete)
     return CategoricalActor(features_size, size, layers, OneHotCategorical if is_one else partial(OneHotBlocks, sizes=blocks))

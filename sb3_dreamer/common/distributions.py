@@ -148,6 +148,36 @@ class OneHotCategorical(Distribution):
         return -(self.log_probs * self.probs).sum(-1)
 
 
+class UnimixCategorical(OneHotCategorical):
+    """
+    Mixture of a categorical and the uniform distribution (V3); samples are straight-through to the mixture.
+
+    :param logits: unnormalized log-probabilities of the categorical, (..., K)
+    :param unimix: share of the uniform distribution
+    """
+
+    def __init__(self, logits: th.Tensor, unimix: float):
+        super().__init__(logits)
+        self.unimix = unimix
+
+    @cached_property
+    def probs(self) -> th.Tensor:  # type: ignore[override]
+        """Probabilities of the mixture, (..., K)."""
+        uniform = self.unimix / self.logits.shape[-1]
+        return th.softmax(self.logits, dim=-1) * (1.0 - self.unimix) + uniform
+
+    @cached_property
+    def log_probs(self) -> th.Tensor:
+        """Log-probabilities of the mixture, (..., K)."""
+        return self.probs.log() if self.unimix > 0.0 else th.log_softmax(self.logits, dim=-1)
+
+    def sample(self, noise: th.Tensor | None = None) -> th.Tensor:
+        """As in :class:`OneHotCategorical`: the class with the largest ``probs / noise`` wins."""
+        probs, noise = self.probs, self.draw_noise() if noise is None else noise
+        winners = (probs.detach() / noise).argmax(-1, keepdim=True)
+        return straight_through(_one_hot_like(winners, probs.detach()), probs)
+
+
 @lru_cache(maxsize=64)
 def _padded_places(sizes: tuple[int, ...], device: th.device) -> th.Tensor:
     """Index (A,) of each joined class in rows padded to the largest block; cached, as a CUDA graph cannot copy it."""
@@ -279,6 +309,32 @@ class UnitNormal(_Normal):
     def entropy(self) -> th.Tensor:
         size = math.prod(self._mean.shape[dim] for dim in self._event)
         return th.full_like(self.log_prob(self._mean).detach(), size * (LOG_SQRT_2PI + 0.5))
+
+
+class SquaredError(_Normal):
+    """
+    Normal of variance ½ whose log-probability leaves its constant out: minus the squared error, summed over the event, as the
+    reconstruction of DreamerV3 measures it.
+
+    :param mean: (..., *event)
+    :param event_dims: number of trailing dimensions that are one event
+    """
+
+    def __init__(self, mean: th.Tensor, event_dims: int = 0):
+        super().__init__(mean)
+        self._event = tuple(range(-event_dims, 0))
+
+    def sample(self, noise: th.Tensor | None = None) -> th.Tensor:
+        return self._mean + math.sqrt(0.5) * (self.draw_noise() if noise is None else noise)
+
+    def log_prob(self, value: th.Tensor) -> th.Tensor:
+        squared = (value - self._mean).square()
+        return -(squared.sum(self._event) if self._event else squared)
+
+    def entropy(self) -> th.Tensor:
+        """Expected squared error of a sample, (...): the entropy without the same constant."""
+        size = math.prod(self._mean.shape[dim] for dim in self._event)
+        return self._mean.new_full(self._mean.shape[: self._mean.ndim - len(self._event)], 0.5 * size)
 
 
 class Bernoulli(Distribution):

@@ -93,16 +93,20 @@ def unflatten_time(x: th.Tensor, time: int) -> th.Tensor:
     return x.unflatten(0, (time, -1))
 
 
-def lambda_returns(rewards: th.Tensor, values: th.Tensor, discounts: th.Tensor, return_lambda: float) -> th.Tensor:
+def lambda_returns(rewards: th.Tensor, values: th.Tensor, discounts: th.Tensor, return_lambda: float | th.Tensor) -> th.Tensor:
     """
-    λ-return of imagined trajectories, by backward recursion (V2, eq. 4).
+    λ-return by backward recursion (V2, eq. 4)::
 
-    As in the original, the target of step t contains the reward predicted *at* state t.
+        R_t = r_t + d_t ((1 - λ) v_{t+1} + λ R_{t+1}),   R_H = v_H
 
-    :param rewards: predicted reward on arrival at step t, shape (H, N), transformed reward units
-    :param values: target-critic values, shape (H + 1, N), same units; the last row only bootstraps, the first is unused
-    :param discounts: gamma times the continue probability at step t, shape (H, N), in [0, 1]
-    :param return_lambda: 0 gives one-step targets, 1 gives discounted Monte-Carlo sums with a bootstrap at the end
+    In V2's code the target of step t contains the reward predicted *at* state t. V3 pairs it with the reward and discount of
+    the *next* state, which are then given without the first step.
+
+    :param rewards: r_0 ... r_{H-1}, shape (H, N), transformed reward units
+    :param values: v_0 ... v_H, shape (H + 1, N), same units; the last row only bootstraps, the first is unused
+    :param discounts: d_0 ... d_{H-1}: gamma times the continue probability, shape (H, N), in [0, 1]
+    :param return_lambda: 0 gives one-step targets, 1 gives discounted Monte-Carlo sums with a bootstrap at the end; a tensor
+        (H, N) has a value for every step, such as 0 where an episode was cut off
     :return: shape (H, N); differentiable in every input
     :raises ValueError: if the shapes disagree
     """

@@ -20,17 +20,21 @@ class ScalarHead(nn.Module):
 
     :param features_size: F
     :param layers: hidden layers
-    :param distribution: from the network's output (...) to a distribution over numbers (...)
+    :param distribution: from the network's outputs to a distribution over numbers (...)
+    :param outputs: number of outputs; a single one is given to the distribution as (...), several as (..., outputs)
     """
 
     accepts_one_hot = TRUNK_ACCEPTS_ONE_HOT
 
-    def __init__(self, features_size: int, layers: LayerOptions, distribution: Callable[[th.Tensor], Distribution]):
+    def __init__(
+        self, features_size: int, layers: LayerOptions, distribution: Callable[[th.Tensor], Distribution], outputs: int = 1
+    ):
         super().__init__()
         self.distribution = distribution
         self.trunk = MLP(features_size, layers)
-        self.output = nn.Linear(self.trunk.output_size, 1)
+        self.output = nn.Linear(self.trunk.output_size, outputs)
 
     def forward(self, features: Features) -> Distribution:
         """Map features (..., F) to a distribution over numbers (...)."""
-        return self.distribution(full(self.output(self.trunk(features))).squeeze(-1))
+        outputs = full(self.output(self.trunk(features)))
+        return self.distribution(outputs.squeeze(-1) if self.output.out_features == 1 else outputs)

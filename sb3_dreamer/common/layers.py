@@ -22,6 +22,10 @@ class LayerOptions(NamedTuple):
     activation_fn: type[nn.Module]  # activation class (V2: ELU)
     layer_norm: bool  # normalize every layer before its activation (the original's ``norm: layer``)
 
+    def norms(self, size: int) -> list[nn.Module]:
+        """Return the layers between a linear layer of this width and its activation."""
+        return [nn.LayerNorm(size, eps=LAYER_NORM_EPSILON)] if self.layer_norm else []
+
 
 def initialize_weights(module: nn.Module) -> None:
     """
@@ -54,11 +58,10 @@ class MLP(nn.Sequential):
     """
 
     def __init__(self, input_size: int, layers: LayerOptions):
-        net_arch, activation_fn, layer_norm = layers
+        net_arch = layers.net_arch
         modules: list[nn.Module] = []
         for size_in, size_out in zip([input_size, *net_arch], net_arch, strict=False):
-            norm = [nn.LayerNorm(size_out, eps=LAYER_NORM_EPSILON)] if layer_norm else []
-            modules += [nn.Linear(size_in, size_out), *norm, activation_fn()]
+            modules += [nn.Linear(size_in, size_out), *layers.norms(size_out), layers.activation_fn()]
         super().__init__(*modules)
         self.output_size = net_arch[-1] if net_arch else input_size
 

@@ -1,6 +1,7 @@
-"""The paper's optimizer: clip by global norm, decay every weight, Adam as TensorFlow computes it."""
+"""Optimizers: what recorded updates need of them, V2's Adam with decay and clipping, and one step of everything."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,7 +11,33 @@ from sb3_dreamer.common.precision import outside_autocast
 from sb3_dreamer.ranks.distributed import averages, joined
 
 
-class DreamerAdam(th.optim.Adam):
+class Recordable(th.optim.Optimizer):
+    """
+    An optimizer whose step can be part of a CUDA graph, which freezes Python numbers.
+
+    After :meth:`make_graph_safe` the numbers that change are read from the device: call :meth:`advance` before every replay.
+    """
+
+    #: Scalar, 1 if the gradients are not finite; None means that they are
+    found_inf: th.Tensor | None = None
+    #: Numbers on the device, one tensor per group; empty before :meth:`make_graph_safe`
+    _step_sizes: Sequence[th.Tensor] = ()
+
+    @property
+    def graph_safe(self) -> bool:
+        """Whether steps read their changing numbers from the device."""
+        return bool(self._step_sizes)
+
+    @abstractmethod
+    def make_graph_safe(self) -> None:
+        """Keep changing numbers on the device from now on; the format of the state, hence of saved files, does not change."""
+
+    @abstractmethod
+    def advance(self) -> None:
+        """Count a step, and update the numbers that depend on the count and on the learning rate."""
+
+
+class DreamerAdam(Recordable, th.optim.Adam):
     """
     Adam with TensorFlow's epsilon and the original's weight decay.
 
@@ -19,9 +46,8 @@ class DreamerAdam(th.optim.Adam):
     * Weight decay multiplies every parameter by ``1 - weight_decay`` before Adam's step. Unlike AdamW's it is *not*
       scaled by the learning rate, and it covers biases and norms too.
 
-    A CUDA graph freezes Python numbers. After :meth:`make_graph_safe`, learning rate and bias correction are therefore read
-    from the device, so that a step can be part of a graph: call :meth:`advance` before every replay. With TensorFlow's epsilon
-    both are one number, ``lr sqrt(1 - beta2 ** step) / (1 - beta1 ** step)``.
+    With TensorFlow's epsilon learning rate and bias correction are one number,
+    ``lr sqrt(1 - beta2 ** step) / (1 - beta1 ** step)``, which recorded steps read from the device.
 
     :param params: parameters or parameter groups
     :param lr: learning rate
@@ -29,11 +55,6 @@ class DreamerAdam(th.optim.Adam):
     :param eps: epsilon in TensorFlow's place (V2, table D.1: 1e-5)
     :param weight_decay: fraction of every parameter that a step removes (V2, table D.1: 1e-6)
     """
-
-    #: Scalar, 1 if the gradients are not finite; None means that they are
-    found_inf: th.Tensor | None = None
-    #: On the device, one per group; empty before :meth:`make_graph_safe`
-    _step_sizes: Sequence[th.Tensor] = ()
 
     def __init__(
         self,
@@ -51,18 +72,11 @@ class DreamerAdam(th.optim.Adam):
         # Called by the constructor too. PyTorch's Adam would add its own weight decay to the gradients
         group.update(uncorrected_eps=group["eps"], decoupled_decay=group["weight_decay"], weight_decay=0.0, steps_done=0)
 
-    @property
-    def graph_safe(self) -> bool:
-        """Whether steps read their changing numbers from the device."""
-        return bool(self._step_sizes)
-
     def make_graph_safe(self) -> None:
-        """Keep step sizes on the device from now on; the format of the state, hence of saved files, does not change."""
         self._step_sizes = [group["params"][0].new_zeros(()) for group in self.param_groups]
 
     @th.no_grad()
     def advance(self) -> None:
-        """Count a step, and update the numbers that depend on the count and on the learning rate."""
         for index, group in enumerate(self.param_groups):
             group["steps_done"] += 1
             beta1, beta2 = group["betas"]
@@ -163,7 +177,7 @@ class ParameterOptimizer:
         norm = global_norm(gradients)
         if max_grad_norm is not None:
             th._foreach_mul_(gradients, max_grad_norm / norm.clamp(min=max_grad_norm))
-        if isinstance(self.optimizer, DreamerAdam) and (self.optimizer.graph_safe or norm.device.type != "cpu"):
+        if isinstance(self.optimizer, Recordable) and (self.optimizer.graph_safe or norm.device.type != "cpu"):
             self.optimizer.found_inf = 1.0 - th.isfinite(norm).to(th.float32)  # without waiting for the device
             self.optimizer.step()
         elif th.isfinite(norm):

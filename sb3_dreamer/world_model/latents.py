@@ -7,7 +7,7 @@ import torch as th
 from torch.nn import functional as F
 
 from sb3_dreamer.common.capabilities import declares
-from sb3_dreamer.common.distributions import DiagonalNormal, Distribution, OneHotCategorical
+from sb3_dreamer.common.distributions import DiagonalNormal, Distribution, OneHotCategorical, UnimixCategorical
 from sb3_dreamer.common.options import check_number, whole_number
 
 #: How a network output becomes a standard deviation, before the smallest one is added
@@ -155,6 +155,29 @@ class CategoricalLatent(Latent):
 
     def entropy(self, parameters: th.Tensor) -> th.Tensor:
         return self.distribution(parameters).entropy().sum(-1)
+
+
+class UnimixLatent(CategoricalLatent):
+    """
+    Categorical variables of which a share is uniform (V3): no class is ever impossible, and no KL is infinite.
+
+    Samples, their straight-through gradients, KL and entropy are those of the mixture; parameters remain the raw logits.
+
+    :param variables: S
+    :param classes: K
+    :param unimix: share of the uniform distribution, in [0, 1) (V3: 0.01)
+    """
+
+    #: The scan of V2 knows no mixture; samples and modes are one-hot as before
+    fast_scan, one_hot_samples = False, True
+
+    def __init__(self, variables: int, classes: int, unimix: float):
+        super().__init__(variables, classes)
+        check_number("unimix", unimix, 0.0, 1.0 - 1e-6)
+        self.unimix = unimix
+
+    def distribution(self, parameters: th.Tensor) -> UnimixCategorical:
+        return UnimixCategorical(parameters.unflatten(-1, (self.variables, self.classes)), self.unimix)
 
 
 class GaussianLatent(Latent):
