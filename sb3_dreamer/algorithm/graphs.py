@@ -140,9 +140,8 @@ class GraphedUpdate:
         for optimizer in (part.optimizer for part in policy.optimizers.values()):
             if not isinstance(optimizer, Recordable):
                 name = type(optimizer).__name__
-                raise ValueError(
-                    f"cuda_graphs=True needs an optimizer that can be recorded (DreamerAdam, LaProp), but optimizer_class is {name}."
-                )
+                known = "an optimizer that can be recorded (DreamerAdam, LaProp)"
+                raise ValueError(f"cuda_graphs=True needs {known}, but optimizer_class is {name}.")
             optimizer.make_graph_safe()
             self.optimizers.append(optimizer)
         self._scheduled: dict[str, Any] = {name: next(policy.parameters()).new_zeros(()) for name in scheduled}
