@@ -29,6 +29,10 @@ ROOMS: dict[str, tuple[str, str]] = {
         "networks policies update dreamer_v2 exchange",
         "ranks common world_model behavior replay saving algorithm",
     ),
+    "dreamer_v3": (
+        "layers convolutions encoders decoders rssm objective world_model behavior networks policies update",
+        "ranks common world_model behavior replay saving algorithm",
+    ),
     "envs": ("atari atari_vec_env wrappers optional crafter dmc minatar procgen registration", "common"),
     "dream": (
         "decoding recording dynamics drawing window vec_env env rollout plots inspection zoo_run model_card __init__ "

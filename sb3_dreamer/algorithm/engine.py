@@ -10,7 +10,6 @@ import torch as th
 from sb3_dreamer.algorithm.graphs import CudaRecorder, GraphedActing, GraphedUpdate, Objective, Recorder
 from sb3_dreamer.algorithm.policy import ActingState, WorldModelPolicy
 from sb3_dreamer.common.precision import autocast, check_precision
-from sb3_dreamer.common.type_aliases import SequenceBatch
 
 
 class EngineOptions(NamedTuple):
@@ -64,7 +63,7 @@ class Engine:
     def __init__(
         self,
         policy: WorldModelPolicy,
-        update: Callable[[Any, SequenceBatch, Any, Any], Any],
+        update: Callable[[Any, Any, Any, Any], Any],
         options: EngineOptions,
         scheduled: Sequence[str] = (),
         changing_noise: bool = False,
@@ -112,11 +111,11 @@ class Engine:
         if self._stream is not None:
             th.cuda.current_stream().wait_stream(self._stream)
 
-    def update(self, batch: SequenceBatch, objective: Objective, noise: Any = None) -> Any:
+    def update(self, batch: Any, objective: Objective, noise: Any = None) -> Any:
         """
         One update of everything; with given noise it is not recorded.
 
-        :param batch: sequences from the replay buffer
+        :param batch: sequences from the replay buffer, a tree of tensors
         :param objective: what is minimized
         :param noise: random numbers to use instead of drawing them
         :return: what the algorithm's update returns; from a graph valid until the next call
@@ -128,7 +127,7 @@ class Engine:
         self._graphed.advance()
         return self._update(batch, objective, noise)
 
-    def _update(self, batch: SequenceBatch, objective: Objective, noise: Any) -> Any:
+    def _update(self, batch: Any, objective: Objective, noise: Any) -> Any:
         with autocast(self.options.precision, self.policy.device):
             return self._function(self.policy, batch, objective, noise)
 

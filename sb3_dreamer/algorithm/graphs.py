@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sb3_dreamer.algorithm.policy import ActingState, WorldModelPolicy
 from sb3_dreamer.common.optimization import Recordable
-from sb3_dreamer.common.type_aliases import SequenceBatch
 
 #: Calls before the recording, in which libraries choose their kernels
 WARM_UP = 3
@@ -30,7 +29,7 @@ class Objective(Protocol):
 
 
 #: One update of everything: batch, objective and noise (None to draw it) to a tree of tensors
-Update = Callable[[SequenceBatch, Any, Any], Any]
+Update = Callable[[Any, Any, Any], Any]
 
 
 class Recorder(Protocol):
@@ -155,11 +154,11 @@ class GraphedUpdate:
         for optimizer in self.optimizers:
             optimizer.advance()
 
-    def __call__(self, batch: SequenceBatch, objective: Objective) -> Any:
+    def __call__(self, batch: Any, objective: Objective) -> Any:
         """
         Repeat the update for a new batch.
 
-        :param batch: sequences from the replay buffer
+        :param batch: sequences from the replay buffer, a tree of tensors
         :param objective: what is minimized
         :return: what the update returns; valid until the next call
         """

@@ -13,8 +13,14 @@ from stable_baselines3.common.callbacks import ProgressBarCallback
 
 from sb3_dreamer.algorithm.learner import Learner
 from sb3_dreamer.algorithm.policy import WorldModelPolicy
+from sb3_dreamer.common.observations import OBSERVATION_KEY, ObservationFormat
 from sb3_dreamer.ranks.distributed import world_size
 from sb3_dreamer.replay.buffer import SequenceReplayBuffer
+
+#: Longest name of an observation key in the log; SB3's table cuts keys at 36 characters and refuses collisions
+LONGEST_LOGGED_KEY = 20
+#: Names in the log that an observation key, such as "reward", must not take
+OTHER_LOSSES = ("model_loss", "reward_loss", "discount_loss", "kl_loss", "actor_loss", "critic_loss", "exploration_loss")
 
 GIGABYTE = 1e9
 
@@ -29,6 +35,24 @@ def available_memory() -> float | None:
         return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def loss_names(observations: ObservationFormat) -> dict[str, str]:
+    """
+    Names of the reconstruction losses in the log.
+
+    :param observations: format of the observation space
+    :return: by observation key
+    """
+    if not observations.is_dict:
+        return {OBSERVATION_KEY: "image_loss" if observations.parts[OBSERVATION_KEY].is_image else "vector_loss"}
+    names: dict[str, str] = {}
+    for i, key in enumerate(observations.parts):
+        name = key if len(key) <= LONGEST_LOGGED_KEY else f"{key[:LONGEST_LOGGED_KEY - 3]}~{i}"
+        while f"{name}_loss" in (*OTHER_LOSSES, *names.values()):
+            name += "~"
+        names[key] = f"{name}_loss"
+    return names
 
 
 def parameter_counts(policy: WorldModelPolicy) -> dict[str, int]:

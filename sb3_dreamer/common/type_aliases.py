@@ -36,7 +36,14 @@ class SequenceBatch(NamedTuple):
     actions: th.Tensor  # (T, B, A) world-model vector that led to step t; zeros where an episode starts
     rewards: th.Tensor  # (T, B) received on arrival at t, as the environment gave it
     continues: th.Tensor  # (T, B) 0 where the environment terminated on arrival at t (not at time limits), else 1
-    episode_starts: th.Tensor  # (T, B) bool, True where the latent state is reset; always True at t = 0
+    episode_starts: th.Tensor  # (T, B) bool, True where the latent state is reset; always True at t = 0, unless in a context
+
+
+class ContextBatch(NamedTuple):
+    """Sub-sequences that begin in mid-episode, with the latent states that were stored there (V3)."""
+
+    steps: SequenceBatch  # T steps
+    context: LatentState  # states before the first step, (B, ...)
 
 
 class Experience(NamedTuple):

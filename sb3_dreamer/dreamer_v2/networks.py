@@ -29,10 +29,6 @@ PARTS = ("encoder", "rssm", "decoder", "reward", "discount", "actor", "critic")
 NET_ARCH_PARTS = tuple(part for part in PARTS if part != "rssm")
 #: V2's released code for Atari: four layers of 400 everywhere
 DEFAULT_NET_ARCH = (400, 400, 400, 400)
-#: Longest name of an observation key in the log; SB3's table cuts keys at 36 characters and refuses collisions
-LONGEST_LOGGED_KEY = 20
-#: Names in the log that an observation key, such as "reward", must not take
-OTHER_LOSSES = ("model_loss", "reward_loss", "discount_loss", "kl_loss", "actor_loss", "critic_loss", "exploration_loss")
 
 
 def layers_by_part(
@@ -212,21 +208,3 @@ class NetworkBuilder:
         sizes = LatentSizes(rssm.deterministic_size, rssm.latent.size, world_model.encoder.features_dim)  # type: ignore[arg-type]
         behavior = self.behavior(rssm.features_size, options)
         return make_exploration(kind, behavior, sizes, rssm.action_size, self.layers["reward"], **(kwargs or {}))
-
-
-def loss_names(observations: ObservationFormat) -> dict[str, str]:
-    """
-    Names of the reconstruction losses in the log.
-
-    :param observations: format of the observation space
-    :return: by observation key
-    """
-    if not observations.is_dict:
-        return {OBSERVATION_KEY: "image_loss" if observations.parts[OBSERVATION_KEY].is_image else "vector_loss"}
-    names: dict[str, str] = {}
-    for i, key in enumerate(observations.parts):
-        name = key if len(key) <= LONGEST_LOGGED_KEY else f"{key[:LONGEST_LOGGED_KEY - 3]}~{i}"
-        while f"{name}_loss" in (*OTHER_LOSSES, *names.values()):
-            name += "~"
-        names[key] = f"{name}_loss"
-    return names

@@ -10,6 +10,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
 from sb3_dreamer.algorithm.policy import WorldModelPolicy
+from sb3_dreamer.algorithm.reporting import loss_names
 from sb3_dreamer.behavior.actor_critic import ActorCritic
 from sb3_dreamer.behavior.actors import ContinuousOptions
 from sb3_dreamer.behavior.exploration import RANDOM, Exploration
@@ -17,7 +18,7 @@ from sb3_dreamer.common.layers import initialize_weights
 from sb3_dreamer.common.optimization import DreamerAdam, ParameterOptimizer
 from sb3_dreamer.common.options import check_number
 from sb3_dreamer.common.preprocessing import ImageSize
-from sb3_dreamer.dreamer_v2.networks import NetworkBuilder, layers_by_part, loss_names
+from sb3_dreamer.dreamer_v2.networks import NetworkBuilder, layers_by_part
 from sb3_dreamer.world_model.decoders import DreamerDecoder
 from sb3_dreamer.world_model.encoders import DreamerEncoder
 from sb3_dreamer.world_model.latents import make_latent
