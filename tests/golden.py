@@ -1,6 +1,6 @@
 """
-Comparison of this package with numbers of the official DreamerV2: ``python -m tests.golden FOLDER``, with ``--device cuda`` on
-a GPU.
+Comparison of this package with numbers of the official DreamerV2 and DreamerV3: ``python -m tests.golden FOLDER``, with
+``--device cuda`` on a GPU.
 
 It prints one row per quantity (largest error, divided by the largest absolute value of the reference, and the tolerance; a
 scalar that is the mean of cancelling numbers is measured by these) and fails if one is too large or if an array of the folder
@@ -8,8 +8,9 @@ was not compared. What runs are the shipped code paths.
 """
 
 import copy
+import json
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.dreamer_v2.update import UpdateResult, behavior_metrics, start_states
 from sb3_dreamer.world_model.world_model import WorldModelLoss
 from tests.golden_loader import GoldenFolder
+from tests.golden_rows import CHANGE, FORWARD, GRADIENT, METRIC, Proof, Row, batch_major
+from tests.golden_v3 import GoldenV3Proof
 from tests.small import carried_into, imagine_task
 
-FORWARD, GRADIENT, METRIC, CHANGE = 1e-5, 1e-4, 1e-4, 5e-3
 #: Official metric names and ours
 METRICS = {
     "model_kl": "kl",
@@ -52,20 +54,7 @@ SUMMANDS = {
 }
 
 
-@dataclass
-class Row:
-    """Result of one comparison."""
-
-    name: str
-    error: float
-    tolerance: float
-
-    @property
-    def passed(self) -> bool:
-        return self.error <= self.tolerance
-
-
-class GoldenProof:
+class GoldenProof(Proof):
     """
     Compares every array of one folder.
 
@@ -75,9 +64,7 @@ class GoldenProof:
 
     def __init__(self, path: str | Path, device: str = "cpu"):
         self.folder = GoldenFolder(Path(path), device)
-        self.rows: list[Row] = []
-        self.missing: list[str] = []  # what we have and the folder has not
-        self._left = {(file, name) for file in ("outputs", "grads", "after") for name in self.folder.arrays[file]}
+        super().__init__(self.folder.arrays)
         self.batch, self.noise = self.folder.batch(), self.folder.noise()
 
     def run(self) -> list[Row]:
@@ -89,42 +76,6 @@ class GoldenProof:
             self._acting()
             self._training()
         return self.rows
-
-    @property
-    def not_compared(self) -> list[str]:
-        """Arrays of the folder that no comparison looked at."""
-        return sorted(f"{file}: {name}" for file, name in self._left)
-
-    def compare(
-        self, name: str, ours: th.Tensor | np.ndarray | float, tolerance: float, file: str = "outputs", size: float = 0.0
-    ) -> None:
-        """
-        Add a row.
-
-        :param name: of the array in the file
-        :param ours: in the official layout
-        :param tolerance: largest relative error
-        :param file: of the folder
-        :param size: of the numbers that a scalar is the mean of; where they cancel, its error is relative to them
-        """
-        if name not in self.folder.arrays[file]:
-            self.missing.append(f"{file}: {name}")
-            return
-        self._left.discard((file, name))
-        reference = np.asarray(self.folder.arrays[file][name], dtype=np.float64)
-        self._add(f"{name}" if file == "outputs" else f"{file}: {name}", ours, reference, tolerance, size)
-
-    def _add(
-        self, name: str, ours: th.Tensor | np.ndarray | float, reference: np.ndarray, tolerance: float, size: float = 0.0
-    ) -> None:
-        if isinstance(ours, th.Tensor):
-            ours = ours.detach().cpu().numpy()
-        ours = np.asarray(ours, dtype=np.float64)
-        if ours.shape != reference.shape:
-            raise ValueError(f"{name}: our shape {ours.shape} is not the reference's {reference.shape}")
-        scale = max(float(np.abs(reference).max()), size) or 1.0
-        error = float(np.abs(ours - reference).max()) / scale
-        self.rows.append(Row(name, error if np.isfinite(error) else np.inf, tolerance))
 
     def _size(self, name: str, mode: str) -> float:
         """Mean absolute value of the numbers that a metric averages."""
@@ -138,17 +89,14 @@ class GoldenProof:
         share = self.folder.reinforce_weight(mode)
         return float((weight * (share * np.abs(advantage) + (1.0 - share) * np.abs(target))).mean())
 
-    def _batch_major(self, x: th.Tensor) -> np.ndarray:
-        return x.detach().cpu().numpy().swapaxes(0, 1)
-
     def _states(
-        self, prefix: str, states: LatentState, parameters: th.Tensor | None, model: DreamerV2, batch_major: bool = True
+        self, prefix: str, states: LatentState, parameters: th.Tensor | None, model: DreamerV2, is_sequence: bool = True
     ) -> None:
         """Compare deterministic and stochastic states and their distributions; by default all are (T, B, ...)."""
         values = {"deter": states.deterministic, "stoch": self.folder.stochastic(states.stochastic)}
         values |= {} if parameters is None else self.folder.statistics(model, parameters)
         for name, value in values.items():
-            self.compare(f"{prefix}/{name}", self._batch_major(value) if batch_major else value, FORWARD)
+            self.compare(f"{prefix}/{name}", batch_major(value) if is_sequence else value, FORWARD)
 
     # -------------------------------------------------------------------------------------------- the world model's loss
 
@@ -157,19 +105,17 @@ class GoldenProof:
         world_model, objective = model.policy.world_model, model.model_objective
         loss = world_model.loss(self.batch, objective, self.noise.posterior)
         time = self.folder.meta["time"]
-        self.compare(
-            "pre/reward", self._batch_major(REWARD_TRANSFORMS[objective.reward_transform](self.batch.rewards)), FORWARD
-        )
-        self.compare("pre/discount", self._batch_major(objective.gamma * self.batch.continues), FORWARD)
+        self.compare("pre/reward", batch_major(REWARD_TRANSFORMS[objective.reward_transform](self.batch.rewards)), FORWARD)
+        self.compare("pre/discount", batch_major(objective.gamma * self.batch.continues), FORWARD)
         inputs = model.policy.observations.encode(self.batch.observations)
         embeddings = unflatten_time(world_model.embed({k: flatten_time(x) for k, x in inputs.items()}), time)
         order = np.argsort(self.folder.embedding_rows(model))
-        self.compare("embed", self._batch_major(embeddings)[..., order], FORWARD)
+        self.compare("embed", batch_major(embeddings)[..., order], FORWARD)
         self._states("post", loss.states, loss.posterior, model)
         latent, noise = world_model.rssm.latent, self.folder.sequence_noise("prior")
         prior = LatentState(loss.states.deterministic, latent.sample(loss.prior, noise))
         self._states("prior", prior, loss.prior, model)
-        self.compare("feat", self._batch_major(loss.states.features), FORWARD)
+        self.compare("feat", batch_major(loss.states.features), FORWARD)
         self._last_state("last_state", loss, model)
         self._heads(model, loss)
         self._loss_terms(model, loss)
@@ -184,28 +130,28 @@ class GoldenProof:
 
     def _last_state(self, prefix: str, loss: WorldModelLoss, model: DreamerV2) -> None:
         last = LatentState(loss.states.deterministic[-1], loss.states.stochastic[-1])
-        self._states(prefix, last, loss.posterior[-1], model, batch_major=False)
+        self._states(prefix, last, loss.posterior[-1], model, is_sequence=False)
 
     def _heads(self, model: DreamerV2, loss: WorldModelLoss) -> None:
         world_model, features = model.policy.world_model, loss.states.features
         observations = model.policy.observations.encode(self.batch.observations)
         for key, prediction in world_model.decoder(features).items():
-            mean = self._batch_major(prediction.mode)
+            mean = batch_major(prediction.mode)
             self.compare(f"decoder/{key}", np.moveaxis(mean, -3, -1) if key in self.folder.image_keys else mean, FORWARD)
-            self.compare(f"like/{key}", self._batch_major(prediction.log_prob(observations[key])), FORWARD)
+            self.compare(f"like/{key}", batch_major(prediction.log_prob(observations[key])), FORWARD)
         reward = world_model.reward_head(features)
         transform = REWARD_TRANSFORMS[model.reward_transform]
-        self.compare("reward/mode", self._batch_major(world_model.predict_rewards(features)), FORWARD)
-        self.compare("like/reward", self._batch_major(reward.log_prob(transform(self.batch.rewards))), FORWARD)
+        self.compare("reward/mode", batch_major(world_model.predict_rewards(features)), FORWARD)
+        self.compare("like/reward", batch_major(reward.log_prob(transform(self.batch.rewards))), FORWARD)
         if world_model.discount_head is not None:
             discount = world_model.discount_head(features)
             for name in ("logits", "mean", "mode"):
-                self.compare(f"discount/{name.removesuffix('s')}", self._batch_major(getattr(discount, name)), FORWARD)
+                self.compare(f"discount/{name.removesuffix('s')}", batch_major(getattr(discount, name)), FORWARD)
             label = model.gamma * self.batch.continues
-            self.compare("like/discount", self._batch_major(discount.log_prob(label)), FORWARD)
+            self.compare("like/discount", batch_major(discount.log_prob(label)), FORWARD)
 
     def _loss_terms(self, model: DreamerV2, loss: WorldModelLoss) -> None:
-        self.compare("kl_value", self._batch_major(loss.kl_value), FORWARD)
+        self.compare("kl_value", batch_major(loss.kl_value), FORWARD)
         latent = model.policy.world_model.rssm.latent
         self.compare("metric/model_kl", loss.kl_value.mean(), FORWARD)
         self.compare("metric/prior_ent", latent.entropy(loss.prior).mean(), FORWARD)
@@ -331,7 +277,7 @@ class GoldenProof:
                 state = policy.act(observations, state, starts, sample_latent, sample_action, *draws)
                 latents.append(state.latent)
                 actions.append(state.actions)
-            self.compare(f"{name}/action", self._batch_major(th.stack(actions)), FORWARD)
+            self.compare(f"{name}/action", batch_major(th.stack(actions)), FORWARD)
             joined = LatentState(th.stack([s.deterministic for s in latents]), th.stack([s.stochastic for s in latents]))
             self._states(name, joined, None, model)
 
@@ -386,12 +332,23 @@ class GoldenProof:
             self._left.discard(("after", full))
             moved = entry.to_official((entry.parameter.detach() - before[name]).cpu().numpy())
             reference = self.folder.arrays["after"][full].astype(np.float64) - self.folder.arrays["weights"][name]
-            self._add(f"after: {full} (change)", moved, reference, CHANGE)
+            self.add(f"after: {full} (change)", moved, reference, CHANGE)
 
 
 def gradient_norm(optimizer: ParameterOptimizer) -> th.Tensor:
     """Global norm of the gradients that the optimizer holds."""
     return global_norm([p.grad for p in optimizer.parameters if p.grad is not None])
+
+
+def make_proof(path: str | Path, device: str) -> Proof:
+    """
+    The proof for a folder, by what its metadata look like.
+
+    :param path: of the folder
+    :param device: on which our side is computed
+    """
+    meta = json.loads((Path(path) / "meta.json").read_text())
+    return GoldenV3Proof(path, device) if "agent" in meta else GoldenProof(path, device)
 
 
 def main(arguments: list[str]) -> int:
@@ -405,7 +362,7 @@ def main(arguments: list[str]) -> int:
         return 1
     status = 0
     for path in paths:
-        proof = GoldenProof(path, device)
+        proof = make_proof(path, device)
         rows = proof.run()
         for row in rows:
             print(f"{'ok  ' if row.passed else 'FAIL'} {row.error:9.2e} / {row.tolerance:.0e}  {row.name}")
@@ -414,7 +371,7 @@ def main(arguments: list[str]) -> int:
         for name in proof.missing:
             print(f"not in the folder  {name}")  # nothing to hold against ours; no failure
         failed = sum(not row.passed for row in rows)
-        worst = max(rows, key=lambda row: row.error / row.tolerance)
+        worst = max(rows, key=lambda row: row.error / max(row.tolerance, 1e-9))
         print(
             f"{path}: {len(rows)} quantities, {failed} failed, {len(proof.not_compared)} not compared; "
             f"closest to its tolerance: {worst.name} at {worst.error:.1e} of {worst.tolerance:.0e}"

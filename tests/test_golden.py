@@ -23,10 +23,11 @@ from sb3_dreamer.world_model.latents import GaussianLatent
 from sb3_dreamer.world_model.rssm import RSSM
 from sb3_dreamer.world_model.state_space import ObservedSequence
 from sb3_dreamer.world_model.world_model import WorldModel
-from tests.golden import GoldenProof, Row, main
+from tests.golden import GoldenProof, main
 from tests.golden_cases import CASES, make_meta, write_folder
 from tests.golden_loader import GoldenFolder, UnsupportedFolder, scheduled
 from tests.golden_reference import Reference
+from tests.golden_rows import Row
 
 DATA = Path(__file__).parent / "data" / "golden"
 ATARI, PROPRIO = "a_atari", "c_proprio"

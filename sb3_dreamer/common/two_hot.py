@@ -41,7 +41,7 @@ def two_hot_places(target: th.Tensor, bins: th.Tensor) -> tuple[th.Tensor, th.Te
     :param bins: ascending, (K,)
     :return: index of the lower bin, (...), at most K - 2; weight of the bin above it, (...), in [0, 1]
     """
-    below = (th.bucketize(target, bins, right=True) - 1).clamp(0, len(bins) - 2)
+    below = (th.bucketize(target.contiguous(), bins, right=True) - 1).clamp(0, len(bins) - 2)
     low, high = bins[below], bins[below + 1]
     return below, ((target - low) / (high - low)).clamp(0.0, 1.0)
 

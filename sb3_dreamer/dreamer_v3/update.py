@@ -46,8 +46,13 @@ class LossResult(NamedTuple):
 class UpdateResult(NamedTuple):
     """What an update computed on its way; the losses are those before the step."""
 
-    states: LatentState  # posterior states, (T, B, ...), which replace those in the replay buffer
+    loss: LossResult
     metrics: dict[str, th.Tensor]  # scalars by logged name, without the "train/"
+
+    @property
+    def states(self) -> LatentState:
+        """Posterior states of the sequences, (T, B, ...), which replace those in the replay buffer."""
+        return self.loss.losses.model.states.detach()
 
 
 def training_update(
@@ -61,12 +66,12 @@ def training_update(
     :param batch: sequences from the replay buffer
     :param objective: what is minimized
     :param noise: random numbers to use instead of drawing them
-    :return: the states of the sequences, and metrics
+    :return: losses, states and metrics
     """
     result = total_loss(policy, batch, objective, noise)
     norm = policy.everything_optimizer.step(result.losses.total, max_grad_norm=None)
     policy.behavior.update_target(objective.tau)
-    return UpdateResult(result.losses.model.states.detach(), {**metrics_of(policy, result), "grad_norm": norm.detach()})
+    return UpdateResult(result, metrics_of(policy, result) | {"grad_norm": norm})
 
 
 def total_loss(
