@@ -133,7 +133,7 @@ class GoldenV3Folder:
         self._refuse_unsupported()
         ((self.action_key, action),) = self.meta["actions"].items()
         self.action_shape: list[int] = action[1]
-        self.action_space = make_space(*action, bound=1.0)
+        self.action_space = make_space(action[0], action[1], action[2], bound=1.0)
         self.action_blocks = action_blocks(self.action_space)
         self.variants: dict[str, dict[str, Any]] = self.meta.get("variants", {})
 

@@ -10,6 +10,7 @@ from sb3_dreamer.common.one_hot import Features, accepts_one_hot, features_for
 from sb3_dreamer.common.type_aliases import ContextBatch, ImaginedTrajectory, LatentState
 from sb3_dreamer.dreamer_v3.objective import Objective
 from sb3_dreamer.world_model.base import Actor, BaseWorldModel
+from sb3_dreamer.world_model.latents import Latent
 
 
 class WorldModelLoss(NamedTuple):
@@ -30,6 +31,24 @@ class WorldModelLoss(NamedTuple):
         total = (objective.dynamics_scale + objective.representation_scale) * self.kl.mean()
         total = total + objective.reward_scale * self.reward.mean() + objective.discount_scale * self.discount.mean()
         return total + sum(objective.scale_of(key) * loss.mean() for key, loss in self.observations.items())
+
+
+def shared_kl(latent: Latent, posterior: th.Tensor, prior: th.Tensor, objective: Objective) -> th.Tensor:
+    """
+    KL(posterior, prior) of every step, whose gradient is shared out by the scales of both KL losses.
+
+    The original adds two KL losses, of which one trains the prior and the other the posterior (V3, eq. 5). They have one
+    value, and are clipped at one value, so one KL with scaled gradients is the same function at half the cost.
+
+    :param latent: kind of latent state
+    :param posterior: parameters of q(z | h, o), (..., P)
+    :param prior: parameters of p(z | h), (..., P)
+    :param objective: scales of the two losses
+    :return: in nats, (...)
+    """
+    both = (objective.dynamics_scale + objective.representation_scale) or 1.0
+    posterior = scale_gradient(posterior, objective.representation_scale / both)
+    return latent.kl(posterior, scale_gradient(prior, objective.dynamics_scale / both))
 
 
 class WorldModel(BaseWorldModel):
@@ -83,20 +102,9 @@ class WorldModel(BaseWorldModel):
         label_scale = objective.gamma if objective.discount_head_learns_gamma else 1.0
         assert self.discount_head is not None
         discount_loss = -self.discount_head(features).log_prob(label_scale * steps.continues)
-        kl = self._kl(posterior, prior, objective)
+        kl = shared_kl(self.rssm.latent, posterior, prior, objective)
         terms = observation_losses, reward_loss, discount_loss, kl.clamp(min=objective.free_nats), kl.detach()
         return WorldModelLoss(*terms, states, posterior, prior, embeddings)
-
-    def _kl(self, posterior: th.Tensor, prior: th.Tensor, objective: Objective) -> th.Tensor:
-        """
-        KL(posterior, prior) of every step, (T, B).
-
-        The original adds two KL losses, one of which trains the prior and one the posterior. They have one value, and are
-        clipped at one value, so one KL with scaled gradients is the same function at half the cost.
-        """
-        both = (objective.dynamics_scale + objective.representation_scale) or 1.0
-        posterior = scale_gradient(posterior, objective.representation_scale / both)
-        return self.rssm.latent.kl(posterior, scale_gradient(prior, objective.dynamics_scale / both))
 
     @th.no_grad()
     def imagine(
