@@ -83,22 +83,26 @@ class BlockLinear(nn.Module):
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """Map (n, in) to (n, out)."""
-        return block_product(x, self.weight, self.bias, self.blocks)
+        return self.grouped(x).transpose(0, 1).flatten(-2)
+
+    def grouped(self, x: th.Tensor) -> th.Tensor:
+        """Map (n, in) to the outputs of every block, (blocks, n, out / blocks)."""
+        return block_product(x, self.weight, self.bias.unflatten(-1, (self.blocks, 1, -1)))
 
 
-def block_product(x: th.Tensor, weight: th.Tensor, bias: th.Tensor, blocks: int) -> th.Tensor:
+def block_product(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
     """
-    Product of block-diagonal weights with inputs.
+    Product of block-diagonal weights with inputs, block by block.
 
     :param x: (n, in)
     :param weight: (in / blocks, out)
-    :param bias: to add, (out,) or (n, out)
-    :param blocks: number of blocks
-    :return: (n, out)
+    :param bias: to add, (blocks, n or 1, out / blocks)
+    :return: (blocks, n, out / blocks)
     """
+    blocks = len(bias)
     inputs = x.unflatten(-1, (blocks, -1)).transpose(0, 1)  # (blocks, n, in / blocks)
     matrices = weight.unflatten(-1, (blocks, -1)).transpose(0, 1)  # (blocks, in / blocks, out / blocks)
-    return (inputs @ matrices).transpose(0, 1).flatten(-2) + bias
+    return th.baddbmm(bias, inputs, matrices)
 
 
 def fan_in(module: nn.Linear | nn.Conv2d | BlockLinear) -> int:

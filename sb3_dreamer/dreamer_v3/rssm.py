@@ -113,8 +113,10 @@ class BlockGRU(nn.Module):
         before = state.deterministic
         latent = self.from_latent(state.stochastic) if one_hot is None else self._embed_places(one_hot.places)
         dense = F.linear(th.cat([self.from_state(before), latent], dim=-1), weights.of_branches.t()) + from_action
-        hidden = block_product(before, weights.of_state, dense, self.sizes.blocks)
-        return self.mix(self.gates(self.further(self.activation(self.input_norm(hidden)))), before)
+        grouped = dense.unflatten(-1, (self.sizes.blocks, -1)).transpose(0, 1)  # (G, n, D / G)
+        hidden = block_product(before, weights.of_state, grouped).transpose(0, 1).flatten(-2)
+        hidden = self.further(self.activation(self.input_norm(hidden)))
+        return self.mix(self.gates.grouped(hidden), before)
 
     def _embed_places(self, places: th.Tensor) -> th.Tensor:
         """Branch of a latent that has ones at the places (n, S)."""
@@ -128,15 +130,14 @@ class BlockGRU(nn.Module):
         """
         Mix a candidate into the state. Reset gate, candidate and update gate lie side by side within each block.
 
-        :param gates: before their activations, (n, 3 D)
+        :param gates: before their activations, (G, n, 3 D / G)
         :param before: h_{t-1}, (n, D)
         :return: h_t, (n, D)
         """
-        parts = full(gates).unflatten(-1, (self.sizes.blocks, 3, -1))
-        reset_gate, candidate, update = (part.flatten(-2) for part in parts.unbind(-2))
+        grouped = before.unflatten(-1, (self.sizes.blocks, -1)).transpose(0, 1)
+        reset_gate, candidate, update = full(gates).chunk(3, dim=-1)  # (G, n, D / G)
         candidate = th.tanh(th.sigmoid(reset_gate) * candidate)
-        update = th.sigmoid(update - 1.0)
-        return update * candidate + (1.0 - update) * before
+        return th.lerp(grouped, candidate, th.sigmoid(update - 1.0)).transpose(0, 1).flatten(-2)
 
 
 class BlockRSSM(StateSpaceModel):

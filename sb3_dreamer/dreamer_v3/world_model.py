@@ -133,16 +133,20 @@ class WorldModel(BaseWorldModel):
         :return: (H + 1, N, ...), constants
         """
         state, actions = start.detach(), start.stochastic.new_zeros(len(start.stochastic), self.rssm.action_size)
-        states, taken, sparse = [state], [actions], accepts_one_hot(actor)
-        for step in range(horizon):
+        # Written row by row: features of the whole path are as large as everything else in an update together
+        features = start.stochastic.new_empty(horizon + 1, len(start.stochastic), self.rssm.features_size)
+        stochastic, deterministic = features.split([self.rssm.latent.size, self.rssm.deterministic_size], dim=-1)
+        path, taken, sparse = LatentState(deterministic, stochastic), [actions], accepts_one_hot(actor)
+        for step in range(horizon + 1):
+            stochastic[step], deterministic[step] = state.stochastic, state.deterministic
+            if step == horizon:
+                break
             one_hot = self.rssm.one_hot(state)
-            inputs: Any = one_hot if sparse and one_hot is not None else state.features
+            inputs: Any = one_hot if sparse and one_hot is not None else features[step]
             actions = actor(inputs).sample(None if action_noise is None else action_noise[step])
             state = self.rssm.imagine_step(state, actions, None if latent_noise is None else latent_noise[step], one_hot)
-            states.append(state)
             taken.append(actions)
-        path = LatentState(th.stack([s.deterministic for s in states]), th.stack([s.stochastic for s in states]))
-        features, one_hot = path.features, self.rssm.one_hot(path)
+        one_hot = self.rssm.one_hot(path)
         cheapest = features if one_hot is None else one_hot
         discounts = gamma * self.predict_discounts(cheapest)
         weights = th.cumprod(discounts, dim=0) / gamma
