@@ -46,17 +46,19 @@ class GoldenV3Proof(Proof):
         super().__init__(self.folder.arrays)
         self.batch = self.folder.batch()
 
-    def run(self) -> list[Row]:
+    def run(self, only: str | None = None) -> list[Row]:
+        """
+        All comparisons; one row per array.
+
+        :param only: one slow part beside the fast ones: ``"grads"``, ``"variant"`` or ``"after"``; None for all of them
+        """
+        slow = {"grads": self._gradients, "variant": self._variants, "after": self._training}
         with th.random.fork_rng(devices=[]), th.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            self._context()
-            self._filtering()
-            self._imagination()
-            self._gradients()
-            self._variants()
-            self._open_loop()
-            self._acting()
-            with flushed_denormals():
-                self._training()
+            for part in (self._context, self._filtering, self._imagination, self._open_loop, self._acting):
+                part()
+            for name, part in slow.items():
+                if only in (None, name):
+                    part()
         return self.rows
 
     def _loss(self, policy: DreamerV3Policy, changes: Mapping[str, Any] | None = None) -> LossResult:
@@ -257,7 +259,8 @@ class GoldenV3Proof(Proof):
         before = {name: entry.parameter.detach().clone() for name, entry in self.folder.entries(policy).items()}
         for step in range(1, self.folder.meta["steps"] + 1):
             started = {name: entry.parameter.detach().clone() for name, entry in self.folder.entries(policy).items()}
-            result = training_update(policy, self.batch, self.folder.objective(), self.folder.noise())
+            with flushed_denormals():
+                result = training_update(policy, self.batch, self.folder.objective(), self.folder.noise())
             self._metrics(f"train{step}/metric", policy, result.loss)
             self._optimizer_metrics(f"train{step}/metric/opt", policy, result.metrics, started, step)
             if step == 1:
@@ -287,7 +290,8 @@ class GoldenV3Proof(Proof):
                 gradient = np.abs(arrays["grads"][trained])
                 mask = gradient > MASK * gradient.max()
                 moved, reference = moved * mask, reference * mask
-            self.add(f"after: {full} (change)", moved, reference, tolerance)
+            size = 0.0 if reference.any() else self.folder.settings["opt.lr"]  # the first step of a warm-up changes nothing
+            self.add(f"after: {full} (change)", moved, reference, tolerance, size)
 
     # ---------------------------------------------------------------------------------------------------------- metrics
 
