@@ -26,6 +26,7 @@ from sb3_dreamer.world_model.world_model import WorldModelLoss
 from tests.golden_loader import GoldenFolder
 from tests.golden_rows import CHANGE, FORWARD, GRADIENT, METRIC, Proof, Row, batch_major
 from tests.golden_v3 import GoldenV3Proof
+from tests.golden_v3_unit import UnitProof
 from tests.small import carried_into, imagine_task
 
 #: Official metric names and ours
@@ -342,11 +343,13 @@ def gradient_norm(optimizer: ParameterOptimizer) -> th.Tensor:
 
 def make_proof(path: str | Path, device: str) -> Proof:
     """
-    The proof for a folder, by what its metadata look like.
+    The proof for a folder, by what is in it: pieces of DreamerV3, or a whole update of either algorithm.
 
     :param path: of the folder
     :param device: on which our side is computed
     """
+    if (Path(path) / "unit.npz").exists():
+        return UnitProof(path)
     meta = json.loads((Path(path) / "meta.json").read_text())
     return GoldenV3Proof(path, device) if "agent" in meta else GoldenProof(path, device)
 
