@@ -1,5 +1,6 @@
 """DreamerV3's networks and update: sizes, beginnings, every kind of space, gradients, and ways that must agree."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -419,6 +420,13 @@ def test_imagination_from_the_last_steps() -> None:
     assert result.replay_returns is not None and result.replay_returns.shape == (3, 2)
     start = result.losses.model.states.deterministic[-4:].flatten(0, 1)
     assert th.equal(result.trajectory.states.deterministic[0], start)
+
+
+def test_single_steps_are_refused() -> None:
+    policy = small_policy()
+    with pytest.raises(ValueError, match="batch_length must be at least 2"):
+        training_update(policy, random_batch(policy, time=1), OBJECTIVE)
+    training_update(policy, random_batch(policy, time=1), replace(OBJECTIVE, replay_critic_scale=0.0))
 
 
 def test_ent_coef_and_tau_change_what_they_name() -> None:

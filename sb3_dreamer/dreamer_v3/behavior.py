@@ -78,7 +78,7 @@ def make_actor(
 
 class ReturnRange(nn.Module):
     """
-    Running 5th and 95th percentiles of returns (V3, eq. 11 and 12); both begin at 0, without correction for that.
+    Running 5th and 95th percentiles of returns (V3, actor learning); both begin at 0, without correction for that.
 
     :param rate: share of each batch (V3's code: 0.01)
     """
@@ -125,7 +125,7 @@ class ReplayedSteps(NamedTuple):
 
 class ActorCritic(Behavior):
     """
-    Actor, critic and slow critic on latent features (V3, actor critic learning).
+    Actor, critic and slow critic on latent features (V3, critic learning and actor learning).
 
     :param actor: features (..., F) to a distribution over action vectors (..., A)
     :param features_size: F
@@ -143,7 +143,7 @@ class ActorCritic(Behavior):
 
     def judge(self, trajectory: ImaginedTrajectory, objective: Objective) -> Judgement:
         """
-        λ-returns of every imagined state but the last (V3, eq. 8). Reward and discount are those of the *next* state::
+        λ-returns of all imagined states but the last (V3, critic learning). Reward and discount are those of the *next* state::
 
             R_t = r_{t+1} + d_{t+1} ((1 - λ) v_{t+1} + λ R_{t+1}),   R_H = v_H
 
@@ -162,7 +162,7 @@ class ActorCritic(Behavior):
         self, trajectory: ImaginedTrajectory, judgement: Judgement, objective: Objective, return_scale: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor]:
         """
-        REINFORCE with a baseline and an entropy bonus, for discrete and continuous actions (V3, eq. 11)::
+        REINFORCE with a baseline and an entropy bonus, for discrete and continuous actions (V3, actor learning)::
 
             states   s_0   s_1   ...  s_{H-1}
             actions  a_1   a_2   ...  a_H         taken in these states
@@ -183,7 +183,7 @@ class ActorCritic(Behavior):
 
     def critic_loss(self, trajectory: ImaginedTrajectory, judgement: Judgement, objective: Objective) -> th.Tensor:
         """
-        Cross entropy with the returns and with the slow critic's predictions (V3, eq. 10), on all states but the last.
+        Cross entropy with returns and with the slow critic's predictions (V3, critic learning), on all states but the last.
 
         :param trajectory: (H + 1, N, ...)
         :param judgement: predictions and returns
@@ -208,7 +208,10 @@ class ActorCritic(Behavior):
         :param imagined_returns: of trajectories that start in these states, (T, B); constants
         :param objective: γ, λ, and weight of the slow critic
         :return: the loss of every step but the last, and the returns, (T - 1, B)
+        :raises ValueError: for a single step, which has no next one
         """
+        if len(features) < 2:
+            raise ValueError("The critic learns from replayed steps and their successors: batch_length must be at least 2.")
         lasts = steps.episode_starts.roll(-1, dims=0)  # that of the final step has no effect
         lambdas = objective.return_lambda * (~lasts[1:]).to(features.dtype)
         discounts = objective.gamma * steps.continues[1:]

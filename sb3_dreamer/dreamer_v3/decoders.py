@@ -98,7 +98,7 @@ class GroupImageDecoder(nn.Module):
 
 class GroupDecoder(nn.Module):
     """
-    Reconstructs observation keys (V3, appendix).
+    Reconstructs observation keys (V3).
 
     :param observation_spaces: encoded spaces by key, of the keys that are reconstructed (images channel first)
     :param deterministic_size: D

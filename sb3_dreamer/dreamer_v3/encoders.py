@@ -42,7 +42,7 @@ class PoolStage(nn.Module):
 
 class PoolEncoder(BaseFeaturesExtractor):
     """
-    Embeds vectors and images: a features extractor in SB3's terms (V3, appendix).
+    Embeds vectors and images: a features extractor in SB3's terms (V3).
 
     :param observation_space: encoded space of what is seen (images channel first, everything else as vectors, numbers already
         in symlog units), a Box or a Dict

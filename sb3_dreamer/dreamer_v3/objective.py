@@ -13,7 +13,7 @@ from sb3_dreamer.common.options import check_number, whole_number
 @dataclass(frozen=True)
 class Objective:
     """
-    Options of the one loss (V3, eq. 4 to 7 and 10); the names are those of the algorithm's arguments.
+    Options of the one loss; the names are those of the algorithm's arguments.
 
     :param gamma: discount factor 1 - 1 / horizon (V3's code: horizon 333)
     :param free_nats: no gradient flows from steps with a KL below this number of nats

@@ -53,7 +53,7 @@ class InputWeights(NamedTuple):
 
 class BlockGRU(nn.Module):
     """
-    Recurrent model (V3, appendix): three branches, hidden layers of blocks, and gates of blocks.
+    Recurrent model (V3): three branches, hidden layers of blocks, and gates of blocks.
 
     Block g of the first hidden layer sees block g of h and all of the branches. Its weight is one parameter, since the
     optimizer clips by parameters: the first rows belong to h, the others to the branches of state, latent and action.

@@ -88,30 +88,30 @@ def total_loss(
     """
     noise, world_model, behavior = noise or UpdateNoise(), policy.world_model, policy.behavior
 
-    # World model learning: the posterior explains the data, the prior learns to predict it                [V3, eq. 4, 5]
+    # World model learning: the posterior explains the data, the prior learns to predict it
     model = world_model.loss(batch, objective, noise.posterior)
 
-    # Imagination from the posterior states                                                                    [V3, eq. 7]
-    start = LatentState(*(last_steps(part, objective) for part in model.states))
-    flat = LatentState(*map(flatten_time, start))
+    # Imagination from the posterior states
+    start = LatentState(*(flatten_time(last_steps(part, objective)) for part in model.states))
+    features = last_steps(model.features, objective)
     draws = noise.actions, noise.latents
     horizon, gamma = objective.imagination_horizon, objective.imagined_gamma
-    trajectory = world_model.imagine(behavior.actor, flat, horizon, gamma, *draws)
+    trajectory = world_model.imagine(behavior.actor, start, horizon, gamma, *draws)
     if objective.behavior_gradients:
-        features = th.cat([flat.features[None], trajectory.features[1:]])
-        trajectory = trajectory._replace(features=features, one_hot=None)
+        attached = th.cat([flatten_time(features)[None], trajectory.features[1:]])
+        trajectory = trajectory._replace(features=attached, one_hot=None)
 
-    # Behavior learning on the imagined states                                                      [V3, eq. 8, 10, 11, 12]
+    # Actor and critic learning on the imagined states
     judgement = behavior.judge(trajectory, objective)
     return_scale = behavior.return_range.update(judgement.returns)
     actor, entropy = behavior.actor_loss(trajectory, judgement, objective, return_scale)
     critic = behavior.critic_loss(trajectory, judgement, objective)
     total = model.total(objective) + objective.actor_scale * actor.mean() + objective.critic_scale * critic.mean()
 
-    # The critic on the replayed states, whose gradient reaches the world model              [V3, critic learning]
+    # The critic on the replayed states, whose gradient reaches the world model
     replay_critic = replay_returns = None
     if objective.replay_critic_scale > 0.0:
-        features = scale_gradient(start.features, float(objective.replay_critic_gradients))
+        features = scale_gradient(features, float(objective.replay_critic_gradients))
         steps = ReplayedSteps(*(last_steps(getattr(batch.steps, name), objective) for name in ReplayedSteps._fields))
         imagined_returns = judgement.returns[0].unflatten(0, steps.rewards.shape)
         replay_critic, replay_returns = behavior.replay_critic_loss(features, steps, imagined_returns, objective)

@@ -22,12 +22,13 @@ class WorldModelLoss(NamedTuple):
     kl: th.Tensor  # after free nats; its gradients have the shares of both KL scales
     kl_value: th.Tensor  # KL(posterior, prior) without free nats and gradient
     states: LatentState  # posterior states, (T, B, ...)
+    features: th.Tensor  # of these states, (T, B, F)
     posterior: th.Tensor  # parameters, (T, B, P)
     prior: th.Tensor  # parameters, (T, B, P)
     embeddings: th.Tensor  # of the observations, (T, B, E)
 
     def total(self, objective: Objective) -> th.Tensor:
-        """Scaled sum of the means over time and batch, a scalar (V3, eq. 4)."""
+        """Scaled sum of the means over time and batch, a scalar (V3, world model learning)."""
         total = (objective.dynamics_scale + objective.representation_scale) * self.kl.mean()
         total = total + objective.reward_scale * self.reward.mean() + objective.discount_scale * self.discount.mean()
         return total + sum(objective.scale_of(key) * loss.mean() for key, loss in self.observations.items())
@@ -37,8 +38,8 @@ def shared_kl(latent: Latent, posterior: th.Tensor, prior: th.Tensor, objective:
     """
     KL(posterior, prior) of every step, whose gradient is shared out by the scales of both KL losses.
 
-    The original adds two KL losses, of which one trains the prior and the other the posterior (V3, eq. 5). They have one
-    value, and are clipped at one value, so one KL with scaled gradients is the same function at half the cost.
+    The original adds two KL losses, of which one trains the prior and the other the posterior. They have one value, and are
+    clipped at one value, so one KL with scaled gradients is the same function at half the cost.
 
     :param latent: kind of latent state
     :param posterior: parameters of q(z | h, o), (..., P)
@@ -74,7 +75,7 @@ class WorldModel(BaseWorldModel):
 
     def loss(self, batch: ContextBatch, objective: Objective, noise: th.Tensor | None = None) -> WorldModelLoss:
         """
-        Loss of replayed sequences (V3, eq. 4 to 6). In the index diagram, a_t is the action that *led to* o_t::
+        Loss of replayed sequences (V3, world model learning). In the index diagram, a_t is the action that *led to* o_t::
 
             a_1   a_2   a_3        (zeroed where an episode starts)
               \\     \\     \\
@@ -104,7 +105,7 @@ class WorldModel(BaseWorldModel):
         discount_loss = -self.discount_head(features).log_prob(label_scale * steps.continues)
         kl = shared_kl(self.rssm.latent, posterior, prior, objective)
         terms = observation_losses, reward_loss, discount_loss, kl.clamp(min=objective.free_nats), kl.detach()
-        return WorldModelLoss(*terms, states, posterior, prior, embeddings)
+        return WorldModelLoss(*terms, states, features, posterior, prior, embeddings)
 
     @th.no_grad()
     def imagine(
@@ -117,7 +118,7 @@ class WorldModel(BaseWorldModel):
         latent_noise: th.Tensor | None = None,
     ) -> ImaginedTrajectory:
         """
-        Follow the actor through the latent space, without any gradient (V3, actor critic learning)::
+        Follow the actor through the latent space, without any gradient (V3, critic learning)::
 
             s_0 -- a_1 --> s_1 -- a_2 --> s_2 ...    a_k ~ actor(s_{k-1}), s_k ~ prior
 

@@ -54,6 +54,7 @@ class RSSM(StateSpaceModel):
         return OneHotFeatures(places, *state) if places is not None and is_plain(self.input, nn.Linear) else None
 
     def advance(self, state: LatentState, actions: th.Tensor, one_hot: OneHotFeatures | None = None) -> th.Tensor:
+        """Recurrent model: see :meth:`StateSpaceModel.advance`."""
         if one_hot is not None:
             of_latent, of_action = self.input.weight.split([self.latent.size, self.action_size], dim=1)
             hidden = F.linear(actions, of_action, self.input.bias).add_(sum_rows(of_latent, one_hot.places))
