@@ -255,9 +255,8 @@ def check_core(unit: Unit) -> None:
             names |= {f"dynhid{i}": core.further[0], f"dynhid{i}norm": core.further[1]}  # type: ignore[dict-item]
         weights = load(unit, f"{prefix}/w", {f"dyn/{name}": layer for name, layer in names.items()})
         inputs = {name: unit(f"{prefix}/{name}", True) for name in ("deter", "stoch", "action")}
-        parts = core.input_weights()
         state = LatentState(inputs["deter"], inputs["stoch"].flatten(1))
-        y = core(state, core.project_actions(inputs["action"], parts), parts)
+        y = core(state, core.project_actions(inputs["action"]))
         unit.compare(f"{prefix}/y", y)
         value = (unit(f"{prefix}/cotangent") * y).sum()
         unit.compare_gradients(value, {f"{prefix}/grad_{name}": x for name, x in inputs.items()})

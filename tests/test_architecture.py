@@ -30,7 +30,7 @@ ROOMS: dict[str, tuple[str, str]] = {
         "ranks common world_model behavior replay saving algorithm",
     ),
     "dreamer_v3": (
-        "layers convolutions encoders decoders rssm objective world_model behavior networks policies update",
+        "layers convolutions encoders decoders scan rssm objective world_model behavior networks policies update",
         "ranks common world_model behavior replay saving algorithm",
     ),
     "envs": ("atari atari_vec_env wrappers optional crafter dmc minatar procgen registration", "common"),

@@ -143,7 +143,7 @@ class ActorCritic(Behavior):
 
     def judge(self, trajectory: ImaginedTrajectory, objective: Objective) -> Judgement:
         """
-        λ-returns of all imagined states but the last (V3, critic learning). Reward and discount are those of the *next* state::
+        λ-returns of imagined states but the last (V3, critic learning). Reward and discount are those of the *next* state::
 
             R_t = r_{t+1} + d_{t+1} ((1 - λ) v_{t+1} + λ R_{t+1}),   R_H = v_H
 

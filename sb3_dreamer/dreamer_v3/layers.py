@@ -83,11 +83,16 @@ class BlockLinear(nn.Module):
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """Map (n, in) to (n, out)."""
-        return self.grouped(x).transpose(0, 1).flatten(-2)
+        return ungrouped(self.grouped(x))
 
     def grouped(self, x: th.Tensor) -> th.Tensor:
         """Map (n, in) to the outputs of every block, (blocks, n, out / blocks)."""
         return block_product(x, self.weight, self.bias.unflatten(-1, (self.blocks, 1, -1)))
+
+
+def ungrouped(x: th.Tensor) -> th.Tensor:
+    """Map outputs of blocks, (blocks, n, size), to (n, blocks * size)."""
+    return x.transpose(0, 1).flatten(-2)
 
 
 def block_product(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:

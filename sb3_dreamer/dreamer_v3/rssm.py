@@ -1,6 +1,7 @@
 """DreamerV3's recurrent state-space model: a GRU of blocks that sees state, latent and action through a branch each."""
 
-from typing import NamedTuple
+from copy import copy
+from typing import Any, NamedTuple
 
 import torch as th
 from torch import nn
@@ -10,9 +11,10 @@ from sb3_dreamer.common.capabilities import declares, is_plain
 from sb3_dreamer.common.layers import MLP
 from sb3_dreamer.common.one_hot import OneHotFeatures, sum_rows
 from sb3_dreamer.common.options import whole_number
-from sb3_dreamer.common.precision import cast_once, full
+from sb3_dreamer.common.precision import full
 from sb3_dreamer.common.type_aliases import LatentState
-from sb3_dreamer.dreamer_v3.layers import BlockLinear, RMSNorm, block_product, rms_layers
+from sb3_dreamer.dreamer_v3.layers import BlockLinear, RMSNorm, block_product, rms_layers, ungrouped
+from sb3_dreamer.dreamer_v3.scan import SharedLayer, SharedProducts, shared
 from sb3_dreamer.world_model.latents import Latent
 from sb3_dreamer.world_model.state_space import ScannedSteps, StateSpaceModel, reset, stacked
 
@@ -43,20 +45,39 @@ class CoreSizes(NamedTuple):
         return core
 
 
-class InputWeights(NamedTuple):
-    """Parts of the recurrent model's first hidden layer, as views of its one parameter."""
+class BlockInput(BlockLinear):
+    """
+    The first hidden layer of the recurrent model: block g sees block g of h, and all of the branches of state, latent, action.
 
-    of_state: th.Tensor  # (D / G, D), block-diagonal
-    of_branches: th.Tensor  # of state and latent, (2 H, D)
-    of_action: th.Tensor  # (H, D)
+    The weight is one parameter, since the optimizer clips by parameters: its first rows belong to h, the next to the branches
+    of state and latent, the last to that of the action, which does not depend on the state.
+
+    :param sizes: D, H and G
+    """
+
+    def __init__(self, sizes: CoreSizes):
+        super().__init__(sizes.deterministic + sizes.blocks * 3 * sizes.hidden, sizes.deterministic, sizes.blocks)
+        self.rows = [sizes.deterministic // sizes.blocks, 2 * sizes.hidden, sizes.hidden]
+
+    def weights(self) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """Return the weights of h, (D / G, D), of state and latent, (2 H, D), and of the action, (H, D)."""
+        of_state, of_branches, of_action = self.weight.split(self.rows)
+        return of_state, of_branches, of_action
+
+    def project(self, branch: th.Tensor) -> th.Tensor:
+        """Map the action's branch, (..., H), to what it contributes, (..., D), bias included."""
+        return F.linear(branch, self.weights()[2].t(), self.bias)
+
+    def add(self, from_action: th.Tensor, branches: th.Tensor, before: th.Tensor) -> th.Tensor:
+        """Add state and latent: (n, D) of :meth:`project`, branches (n, 2 H), h (n, D) to all blocks (G, n, D / G)."""
+        of_state, of_branches, _ = self.weights()
+        dense = th.addmm(from_action, branches, of_branches)
+        return block_product(before, of_state, dense.unflatten(-1, (self.blocks, -1)).transpose(0, 1))
 
 
 class BlockGRU(nn.Module):
     """
     Recurrent model (V3): three branches, hidden layers of blocks, and gates of blocks.
-
-    Block g of the first hidden layer sees block g of h and all of the branches. Its weight is one parameter, since the
-    optimizer clips by parameters: the first rows belong to h, the others to the branches of state, latent and action.
 
     :param sizes: of all layers
     :param stochastic_size: Z
@@ -64,17 +85,17 @@ class BlockGRU(nn.Module):
     :param activation_fn: activation class (V3: SiLU)
     """
 
-    #: Parts of a step may be computed ahead for all steps, instead of calling ``project_actions`` in each
+    #: A scan may compute ``project_actions`` ahead for all steps, and replace the linear layers by their products
     splits_inputs = True
 
     def __init__(self, sizes: CoreSizes, stochastic_size: int, action_size: int, activation_fn: type[nn.Module]):
         super().__init__()
-        layers, (deterministic, hidden, blocks, *_) = rms_layers([sizes.hidden], activation_fn), sizes
+        layers, (deterministic, _, blocks, *_) = rms_layers([sizes.hidden], activation_fn), sizes
         self.sizes = sizes
         self.from_state = MLP(deterministic, layers)
         self.from_latent = MLP(stochastic_size, layers)
         self.from_action = MLP(action_size, layers)
-        self.input = BlockLinear(deterministic + blocks * 3 * hidden, deterministic, blocks)
+        self.input = BlockInput(sizes)
         self.input_norm, self.activation = RMSNorm(deterministic), activation_fn()
         further: list[nn.Module] = []
         for _ in range(sizes.dynamics_layers - 1):
@@ -82,41 +103,58 @@ class BlockGRU(nn.Module):
         self.further = nn.Sequential(*further)
         self.gates = BlockLinear(deterministic, 3 * deterministic, blocks)
 
-    def input_weights(self) -> InputWeights:
-        """Split the weight of the first hidden layer."""
-        rows, hidden = self.sizes.deterministic // self.sizes.blocks, self.sizes.hidden
-        return InputWeights(*cast_once(self.input.weight).split([rows, 2 * hidden, hidden]))
-
-    def project_actions(self, actions: th.Tensor, weights: InputWeights) -> th.Tensor:
+    def project_actions(self, actions: th.Tensor) -> th.Tensor:
         """
-        What actions contribute to the first hidden layer, bias included; it does not depend on the state.
+        What actions contribute to the first hidden layer; it does not depend on the state.
 
         :param actions: (..., A); numbers beyond 1 count as 1
-        :param weights: of :meth:`input_weights`
         :return: (..., D)
         """
         inside = actions / actions.abs().clamp(min=1.0).detach()
-        return F.linear(self.from_action(inside), weights.of_action.t(), self.input.bias)
+        return self.input.project(self.from_action(inside))
 
-    def forward(
-        self, state: LatentState, from_action: th.Tensor, weights: InputWeights, one_hot: OneHotFeatures | None = None
-    ) -> th.Tensor:
+    def forward(self, state: LatentState, from_action: th.Tensor, one_hot: OneHotFeatures | None = None) -> th.Tensor:
         """
         One step.
 
         :param state: (n, ...)
         :param from_action: of :meth:`project_actions`, (n, D)
-        :param weights: of :meth:`input_weights`
         :param one_hot: features of this state, if known
         :return: h of the next step, (n, D)
         """
-        before = state.deterministic
         latent = self.from_latent(state.stochastic) if one_hot is None else self._embed_places(one_hot.places)
-        dense = F.linear(th.cat([self.from_state(before), latent], dim=-1), weights.of_branches.t()) + from_action
-        grouped = dense.unflatten(-1, (self.sizes.blocks, -1)).transpose(0, 1)  # (G, n, D / G)
-        hidden = block_product(before, weights.of_state, grouped).transpose(0, 1).flatten(-2)
+        branches = th.cat([self.from_state(state.deterministic), latent], dim=-1)
+        hidden = ungrouped(self.input.add(from_action, branches, state.deterministic))
         hidden = self.further(self.activation(self.input_norm(hidden)))
-        return self.mix(self.gates.grouped(hidden), before)
+        return self.mix(self.gates.grouped(hidden), state.deterministic)
+
+    def in_scan(self, from_actions: th.Tensor) -> "BlockGRU":
+        """
+        A copy for one scan, whose weights get their gradients at once.
+
+        :param from_actions: of :meth:`project_actions` for all steps, (T, B, D)
+        :return: a module to be called once for each step
+        """
+        leading, of_state, of_branches = from_actions.shape[:2], *self.input.weights()[:2]
+        twin = copy(self)
+        twin._modules = dict(self._modules)
+        for name in ("from_state", "from_latent", "further"):
+            twin._modules[name] = shared(getattr(self, name), leading)
+        twin._modules["gates"] = SharedLayer(self.gates, leading)
+        twin._modules["input"] = SharedInput(from_actions, of_branches, of_state, self.sizes.blocks)
+        return twin
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the linear layers do nothing but what their weights say."""
+        linear = [self.from_state[0], self.from_latent[0]]
+        blocks = [self.gates, *list(self.further)[::3]]
+        return (
+            declares(self, "splits_inputs", "forward", "project_actions", "in_scan")
+            and is_plain(self.input, BlockInput)
+            and all(is_plain(layer, nn.Linear) for layer in linear)
+            and all(is_plain(layer, BlockLinear) for layer in blocks)
+        )
 
     def _embed_places(self, places: th.Tensor) -> th.Tensor:
         """Branch of a latent that has ones at the places (n, S)."""
@@ -138,6 +176,27 @@ class BlockGRU(nn.Module):
         reset_gate, candidate, update = full(gates).chunk(3, dim=-1)  # (G, n, D / G)
         candidate = th.tanh(th.sigmoid(reset_gate) * candidate)
         return th.lerp(grouped, candidate, th.sigmoid(update - 1.0)).transpose(0, 1).flatten(-2)
+
+
+class SharedInput(nn.Module):
+    """
+    :class:`BlockInput` in a scan.
+
+    :param from_actions: contributions of the actions to all steps, (T, B, D)
+    :param of_branches: weight of state and latent
+    :param of_state: weight of h
+    :param blocks: G
+    """
+
+    def __init__(self, from_actions: th.Tensor, of_branches: th.Tensor, of_state: th.Tensor, blocks: int):
+        super().__init__()
+        self.blocks = blocks
+        self.next = SharedProducts(from_actions, (of_branches, 1), (of_state, blocks))
+
+    def add(self, _: th.Tensor, branches: th.Tensor, before: th.Tensor) -> th.Tensor:
+        """As in :class:`BlockInput`; the step's contribution of the action is known already."""
+        y = self.next(branches, before)
+        return y if self.blocks > 1 else y[None]
 
 
 class BlockRSSM(StateSpaceModel):
@@ -172,15 +231,10 @@ class BlockRSSM(StateSpaceModel):
 
     def one_hot(self, state: LatentState) -> OneHotFeatures | None:
         places = None if state.deterministic.requires_grad else self.latent.places(state.stochastic)
-        return OneHotFeatures(places, *state) if places is not None and self._reads_latent_weight() else None
-
-    def _reads_latent_weight(self) -> bool:
-        """Whether the layer on z does nothing but what its weight says."""
-        return declares(self.core, "splits_inputs", "forward") and is_plain(self.core.from_latent[0], nn.Linear)
+        return OneHotFeatures(places, *state) if places is not None and self.core.is_plain else None
 
     def advance(self, state: LatentState, actions: th.Tensor, one_hot: OneHotFeatures | None = None) -> th.Tensor:
-        weights = self.core.input_weights()
-        return self.core(state, self.core.project_actions(actions, weights), weights, one_hot)
+        return self.core(state, self.core.project_actions(actions), one_hot)
 
     def prior(self, deterministic: th.Tensor) -> th.Tensor:
         return full(self.prior_output(self.prior_hidden(deterministic)))
@@ -198,31 +252,28 @@ class BlockRSSM(StateSpaceModel):
     ) -> ScannedSteps:
         if not self._splits_inputs():
             return self._scan_whole_layers(embeddings, actions, episode_starts, state, noise)
-        weights, (first, *rest) = self.core.input_weights(), self.posterior_hidden
-        from_actions = self.core.project_actions(actions.masked_fill(episode_starts[..., None], 0.0), weights)
-        of_state, of_embedding = first.weight.split([self.deterministic_size, embeddings.shape[-1]], dim=1)  # type: ignore[operator]
-        from_embeddings = F.linear(embeddings, of_embedding, first.bias)  # type: ignore[arg-type]
-        of_state, steps = cast_once(of_state), []
+        leading = embeddings.shape[:2]
+        from_actions = self.core.project_actions(actions.masked_fill(episode_starts[..., None], 0.0))
+        first: Any = self.posterior_hidden[0]
+        of_state, of_embedding = first.weight.split([self.deterministic_size, embeddings.shape[-1]], dim=1)
+        core, seen = self.core.in_scan(from_actions), F.linear(embeddings, of_embedding, first.bias)
+        posterior_input = SharedProducts(seen, (of_state.t(), 1))
+        posterior = shared([*list(self.posterior_hidden)[1:], self.posterior_output], leading)
         # Unbound, not indexed step by step: the gradient of every index would be as large as the whole sequence
-        inputs = (part.unbind() for part in (episode_starts, from_actions, from_embeddings, noise))
-        for starts, from_action, from_embedding, step_noise in zip(*inputs, strict=True):
+        steps, inputs = [], (part.unbind() for part in (episode_starts, from_actions, noise))
+        for starts, from_action, step_noise in zip(*inputs, strict=True):
             state = reset(state, starts)
-            deterministic = self.core(state, from_action, weights)  # h_t
-            hidden = F.linear(deterministic, of_state) + from_embedding
-            for layer in rest:
-                hidden = layer(hidden)
-            parameters = full(self.posterior_output(hidden))
+            deterministic = core(state, from_action)  # h_t
+            parameters = full(posterior(posterior_input(deterministic)))
             state = LatentState(deterministic, self.latent.sample(parameters, step_noise))  # z_t ~ q
             steps.append((*state, parameters))
         return stacked(steps)
 
     def _splits_inputs(self) -> bool:
         """Whether the layers that take actions and embeddings need not be called as a whole, in each step."""
-        return (
-            declares(self, "splits_inputs", "advance", "represent", "_filter")
-            and declares(self.core, "splits_inputs", "forward", "project_actions", "input_weights")
-            and is_plain(self.posterior_hidden[0], nn.Linear)
-        )
+        linear = [layer for layer in (*self.posterior_hidden, self.posterior_output) if isinstance(layer, nn.Linear)]
+        plain = self.core.is_plain and all(is_plain(layer, nn.Linear) for layer in linear)
+        return plain and declares(self, "splits_inputs", "advance", "represent", "_filter")
 
     def _scan_whole_layers(
         self,
