@@ -242,17 +242,25 @@ def test_scan_equals_steps(rssm: BlockRSSM) -> None:
     assert th.allclose(rssm.prior(states.deterministic), prior)
 
 
-def test_layers_with_hooks_are_called_in_every_step(rssm: BlockRSSM) -> None:
-    """The result and all gradients are those of the precomputed products."""
-    x, calls = Inputs(rssm, 8), []  # type: ignore[var-annotated]
-    results, gradients = [], []
+HOOKED = (
+    *("core", "core.from_state", "core.from_state.0", "core.from_latent", "core.from_latent.0", "core.from_action.0"),
+    *("core.input", "core.input_norm", "core.activation", "core.gates", "posterior_hidden", "posterior_hidden.0"),
+    *("posterior_hidden.1", "posterior_output"),
+)
+
+
+@pytest.mark.parametrize("name", HOOKED)
+def test_layers_with_hooks_are_called_in_every_step(name: str, rssm: BlockRSSM) -> None:
+    """The result and all gradients are those of the scan."""
+    x, calls, results, gradients = Inputs(rssm, 8), [], [], []  # type: ignore[var-annotated]
     for with_hook in (False, True):
         if with_hook:
-            rssm.posterior_hidden[0].register_forward_hook(lambda *_: calls.append(1))
+            rssm.get_submodule(name).register_forward_hook(lambda *_: calls.append(1))
         rssm.zero_grad()
         states, posterior, prior = x.observe(rssm)
-        results.append((*states, posterior, prior))
-        sum((part * th.linspace(0.0, 1.0, part.numel(), dtype=part.dtype).view_as(part)).sum() for part in results[-1]).backward()  # type: ignore[union-attr]  # noqa: E501
+        results.append([*states, posterior, prior])
+        weights_of = [th.linspace(0.0, 1.0, part.numel(), dtype=part.dtype).view_as(part) for part in results[-1]]
+        th.stack([(part * weight).sum() for part, weight in zip(results[-1], weights_of, strict=True)]).sum().backward()
         gradients.append([p.grad.clone() for p in rssm.parameters()])  # type: ignore[union-attr]
     assert len(calls) == 6
     for parts in (results, gradients):

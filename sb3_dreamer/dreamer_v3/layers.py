@@ -90,6 +90,13 @@ class BlockLinear(nn.Module):
         return block_product(x, self.weight, self.bias.unflatten(-1, (self.blocks, 1, -1)))
 
 
+class GroupedLinear(BlockLinear):
+    """A :class:`BlockLinear` whose outputs stay apart: it maps (n, in) to (blocks, n, out / blocks)."""
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return self.grouped(x)
+
+
 def ungrouped(x: th.Tensor) -> th.Tensor:
     """Map outputs of blocks, (blocks, n, size), to (n, blocks * size)."""
     return x.transpose(0, 1).flatten(-2)

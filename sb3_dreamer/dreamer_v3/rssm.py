@@ -13,7 +13,7 @@ from sb3_dreamer.common.one_hot import OneHotFeatures, sum_rows
 from sb3_dreamer.common.options import whole_number
 from sb3_dreamer.common.precision import full
 from sb3_dreamer.common.type_aliases import LatentState
-from sb3_dreamer.dreamer_v3.layers import BlockLinear, RMSNorm, block_product, rms_layers, ungrouped
+from sb3_dreamer.dreamer_v3.layers import BlockLinear, GroupedLinear, RMSNorm, block_product, rms_layers, ungrouped
 from sb3_dreamer.dreamer_v3.scan import SharedLayer, SharedProducts, shared
 from sb3_dreamer.world_model.latents import Latent
 from sb3_dreamer.world_model.state_space import ScannedSteps, StateSpaceModel, reset, stacked
@@ -68,7 +68,7 @@ class BlockInput(BlockLinear):
         """Map the action's branch, (..., H), to what it contributes, (..., D), bias included."""
         return F.linear(branch, self.weights()[2].t(), self.bias)
 
-    def add(self, from_action: th.Tensor, branches: th.Tensor, before: th.Tensor) -> th.Tensor:
+    def forward(self, from_action: th.Tensor, branches: th.Tensor, before: th.Tensor) -> th.Tensor:  # type: ignore[override]
         """Add state and latent: (n, D) of :meth:`project`, branches (n, 2 H), h (n, D) to all blocks (G, n, D / G)."""
         of_state, of_branches, _ = self.weights()
         dense = th.addmm(from_action, branches, of_branches)
@@ -101,7 +101,7 @@ class BlockGRU(nn.Module):
         for _ in range(sizes.dynamics_layers - 1):
             further += [BlockLinear(deterministic, deterministic, blocks), RMSNorm(deterministic), activation_fn()]
         self.further = nn.Sequential(*further)
-        self.gates = BlockLinear(deterministic, 3 * deterministic, blocks)
+        self.gates = GroupedLinear(deterministic, 3 * deterministic, blocks)
 
     def project_actions(self, actions: th.Tensor) -> th.Tensor:
         """
@@ -124,9 +124,9 @@ class BlockGRU(nn.Module):
         """
         latent = self.from_latent(state.stochastic) if one_hot is None else self._embed_places(one_hot.places)
         branches = th.cat([self.from_state(state.deterministic), latent], dim=-1)
-        hidden = ungrouped(self.input.add(from_action, branches, state.deterministic))
+        hidden = ungrouped(self.input(from_action, branches, state.deterministic))
         hidden = self.further(self.activation(self.input_norm(hidden)))
-        return self.mix(self.gates.grouped(hidden), state.deterministic)
+        return self.mix(self.gates(hidden), state.deterministic)
 
     def in_scan(self, from_actions: th.Tensor) -> "BlockGRU":
         """
@@ -147,13 +147,14 @@ class BlockGRU(nn.Module):
     @property
     def is_plain(self) -> bool:
         """Whether the linear layers do nothing but what their weights say."""
-        linear = [self.from_state[0], self.from_latent[0]]
-        blocks = [self.gates, *list(self.further)[::3]]
+        branches = (self.from_state, self.from_latent, self.from_action)
         return (
             declares(self, "splits_inputs", "forward", "project_actions", "in_scan")
+            and all(is_plain(branch, MLP) and is_plain(branch[0], nn.Linear) for branch in branches)
             and is_plain(self.input, BlockInput)
-            and all(is_plain(layer, nn.Linear) for layer in linear)
-            and all(is_plain(layer, BlockLinear) for layer in blocks)
+            and is_plain(self.further, nn.Sequential)
+            and all(is_plain(layer, BlockLinear) for layer in list(self.further)[::3])
+            and is_plain(self.gates, GroupedLinear)
         )
 
     def _embed_places(self, places: th.Tensor) -> th.Tensor:
@@ -193,7 +194,7 @@ class SharedInput(nn.Module):
         self.blocks = blocks
         self.next = SharedProducts(from_actions, (of_branches, 1), (of_state, blocks))
 
-    def add(self, _: th.Tensor, branches: th.Tensor, before: th.Tensor) -> th.Tensor:
+    def forward(self, _: th.Tensor, branches: th.Tensor, before: th.Tensor) -> th.Tensor:
         """As in :class:`BlockInput`; the step's contribution of the action is known already."""
         y = self.next(branches, before)
         return y if self.blocks > 1 else y[None]
@@ -271,9 +272,13 @@ class BlockRSSM(StateSpaceModel):
 
     def _splits_inputs(self) -> bool:
         """Whether the layers that take actions and embeddings need not be called as a whole, in each step."""
-        linear = [layer for layer in (*self.posterior_hidden, self.posterior_output) if isinstance(layer, nn.Linear)]
-        plain = self.core.is_plain and all(is_plain(layer, nn.Linear) for layer in linear)
-        return plain and declares(self, "splits_inputs", "advance", "represent", "_filter")
+        layers = [layer for layer in (*self.posterior_hidden, self.posterior_output) if isinstance(layer, nn.Linear)]
+        return (
+            declares(self, "splits_inputs", "advance", "represent", "_filter")
+            and self.core.is_plain
+            and is_plain(self.posterior_hidden, MLP)
+            and all(is_plain(layer, nn.Linear) for layer in layers)
+        )
 
     def _scan_whole_layers(
         self,

@@ -13,7 +13,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from sb3_dreamer.common.precision import cast_once
-from sb3_dreamer.dreamer_v3.layers import BlockLinear, block_product, ungrouped
+from sb3_dreamer.dreamer_v3.layers import BlockLinear, GroupedLinear, block_product, ungrouped
 
 #: Weight (in / blocks, out), and the number of blocks; 1 is an ordinary product
 Part = tuple[th.Tensor, int]
@@ -90,15 +90,14 @@ class SharedLayer(nn.Module):
         super().__init__()
         part = (layer.weight, layer.blocks) if isinstance(layer, BlockLinear) else (layer.weight.t(), 1)
         self.next = SharedProducts(layer.bias.expand(*leading, -1), part)
-        self.is_grouped = part[1] > 1
+        self.has_blocks, self.stays_grouped = part[1] > 1, isinstance(layer, GroupedLinear)
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        """Map (B, in) to (B, out)."""
-        return ungrouped(self.next(x)) if self.is_grouped else self.next(x)
-
-    def grouped(self, x: th.Tensor) -> th.Tensor:
-        """Map (B, in) to the outputs of every block, (blocks, B, out / blocks)."""
-        return self.next(x) if self.is_grouped else self.next(x)[None]
+        """Map (B, in) to (B, out), or to (blocks, B, out / blocks) as the layer does."""
+        y = self.next(x)
+        if self.stays_grouped:
+            return y if self.has_blocks else y[None]
+        return ungrouped(y) if self.has_blocks else y
 
 
 def shared(layers: Iterable[nn.Module], leading: Sequence[int]) -> nn.Sequential:
