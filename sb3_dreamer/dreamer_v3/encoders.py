@@ -20,6 +20,8 @@ class PoolStage(nn.Module):
     """
     One stage of the encoder: convolution, maximum of each 2 x 2 cell, RMS norm over the channels, activation.
 
+    Among equal pixels of a cell the gradient goes to one; the original shares it out.
+
     :param channels_in: of the input
     :param channels_out: of the output
     :param pools: whether the image is halved
