@@ -373,6 +373,8 @@ def main(arguments: list[str]) -> int:
             print(f"NOT COMPARED  {name}")
         for name in proof.missing:
             print(f"not in the folder  {name}")  # nothing to hold against ours; no failure
+        for name in proof.skipped:
+            print(f"not on {device}  {name}")
         failed = sum(not row.passed for row in rows)
         worst = max(rows, key=lambda row: row.error / max(row.tolerance, 1e-9))
         print(

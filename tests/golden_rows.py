@@ -35,6 +35,7 @@ class Proof(ABC):
         self._arrays = arrays
         self.rows: list[Row] = []
         self.missing: list[str] = []  # what we have and the folder has not
+        self.skipped: list[str] = []  # what cannot be compared on this device
         self._left = {(file, name) for file in RESULTS for name in arrays.get(file, {})}
 
     @abstractmethod
@@ -64,6 +65,11 @@ class Proof(ABC):
         self._left.discard((file, name))
         reference = np.asarray(self._arrays[file][name], dtype=np.float64)
         self.add(f"{name}" if file == "outputs" else f"{file}: {name}", ours, reference, tolerance, size)
+
+    def skip(self, name: str) -> None:
+        """Leave an output out by name."""
+        self._left.discard(("outputs", name))
+        self.skipped.append(name)
 
     def add(
         self, name: str, ours: th.Tensor | np.ndarray | float, reference: np.ndarray, tolerance: float, size: float = 0.0

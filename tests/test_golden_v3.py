@@ -30,7 +30,8 @@ def test_equals_official(folder: str, device: str) -> None:
     assert proof.not_compared == []
     assert proof.missing == []
     recorded = sum(len(proof.folder.arrays[file]) for file in ("outputs", "grads", "after"))
-    assert len(proof.rows) == len({row.name for row in proof.rows}) == recorded
+    assert len(proof.rows) == len({row.name for row in proof.rows}) == recorded - len(proof.skipped)
+    assert device != "cpu" or not proof.skipped
 
 
 @pytest.mark.parametrize("break_it, folder, fails, passes", [pytest.param(*case, id=case[0].__name__) for case in MISTAKES])
