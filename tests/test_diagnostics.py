@@ -11,7 +11,14 @@ from gymnasium import spaces
 
 from sb3_dreamer import DreamerV2
 from sb3_dreamer.algorithm import diagnostics
-from sb3_dreamer.algorithm.diagnostics import PATIENCE, LearningCheck, NonFiniteError, UpdateGuard, first_non_finite
+from sb3_dreamer.algorithm.diagnostics import (
+    PATIENCE,
+    SHORT_PATIENCE,
+    LearningCheck,
+    NonFiniteError,
+    UpdateGuard,
+    first_non_finite,
+)
 from sb3_dreamer.common.distributions import LOG_SQRT_2PI
 from sb3_dreamer.common.optimization import DreamerAdam
 from tests.small import BOX, DISCRETE, LEARN, SMALL, SMALL_POLICY, VECTOR, RandomEnv
@@ -38,10 +45,30 @@ def told(check: LearningCheck, n_updates: int = PATIENCE, progress: float = 0.1,
 def test_each_sign_is_told_once(changes: dict[str, Any], word: str) -> None:
     check = LearningCheck(DISCRETE)
     assert told(check) == []
-    assert told(check, PATIENCE - 1, **changes) == [], "every young model looks broken"
+    assert told(check, PATIENCE - 1, progress=0.04, **changes) == [], "every young model looks broken"
+    assert told(check, SHORT_PATIENCE - 1, **changes) == []
     (text,) = told(check, **changes)
     assert word in text and text.startswith(f"After {PATIENCE} updates") and "docs/troubleshooting.md" in text
     assert told(check, **changes) == []
+
+
+def test_short_runs_are_told_in_their_first_tenth() -> None:
+    (text,) = told(LearningCheck(DISCRETE), SHORT_PATIENCE, progress=0.06, kl=0.001)
+    assert text.startswith(f"After {SHORT_PATIENCE} updates the KL")
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0])
+def test_the_share_of_rewards_in_the_loss(scale: float) -> None:
+    """What is left of the loss without the constants of densities is compared, whatever a key's kind and factor."""
+    space = spaces.Dict({"vector": VECTOR, "class": spaces.Discrete(3), "ignored": VECTOR})
+    options: dict[str, Any] = {**SMALL, "policy_kwargs": {**SMALL_POLICY, "decoder_keys": ["vector", "class"]}}
+    model = DreamerV2("MultiInputPolicy", RandomEnv(space), **options, reward_scale=scale, observation_scale={"vector": 3.0})
+    size = VECTOR.shape[0]
+    losses = dict(reward_loss=LOG_SQRT_2PI + 0.5, model_loss=scale * (LOG_SQRT_2PI + 0.5) + 3.0 * size * LOG_SQRT_2PI + 1.5)
+    share = model._reward_share(losses)
+    assert share == pytest.approx(scale * 0.5 / (scale * 0.5 + 1.5), rel=1e-4)
+    (text,) = told(model._check_learning, **losses)
+    assert f"Rewards are {100.0 * share:.2g} % of the world model's loss." in text
 
 
 def test_what_is_no_fault() -> None:

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch as th
@@ -12,8 +12,8 @@ from torch import nn
 from sb3_dreamer.common.distributions import LOG_SQRT_2PI
 from sb3_dreamer.common.preprocessing import action_blocks, action_dim
 
-#: Updates before the first warning: every untrained model looks broken
-PATIENCE = 500
+#: Updates before the first warning, since every untrained model looks broken; fewer in short runs, from a share of the run on
+PATIENCE, SHORT_PATIENCE, SHORT = 500, 150, 0.05
 #: Share of a run in which a policy without entropy is a fault; later it may have converged
 EARLY = 0.3
 #: Nats of KL that hold no information, and share of the rewards' variance that is no prediction
@@ -91,6 +91,9 @@ class LearningCheck:
     :param squashed: whether a Box has a tanh-normal actor
     """
 
+    #: From the metrics to the share of the world model's loss that is the rewards', None where it is unknown
+    reward_share: Callable[[Mapping[str, float]], float | None] | None = None
+
     def __init__(self, action_space: spaces.Space, squashed: bool = False) -> None:
         blocks = action_blocks(action_space)
         lowest, edge = (SQUASHED_SPREAD, SQUASHED_SPREAD) if squashed else (NO_SPREAD, AT_THE_EDGE)
@@ -108,7 +111,7 @@ class LearningCheck:
         :param n_updates: so far
         :param progress: share of the run that is over, in [0, 1]
         """
-        if n_updates < PATIENCE:
+        if n_updates < (SHORT_PATIENCE if progress >= SHORT else PATIENCE):
             return
         for name, text in self._findings(means, progress).items():
             if name not in self._warned:
@@ -125,10 +128,12 @@ class LearningCheck:
         variance = means.get("reward_variance", 0.0)
         error = 2.0 * (means.get("reward_loss", 0.0) - LOG_SQRT_2PI)
         if variance > 1e-8 and error > (1.0 - NO_REWARD) * variance:
+            share = self.reward_share(means) if self.reward_share is not None else None
+            weight = "" if share is None else f" Rewards are {100.0 * share:.2g} % of the world model's loss."
             found["reward"] = (
                 f"the reward head predicts a constant (error {error:.2g}, variance of the rewards {variance:.2g}): the "
-                "actor has nothing to maximize. Raise reward_scale if rewards are small or rare, lower kl_scale if the latent "
-                "state is uninformative."
+                f"actor has nothing to maximize.{weight} Use reward_transform='normalize' or raise reward_scale if rewards "
+                "are small or rare, lower kl_scale if the latent state is uninformative."
             )
         if self._can_choose and progress < EARLY and means.get("actor_entropy", math.inf) < self._lowest_entropy:
             found["entropy"] = (

@@ -1,5 +1,6 @@
 """DreamerV2 as an SB3 algorithm: its options and its training."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from sb3_dreamer.algorithm.engine import Engine, EngineOptions
 from sb3_dreamer.algorithm.policy import WorldModelPolicy
 from sb3_dreamer.algorithm.sequence_algorithm import SequenceOffPolicyAlgorithm
 from sb3_dreamer.behavior.actor_critic import BehaviorObjective
+from sb3_dreamer.common.distributions import LOG_SQRT_2PI
 from sb3_dreamer.common.options import COUNT, OF_A_MACHINE, OF_A_RUN, SCHEDULE, Option, check_number, whole_number
 from sb3_dreamer.common.schedules import schedule_value
 from sb3_dreamer.common.type_aliases import SequenceBatch
@@ -244,6 +246,7 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
         super()._setup_model()
         self._check_against_policy()
         self._guard = UpdateGuard(self.max_skipped_updates)
+        self._check_learning.reward_share = self._reward_share
         self._learning_rate_schedules: dict[str, Schedule] = {  # beside SB3's lr_schedule
             "actor_learning_rate": FloatSchedule(self.actor_learning_rate),  # type: ignore[arg-type]
             "critic_learning_rate": FloatSchedule(self.critic_learning_rate),  # type: ignore[arg-type]
@@ -369,6 +372,17 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
                 behavior.update_target(self.tau if self._n_updates > 0 else 1.0)
         self._n_updates += 1
         return result
+
+    def _reward_share(self, means: Mapping[str, float]) -> float | None:
+        """The rewards' share of the world model's loss, both without what the density of a perfect prediction costs."""
+        parts, objective = self.policy.observations.parts, self.model_objective
+        floor = self.reward_scale * LOG_SQRT_2PI + sum(
+            objective.scale_of(key) * LOG_SQRT_2PI * math.prod(parts[key].encoded.shape)
+            for key in self.policy.world_model.decoder_keys
+            if parts[key].is_numeric or parts[key].is_image
+        )
+        total = means.get("model_loss", 0.0) - floor
+        return self.reward_scale * (means["reward_loss"] - LOG_SQRT_2PI) / total if total > 0.0 else None
 
     def _explores(self) -> bool:
         """The exploration strategy, if there is one, collects until ``explore_until``."""
