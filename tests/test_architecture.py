@@ -19,7 +19,7 @@ ROOMS: dict[str, tuple[str, str]] = {
     ),
     "world_model": ("latents convolutions encoders decoders scan rssm world_model", "ranks common"),
     "behavior": ("actors actor_critic exploration", "ranks common"),
-    "replay": ("rows storage disk_storage records rings buffer", "ranks common"),
+    "replay": ("rows folder index conversion storage disk_storage records rings buffer", "ranks common"),
     "saving": ("saved_files buffers checkpoint", "ranks common replay"),
     "algorithm": (
         "policy graphs engine originals diagnostics learner agreement team reporting acting setup sequence_algorithm",

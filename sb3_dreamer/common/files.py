@@ -13,6 +13,10 @@ class StorageError(ValueError):
     """The folder of a replay buffer is in use, damaged, of another kind, or without the records that a file refers to."""
 
 
+class DamageError(StorageError):
+    """Records of a replay buffer on disk are not what was written."""
+
+
 class FormatError(ValueError):
     """Another version of this package wrote the file."""
 
