@@ -171,11 +171,12 @@ class DiskStorage(RecordStorage):
         self._check_open()
         names = self._row.names or ()
         result = {n: np.empty((length, len(envs), *self._row[n].shape), self._row[n].base.newbyteorder("=")) for n in names}
-        for column, (env, number) in enumerate(zip(envs.tolist(), numbers.tolist(), strict=True)):
-            rows = self._rows.read(env, number, length)
-            damaged = self._index.misfits(env, number, rows)
-            if damaged:
-                raise DamageError(f"The replay buffer in {self.folder} is damaged: {_named([(env, n) for n in damaged])}.")
+        places = zip(envs.tolist(), numbers.tolist(), strict=True)
+        windows = [(env, number, self._rows.read(env, number, length)) for env, number in places]
+        damaged = self._index.misfits(windows)
+        if damaged:
+            raise DamageError(f"The replay buffer in {self.folder} is damaged: {_named(damaged)}.")
+        for column, (_, _, rows) in enumerate(windows):
             for name in names:
                 result[name][:, column] = rows[name]
         return result
@@ -287,7 +288,7 @@ class DiskStorage(RecordStorage):
 
     def _is_whole(self, env: int, number: int) -> bool:
         try:
-            return not self._index.misfits(env, number, self._rows.read(env, number, 1))
+            return not self._index.misfits([(env, number, self._rows.read(env, number, 1))])
         except DamageError:  # of a chunk
             return False
 
@@ -356,7 +357,7 @@ class DiskStorage(RecordStorage):
         present = present[[n < flushed or self._is_anywhere(env, n) for n in present.tolist()]]
         newest, oldest = (int(present[-1]), int(present[0])) if len(present) else (-1, flushed)
         count = newest + 1 if flushed - capacity > oldest else max(newest + 1, flushed)
-        self._rows.recover(env, flushed, count, lambda first, rows: not self._index.misfits(env, first, rows))
+        self._rows.recover(env, flushed, count, lambda first, rows: not self._index.misfits([(env, first, rows)]))
         # The rows after the newest record, those of the oldest, may hold pieces of records that never counted
         risky = count - capacity + self.flush_interval + 1
         checked = (present < risky) | (present > newest - NEWEST)
@@ -372,7 +373,7 @@ class DiskStorage(RecordStorage):
         return [*missing[unexplained].tolist(), *range(count, flushed)]
 
     def _is_anywhere(self, env: int, number: int) -> bool:
-        return any(not self._index.misfits(env, number, row) for row in self._rows.copies(env, number))
+        return any(not self._index.misfits([(env, number, row)]) for row in self._rows.copies(env, number))
 
 
 def is_open(folder: str | Path) -> bool:

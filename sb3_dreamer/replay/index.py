@@ -115,22 +115,23 @@ class RecordIndex(RingFile):
         """
         return int(self._numbers(env, self.read(env, number, 1))[0])
 
-    def misfits(self, env: int, number: int, rows: np.ndarray) -> list[int]:
+    def misfits(self, windows: Sequence[tuple[int, int, np.ndarray]]) -> list[tuple[int, int]]:
         """
         Compare records with their entries.
 
-        :param env: a ring
-        :param number: of the first record
-        :param rows: consecutive records, (n,)
-        :return: numbers of the records that are not what was written
+        :param windows: ring, number of the first record, and consecutive records, of the same length in all windows
+        :return: ring and number of each record that is not what was written
         """
-        entries, count = self.read(env, number, len(rows)), len(rows)
-        contents = rows.view(np.uint8).reshape(count, rows.itemsize)
-        found = np.fromiter(map(zlib.crc32, contents), np.uint32, count)  # type: ignore[arg-type]
-        fits = (self._numbers(env, entries) == np.arange(number, number + count)) & (entries["content"] == found)
-        return (number + np.flatnonzero(~fits)).tolist()
+        length = len(windows[0][2])
+        envs = np.repeat([env for env, _, _ in windows], length)
+        numbers = np.concatenate([np.arange(number, number + length) for _, number, _ in windows])
+        entries = np.concatenate([self.read(env, number, length) for env, number, _ in windows])
+        contents = (content for _, _, rows in windows for content in rows.view(np.uint8).reshape(length, rows.itemsize))
+        found = np.fromiter(map(zlib.crc32, contents), np.uint32, len(numbers))  # type: ignore[arg-type]
+        fits = (self._numbers(envs, entries) == numbers) & (entries["content"] == found)
+        return [(int(envs[index]), int(numbers[index])) for index in np.flatnonzero(~fits)]
 
-    def _numbers(self, env: int, entries: np.ndarray) -> np.ndarray:
+    def _numbers(self, env: int | np.ndarray, entries: np.ndarray) -> np.ndarray:
         """Number of each entry, ``ERASED``, or ``NO_ENTRY`` if it does not fit its seal."""
         tags = entries["tag"].astype(np.uint64)
         sealed = entries["seal"] == _seals(tags, entries["content"], self._salts[env])
