@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sb3_dreamer"
 #: Rooms from the foundation up. A file imports only files before it in its room, and only rooms that the second entry names
 ROOMS: dict[str, tuple[str, str]] = {
-    "ranks": ("heartbeat distributed rank_files", ""),
+    "ranks": ("heartbeat distributed rank_files termination", ""),
     "common": (
         "version capabilities one_hot type_aliases precision options files functional schedules distributions "
         "action_distributions layers heads preprocessing observations normalization optimization metrics",
@@ -22,7 +22,7 @@ ROOMS: dict[str, tuple[str, str]] = {
     "replay": ("rows folder index conversion storage disk_storage records rings buffer", "ranks common"),
     "saving": ("saved_files buffers checkpoint", "ranks common replay"),
     "algorithm": (
-        "policy graphs engine originals diagnostics learner agreement team reporting acting setup sequence_algorithm",
+        "policy graphs engine originals workers diagnostics learner agreement team reporting acting setup sequence_algorithm",
         "ranks common world_model behavior replay saving",
     ),
     "dreamer_v2": (

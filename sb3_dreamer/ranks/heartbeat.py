@@ -105,16 +105,16 @@ class Heartbeat:
         if self._store.check([f"{_KEY}/failure"]):
             self._failure = self._store.get(f"{_KEY}/failure").decode(errors="replace")
 
-    def _ask(self, seconds: float = _PATIENCE) -> None:
+    def _ask(self) -> None:
         """Let the thread talk to the store now, and wait for a whole exchange, but not for ever."""
         with self._condition:
             wanted, self._is_asked = self._rounds + 2, True  # one exchange may be in progress
             self._condition.notify_all()
-            end = time.monotonic() + seconds
+            end = time.monotonic() + _PATIENCE
             while self._rounds < wanted and self._thread.is_alive() and time.monotonic() < end:
                 self._is_asked = True
                 self._condition.notify_all()
-                self._condition.wait(min(0.05, seconds))
+                self._condition.wait(0.05)
 
     def stop(self) -> None:
         """Stop sending signs of life."""
@@ -181,9 +181,9 @@ class Heartbeat:
         return self._error(f"{self._failure or f'{lost} has ended without a message (killed?)'} ({first_line(error)})")
 
     @property
-    def has_failure(self) -> bool:
-        """Whether a rank has reported why it ended."""
-        return self._failure is not None
+    def is_broken(self) -> bool:
+        """Whether a rank has reported why it ended, or the store is gone."""
+        return self._failure is not None or self._store_error is not None
 
     def ended(self) -> RankError:
         """Error for a SIGTERM from the launcher, with the reason if a rank has reported one."""

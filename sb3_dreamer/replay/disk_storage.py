@@ -396,13 +396,3 @@ def _named(records: Sequence[tuple[int, int]]) -> str:
     more = f" and {len(places) - 5} more places" if len(places) > 5 else ""
     count = len(records)
     return f"{count} record{'s' if count > 1 else ''} ({', '.join(places[:5])}{more})"
-
-
-def _leave_locks() -> None:
-    """In a forked process, which must not keep a folder locked after the process that writes it has ended."""
-    for storage in _OPEN.values():
-        storage._folder.forget_lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_locks)

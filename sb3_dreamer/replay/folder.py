@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sb3_dreamer.common.files import StorageError, atomic_file
+from sb3_dreamer.common.files import StorageError, atomic_file, hold, release
 from sb3_dreamer.common.version import VERSION
 
 FORMAT = 2
@@ -84,13 +84,8 @@ class StorageFolder:
                 return
             self._lock = os.open(self.path / "lock", os.O_RDONLY)
         try:
-            import fcntl
-        except ImportError:  # a system without such locks
-            return
-        try:
-            fcntl.flock(self._lock, (fcntl.LOCK_EX if self.is_writable else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            hold(self._lock, alone=self.is_writable)
         except OSError as error:
-            self.close()
             raise StorageError(f"The replay buffer in {self.path} is in use by another buffer or process.") from error
         self.found = self._read_format()  # another process may have made it in the meantime
 
@@ -248,12 +243,6 @@ class StorageFolder:
             )
         return np.frombuffer(counts[8:], "<i8").astype(np.int64)
 
-    def forget_lock(self) -> None:
-        """In a forked process: only the process that opened the folder holds its lock, and holds it alone."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
     def close_files(self) -> None:
         """Close the files, but keep others out."""
         for descriptor in self.files.values():
@@ -263,4 +252,5 @@ class StorageFolder:
     def close(self) -> None:
         """Let others write the folder."""
         self.close_files()
-        self.forget_lock()
+        release(self._lock)
+        self._lock = None

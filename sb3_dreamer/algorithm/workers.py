@@ -1,0 +1,56 @@
+"""Environments in processes of their own: one that ends is noticed at once, and is one clear error."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from typing import Any
+
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
+
+
+class _Watched:
+    """
+    Connection to a worker. A forked worker inherits the connections of those before it, so that their end closes nothing: the
+    process itself is watched, too.
+
+    :param connection: of ``SubprocVecEnv``
+    :param process: at its other end
+    """
+
+    def __init__(self, connection: Any, process: Any) -> None:
+        self._connection, self._process = connection, process
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def recv(self) -> Any:
+        """Receive an answer; an ``EOFError`` if the process has ended without one."""
+        if self._connection in wait([self._connection, self._process.sentinel]):
+            return self._connection.recv()
+        self._process.join()
+        raise EOFError(f"process {self._process.pid} ended with exit code {self._process.exitcode}")
+
+
+@contextmanager
+def watched_workers(env: VecEnv | None, step: int) -> Iterator[None]:
+    """
+    Context in which an environment makes steps.
+
+    :param env: any
+    :param step: number of the step, for the error's text
+    :raises RuntimeError: if a process of a ``SubprocVecEnv`` has ended
+    """
+    workers = None if env is None else env.unwrapped
+    if not isinstance(workers, SubprocVecEnv):
+        yield
+        return
+    if not isinstance(workers.remotes[0], _Watched):
+        pairs = zip(workers.remotes, workers.processes, strict=True)
+        workers.remotes = tuple(_Watched(remote, process) for remote, process in pairs)  # type: ignore[assignment]
+    try:
+        yield
+    except (EOFError, ConnectionError) as error:
+        raise RuntimeError(
+            f"An environment process ended in step {step} (its own error is printed above): {error!r}. Model and replay "
+            "buffer are those of the last step: save them, or continue training after set_env()."
+        ) from error
