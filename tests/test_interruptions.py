@@ -17,6 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EveryNTimesteps
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_dreamer import DreamerV2
+from sb3_dreamer.algorithm.diagnostics import NonFiniteError
 from sb3_dreamer.callbacks import ResumableCheckpointCallback
 from sb3_dreamer.common.files import StorageError
 from sb3_dreamer.ranks.heartbeat import Heartbeat, RankError
@@ -383,3 +384,58 @@ class Broadcast(Clockwork):
 def test_an_observation_that_a_vec_env_would_repeat_is_named() -> None:
     with pytest.raises(ValueError, match=r"terminal observation of environment 0 has shape \(1,\), expected \(3,\)"):
         make(Broadcast()).learn(20)
+
+
+class Reuses(Clockwork):
+    """Returns the same array again and again."""
+
+    array = np.zeros(3, np.float32)
+
+    def reset(self, **options: Any) -> Any:
+        self.array[:] = super().reset(**options)[0] - 7.0
+        return self.array, {}
+
+    def step(self, action: Any) -> Any:
+        observation, *others = super().step(action)
+        self.array[:] = observation
+        return self.array, *others
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_an_environment_that_returns_the_same_array(vectorized: bool) -> None:
+    model = make(DummyVecEnv([Reuses]) if vectorized else Reuses())
+    model.learn(65)
+    observations: Any = model.replay_buffer.observations
+    dones = model.replay_buffer.dones[:, 0]
+    assert dones.sum() == 7 and (observations[dones, 0] > -1.0).all()
+    assert (observations[1 : 3 * EPISODE : EPISODE + 1, 0] > -1.0).all() and (observations[0, 0] == -7.0).all()
+
+
+# ---------------------------------------------------------------------------------------------------------- absurd values
+
+
+class Absurd(Clockwork):
+    """Finite, but no number for training."""
+
+    def step(self, action: Any) -> Any:
+        observation, _, *others = super().step(action)
+        return observation, 1e30 if self.steps >= 4 else 1.0, *others
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_absurd_values_are_named_and_dropped(on_disk: bool, tmp_path: Path) -> None:
+    storage = dict(storage_path=str(tmp_path / "replay")) if on_disk else {}
+    model = make(Absurd(), replay_buffer_kwargs=storage, max_skipped_updates=2)
+    expected = r"has \d+ values beyond 1e\+06, such as reward 1e\+30 in record 4 of ring 0.*drop_outliers\(1e\+06\)"
+    with pytest.raises(NonFiniteError, match=expected):
+        model.learn(500)
+    buffer = model.replay_buffer
+    held, count = buffer.num_records, len(buffer.outliers(1e6))
+    assert buffer.drop_outliers(1e6) == count > 0 and buffer.num_records == held - count
+    assert buffer.outliers(1e6) == [] and buffer.describe_outliers() == ""
+    model.set_env(Clockwork())
+    model.learn(40, reset_num_timesteps=False)
+    if on_disk:
+        buffer.storage.close()  # type: ignore[attr-defined]
+        again = make(Clockwork(), replay_buffer_kwargs={**storage, "storage_resume": True})
+        assert again.replay_buffer.outliers(1e6) == [] and again.replay_buffer.num_records > held - count

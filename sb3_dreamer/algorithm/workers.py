@@ -1,11 +1,14 @@
-"""Environments in processes of their own: one that ends is noticed at once, and is one clear error."""
+"""What SB3's vectorized environments leave to be done: workers that end are noticed, last observations are copied."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from multiprocessing.connection import wait
-from typing import Any
+from typing import Any, SupportsFloat
 
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
+import gymnasium as gym
+from stable_baselines3.common.env_util import is_wrapped
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 
 class _Watched:
@@ -31,6 +34,17 @@ class _Watched:
         raise EOFError(f"process {self._process.pid} ended with exit code {self._process.exitcode}")
 
 
+class _CopiesLast(gym.Wrapper):
+    """
+    Copies the last observation of an episode. ``DummyVecEnv`` keeps a reference to it, and an environment that returns the
+    same array again and again overwrites it in the reset that follows.
+    """
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return deepcopy(observation) if terminated or truncated else observation, reward, terminated, truncated, info
+
+
 @contextmanager
 def watched_workers(env: VecEnv | None, step: int) -> Iterator[None]:
     """
@@ -41,6 +55,8 @@ def watched_workers(env: VecEnv | None, step: int) -> Iterator[None]:
     :raises RuntimeError: if a process of a ``SubprocVecEnv`` has ended
     """
     workers = None if env is None else env.unwrapped
+    if isinstance(workers, DummyVecEnv):
+        workers.envs = [one if is_wrapped(one, _CopiesLast) else _CopiesLast(one) for one in workers.envs]
     if not isinstance(workers, SubprocVecEnv):
         yield
         return

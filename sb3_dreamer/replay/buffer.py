@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -37,6 +37,16 @@ from sb3_dreamer.replay.rows import Compression
 from sb3_dreamer.replay.storage import RamStorage, RecordStorage
 
 PICKLE_FORMAT = 3
+PIECE = 256  # records that are looked at together
+
+
+class Outlier(NamedTuple):
+    """A finite but absurd value in a record."""
+
+    ring: int
+    number: int
+    field: str
+    size: float  # magnitude
 
 
 def _view_of(name: str, docstring: str) -> Any:
@@ -387,6 +397,47 @@ class SequenceReplayBuffer(ReplayBuffer):
         """
         self.storage.leave_out(records, for_good=True)
         self.rings.leave_out(records)
+
+    def outliers(self, limit: float) -> list[Outlier]:
+        """
+        Find finite but absurd values, such as a reward of 1e30, with which updates fail again and again.
+
+        :param limit: largest magnitude that is not absurd
+        :return: every record whose observation, action or reward goes beyond it
+        """
+        self.leave_out_damaged()
+        found: list[Outlier] = []
+        for env, start, end in self.rings.episodes():
+            for first in range(start, end, PIECE):
+                records = self.storage.read(np.array([env]), np.array([first]), min(PIECE, end - first))
+                for name, values in records.items():
+                    if values.dtype.kind == "f":
+                        sizes = np.abs(values).reshape(len(values), -1).max(axis=1)
+                        found += [Outlier(env, first + int(n), name, float(sizes[n])) for n in np.flatnonzero(sizes > limit)]
+        return found
+
+    def drop_outliers(self, limit: float) -> int:
+        """
+        Drop the records of :meth:`outliers`.
+
+        :param limit: as there
+        :return: how many
+        """
+        records = sorted({(outlier.ring, outlier.number) for outlier in self.outliers(limit)})
+        self.drop(records)
+        return len(records)
+
+    def describe_outliers(self, limit: float = 1e6) -> str:
+        """
+        Name absurd values for an error's text.
+
+        :param limit: as in :meth:`outliers`
+        :return: a sentence; empty if there are none
+        """
+        found = self.outliers(limit)
+        names = ", ".join(f"{one.field} {one.size:.3g} in record {one.number} of ring {one.ring}" for one in found[:3])
+        few = f"The replay buffer has {len(found)} values beyond {limit:g}, such as {names}. If they are errors, "
+        return f" {few}replay_buffer.drop_outliers({limit:g}) drops their records." if found else ""
 
     def reopen(self) -> None:
         """Take back the folder that another buffer of this process has opened in the meantime."""
