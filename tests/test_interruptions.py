@@ -418,15 +418,17 @@ class Absurd(Clockwork):
     """Finite, but no number for training."""
 
     def step(self, action: Any) -> Any:
-        observation, _, *others = super().step(action)
-        return observation, 1e30 if self.steps >= 4 else 1.0, *others
+        observation, *others = super().step(action)
+        return np.full(3, 1e30, np.float32) if self.steps >= 4 else observation, *others
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_absurd_values_are_named_and_dropped(on_disk: bool, tmp_path: Path) -> None:
     storage = dict(storage_path=str(tmp_path / "replay")) if on_disk else {}
     model = make(Absurd(), replay_buffer_kwargs=storage, max_skipped_updates=2)
-    expected = r"has \d+ values beyond 1e\+06, such as reward 1e\+30 in record 4 of ring 0.*drop_outliers\(1e\+06\)"
+    expected = (
+        r"has \d+ values beyond 1e\+06, such as observation/observation 1e\+30 in record 4 of ring 0.*drop_outliers\(1e\+06\)"
+    )
     with pytest.raises(NonFiniteError, match=expected):
         model.learn(500)
     buffer = model.replay_buffer

@@ -337,7 +337,8 @@ class DiskStorage(RecordStorage):
                 "of them may be of another folder. Nothing was changed."
             )
         lost = [(env, n) for env, ring in enumerate(rings) for n in self._recover_ring(env, ring, int(known[env]))]
-        if lost:  # then nothing is taken for granted
+        # A kill may have come while the oldest record was overwritten; entries are aligned, so that it tears none of them
+        if any(number != self.written[env] - self._capacity for env, number in lost):  # then nothing is taken for granted
             self.leave_out(lost := sorted({*lost, *self.damaged()}))
             left = sum(1 for _ in self._records())
             if left == 0:
@@ -368,9 +369,7 @@ class DiskStorage(RecordStorage):
         expected = np.arange(max(count - capacity, 0), count)
         missing = np.setdiff1d(expected, present, assume_unique=True)
         self.written[env], self.first[env], self.holes[env] = count, first, missing[missing > first].tolist()
-        # A kill may have come while the oldest record was overwritten; entries are aligned, so that it tears none of them
-        unexplained = (numbers[missing % capacity] != ERASED) & (missing != count - capacity)
-        return [*missing[unexplained].tolist(), *range(count, flushed)]
+        return [*missing[numbers[missing % capacity] != ERASED].tolist(), *range(count, flushed)]
 
     def _is_anywhere(self, env: int, number: int) -> bool:
         return any(not self._index.misfits([(env, number, row)]) for row in self._rows.copies(env, number))
