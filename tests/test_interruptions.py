@@ -298,6 +298,31 @@ def test_a_frozen_rank_0_which_holds_the_store() -> None:
     assert frozen.exit_code is None and time.monotonic() - started < 60.0
 
 
+class Mark:
+    """Leaves a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@needs_fork
+def test_what_ranks_exchange_is_not_executed(tmp_path: Path) -> None:
+    from sb3_dreamer.ranks import distributed
+
+    def job(rank: int) -> list[Any]:
+        distributed.join()
+        return distributed.gather({"mine": (rank, np.float32(0.5), np.arange(2), None), "object": Mark(tmp_path / "mark")})
+
+    for outcome in run_ranks(job):
+        assert outcome.error == "", outcome
+        for number, part in enumerate(outcome.result):
+            assert part["mine"] == [number, 0.5, [0, 1], None] and "Mark object" in part["object"]
+    assert not (tmp_path / "mark").exists()
+
+
 # ----------------------------------------------------------------------------------------------------------- dead workers
 
 
