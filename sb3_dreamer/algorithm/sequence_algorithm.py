@@ -311,7 +311,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             self.set_logger(Logger(None, []))
         reset = reset_num_timesteps or self._last_obs is None
         counted_before, self._resumes = self._resumes, False
-        with watched_workers(self.env, 0), first_reset(self._vec_normalize_env, counted_before):
+        with watched_workers(self.env, lambda: 0), first_reset(self._vec_normalize_env, counted_before):
             result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         assert self.env is not None
         if self.behind_vec_normalize and self._vec_normalize_env is None:
@@ -422,7 +422,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
         """As in SB3, but the step after which a callback stops is stored too: the next ``learn`` continues from it."""
         self._call_waiting()
-        with watched_workers(self.env, self.num_timesteps + 1):
+        with watched_workers(self.env, lambda: self.num_timesteps + 1):
             rollout = super().collect_rollouts(*args, **kwargs)
         if not rollout.continue_training and self._step_in_flight:
             step = kwargs["callback"].locals if "callback" in kwargs else args[1].locals

@@ -1,6 +1,6 @@
 """What SB3's vectorized environments leave to be done: workers that end are noticed, last observations are copied."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from multiprocessing.connection import wait
@@ -46,12 +46,12 @@ class _CopiesLast(gym.Wrapper):
 
 
 @contextmanager
-def watched_workers(env: VecEnv | None, step: int) -> Iterator[None]:
+def watched_workers(env: VecEnv | None, step: Callable[[], int]) -> Iterator[None]:
     """
     Context in which an environment makes steps.
 
     :param env: any
-    :param step: number of the step, for the error's text
+    :param step: tells the number of the step, for the error's text
     :raises RuntimeError: if a process of a ``SubprocVecEnv`` has ended
     """
     workers = None if env is None else env.unwrapped
@@ -67,6 +67,6 @@ def watched_workers(env: VecEnv | None, step: int) -> Iterator[None]:
         yield
     except (EOFError, ConnectionError) as error:
         raise RuntimeError(
-            f"An environment process ended in step {step} (its own error is printed above): {error!r}. Model and replay "
+            f"An environment process ended in step {step()} (its own error is printed above): {error!r}. Model and replay "
             "buffer are those of the last step: save them, or continue training after set_env()."
         ) from error

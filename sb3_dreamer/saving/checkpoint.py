@@ -22,7 +22,7 @@ from sb3_dreamer.ranks.rank_files import file_of_rank, is_of_rank
 
 #: Names that rl_zoo3's ``--trained-agent`` looks for, too
 MODEL, BUFFER, NORMALIZE = "model.zip", "replay_buffer.pkl", "vecnormalize.pkl"
-RANDOM, CONTENTS, RUN, LOCK = "random.json", "contents.json", "run.json", ".lock"
+RANDOM, CONTENTS, RUN = "random.json", "contents.json", "run.json"
 NAME = re.compile(r"step_(\d{12})")
 
 
@@ -175,16 +175,19 @@ def _named_as_checkpoints(folder: str | Path) -> list[Path]:
     return sorted(path for path in Path(folder).glob("step_*") if NAME.fullmatch(path.name))
 
 
-def claim(folder: str | Path) -> int:
+def claim(folder: str | Path) -> int | None:
     """
     Keep other runs out of a folder of checkpoints.
 
     :param folder: created if it does not exist
-    :return: what is given to :func:`~sb3_dreamer.common.files.release` at the end of the run
+    :return: what is given to :func:`~sb3_dreamer.common.files.release` at the end of the run; None where folders cannot be
+        locked
     :raises StorageError: if another run writes there
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(Path(folder) / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    if os.name == "nt":
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         hold(descriptor)
     except OSError as error:
