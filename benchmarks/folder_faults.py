@@ -222,8 +222,6 @@ def flip_in(name: str) -> Callable[[Path, random.Random], Outcome]:
 
     def flip(folder: Path, chance: random.Random) -> Outcome:
         truth, path = prepare(folder, chance), folder / name
-        if not path.exists():
-            return Outcome(0, None)
         content = bytearray(path.read_bytes())
         used = [place for place in range(len(content)) if content[place]] or [0]
         content[chance.choice(used)] ^= 1 << chance.randrange(8)
@@ -383,7 +381,7 @@ def happen(kind: str, place: Path, compressed: bool, chance: random.Random) -> O
     :param chance: chooses everything else
     :return: what was found
     """
-    folder = place / ("compressed folder" if compressed else "plain folder")
+    folder = place / ("compressed folder" if compressed or "chunks" in kind else "plain folder")
     try:
         return KINDS[kind](folder, chance)
     except Exception as error:  # any error is a finding
