@@ -296,7 +296,7 @@ def open_storage(folder: Path) -> DiskStorage | None:
     return DiskStorage(layout.row, 1, size, folder, layout.description, True, compression)
 
 
-def full_disk(path: Path, seconds: float = 40.0) -> str | None:
+def full_disk(path: Path, seconds: float = 120.0) -> str | None:
     """
     Training into a small disk: one error, and everything before it can be read.
 
