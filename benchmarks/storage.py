@@ -102,7 +102,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             return print(json.dumps(measure(options.kind, options.steps, options.game, folder)))
     rows = [
-        "| records in | adding a step, ms | a batch of 50 × 50, CPU ms | own memory, MiB | file pages, MiB | on the disk, GB |",
+        "| records in | adding a step, ms | a batch of 50 × 50, CPU ms | own memory, MiB | file pages, MiB | on disk, GB |",
         "|---" * 6 + "|",
     ]
     for kind in KINDS:

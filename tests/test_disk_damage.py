@@ -282,7 +282,7 @@ def test_a_chunk_may_not_unpack_to_more_than_its_place(tmp_path: Path) -> None:
         overwrite(folder / "chunks.bin", rows._slot(0, 0), header.tobytes() + content)
         rows._latest = {}
         tracemalloc.start()
-        with pytest.raises(DamageError, match="has not its size"):
+        with pytest.raises(DamageError, match="does not have its size"):
             rows.read(0, 4, 1)
         assert tracemalloc.get_traced_memory()[1] < 1e6
         tracemalloc.stop()
