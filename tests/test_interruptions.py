@@ -74,6 +74,27 @@ def test_a_signal_leaves_a_checkpoint_and_the_usual_status(number: int, tmp_path
 
 
 @needs_fork
+def test_processes_forked_in_training_can_be_terminated(tmp_path: Path) -> None:
+    class Forks(BaseCallback):
+        status = 0
+
+        def _on_step(self) -> bool:
+            if self.n_calls == 5:
+                child = os.fork()
+                if child == 0:
+                    time.sleep(20)
+                    os._exit(3)
+                time.sleep(0.2)
+                os.kill(child, signal.SIGTERM)
+                self.status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            return True
+
+    forks = Forks()
+    make().learn(20, callback=[ResumableCheckpointCallback(50, tmp_path), forks])
+    assert forks.status == -signal.SIGTERM
+
+
+@needs_fork
 def test_a_signal_to_all_processes_of_a_job_leaves_a_checkpoint(tmp_path: Path) -> None:
     """It ends the workers of ``SubprocVecEnv`` at once, which the next step finds."""
     env = SubprocVecEnv([make_env, make_env], start_method="fork")
