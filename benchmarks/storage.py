@@ -87,7 +87,7 @@ def measure(kind: str, steps: int, game: str, folder: str) -> dict[str, Any]:
     own = max(peak, after["RssAnon"]) - before["RssAnon"]
     files = after["RssFile"] - before["RssFile"]
     disk = sum(512 * path.stat().st_blocks for path in Path(folder).iterdir()) / 1e9
-    times_ms = {"add_ms": 1e3 * adding, "sample_ms": 1e3 * median(times)}
+    times_ms = {"add_ms": 1e3 * adding, "sample_cpu_ms": 1e3 * median(times)}
     return {**times_ms, "own_mb": own, "file_mb": files, "disk_gb": disk}
 
 
@@ -111,7 +111,7 @@ def main() -> None:
         result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
         names = ("kind", "steps", "game")
         record({"kind": kind, "steps": options.steps, "game": options.game, **result}, FOLDER / "storage.json", names)
-        numbers = f"{result['add_ms']:.3f} | {result['sample_ms']:.1f} | {result['own_mb']:,.0f} | {result['file_mb']:,.0f}"
+        numbers = f"{result['add_ms']:.3f} | {result['sample_cpu_ms']:.1f} | {result['own_mb']:,.0f} | {result['file_mb']:,.0f}"
         rows.append(f"| {kind}, {options.steps:,} steps of {options.game} | {numbers} | {result['disk_gb']:.2f} |")
         print(rows[-1], flush=True)
     pattern = f"{re.escape(BEGIN)}.*?{re.escape(END)}"
