@@ -111,7 +111,8 @@ def main() -> None:
         result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
         names = ("kind", "steps", "game")
         record({"kind": kind, "steps": options.steps, "game": options.game, **result}, FOLDER / "storage.json", names)
-        numbers = f"{result['add_ms']:.3f} | {result['sample_cpu_ms']:.1f} | {result['own_mb']:,.0f} | {result['file_mb']:,.0f}"
+        numbers = f"{result['add_ms']:.3f} | {result['sample_cpu_ms']:.1f}"
+        numbers += f" | {result['own_mb']:,.0f} | {result['file_mb']:,.0f}"
         rows.append(f"| {kind}, {options.steps:,} steps of {options.game} | {numbers} | {result['disk_gb']:.2f} |")
         print(rows[-1], flush=True)
     pattern = f"{re.escape(BEGIN)}.*?{re.escape(END)}"
