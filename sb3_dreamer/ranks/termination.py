@@ -1,5 +1,6 @@
 """Signals that announce the end of a process: SIGTERM, and SIGUSR1 as SLURM and others send it some time before."""
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -18,12 +19,13 @@ class TerminationNotice:
         #: Number of the signal, None before it came
         self.received: int | None = None
         self._before: dict[int, Any] = {}
+        self._owner = os.getpid()
 
     def listen(self) -> None:
         """Note signals from now on; handlers of the user's own stay."""
         if threading.current_thread() is not threading.main_thread():
             return
-        self.received = None
+        self.received, self._owner = None, os.getpid()
         for number in (signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)):
             before = signal.getsignal(number)
             if number not in self._before and (before is signal.SIG_DFL or joined() is not None):
@@ -31,6 +33,9 @@ class TerminationNotice:
                 signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:  # forked in the meantime, such as a worker that its parent terminates
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
         ranks, before = joined(), self._before.get(number)
         if ranks is not None and callable(before) and ranks.heartbeat.is_broken:  # the launcher ends what is left of the run
             before(number, frame)
