@@ -13,6 +13,7 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_dreamer.algorithm.sequence_algorithm import SequenceOffPolicyAlgorithm
+from sb3_dreamer.common.files import release
 from sb3_dreamer.common.options import check_number
 from sb3_dreamer.dream.decoding import ObservationDecoder
 from sb3_dreamer.dream.drawing import gif_bytes, safe_name, save_film
@@ -20,7 +21,7 @@ from sb3_dreamer.dream.plots import draw_lines, prediction_frames
 from sb3_dreamer.dream.recording import open_recording
 from sb3_dreamer.dream.rollout import open_loop
 from sb3_dreamer.ranks.distributed import rank, world_size
-from sb3_dreamer.saving.checkpoint import save_checkpoint, set_aside
+from sb3_dreamer.saving.checkpoint import claim, save_checkpoint, set_aside
 
 
 class _PeriodicCallback(BaseCallback):
@@ -67,6 +68,10 @@ class ResumableCheckpointCallback(_PeriodicCallback):
     A buffer in memory is written as a whole each time. With ``replay_buffer_kwargs=dict(storage_path=...)`` it is on the disk
     already, and a checkpoint refers to it.
 
+    After SIGTERM or SIGUSR1, with which batch systems and preemptible machines announce the end, it writes a checkpoint at the
+    next step, ends the training and then the process, with the usual exit status of 128 plus the number of the signal. While
+    it is in use, its folder belongs to this run: another one that begins there is refused.
+
     Inside of a callback that calls others at some event (``EveryNTimesteps``, ``EvalCallback(callback_on_new_best=...)``) it
     checks at every event whether ``save_freq`` steps have passed: with 1 there is a checkpoint for each.
 
@@ -85,11 +90,31 @@ class ResumableCheckpointCallback(_PeriodicCallback):
         if save_freq < 1 or (keep is not None and keep < 1):
             raise ValueError(f"save_freq and keep must be at least 1, but are {save_freq} and {keep}.")
         self.save_freq, self.folder, self.keep = save_freq, Path(folder), keep
+        self._lock: int | None = None
+
+    def __del__(self) -> None:
+        release(self.__dict__.get("_lock"))
 
     def _init_callback(self) -> None:
         super()._init_callback()
         if rank() == 0:
+            release(self._lock)
+            self._lock = claim(self.folder)
             set_aside(self.folder, self.model.num_timesteps)
+
+    def _on_training_start(self) -> None:
+        if not self._called_by_event:  # which would not let it write at the end
+            self.model.termination.listen()
+
+    def _on_step(self) -> bool:
+        return super()._on_step() and self.model.termination.received is None
+
+    def _on_training_end(self) -> None:
+        try:
+            super()._on_training_end()
+        finally:
+            release(self._lock)
+            self._lock = None
 
     def _act(self) -> None:
         if world_size() > 1 and self.model._team is None:  # rl_zoo3 ends training twice, also after a rank was lost

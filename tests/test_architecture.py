@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sb3_dreamer"
 #: Rooms from the foundation up. A file imports only files before it in its room, and only rooms that the second entry names
 ROOMS: dict[str, tuple[str, str]] = {
-    "ranks": ("heartbeat distributed rank_files", ""),
+    "ranks": ("heartbeat distributed rank_files termination", ""),
     "common": (
         "version capabilities one_hot type_aliases precision options files functional schedules distributions two_hot "
         "action_distributions layers heads preprocessing observations normalization optimization laprop metrics",
@@ -19,10 +19,10 @@ ROOMS: dict[str, tuple[str, str]] = {
     ),
     "world_model": ("latents convolutions encoders decoders state_space scan rssm base world_model", "ranks common"),
     "behavior": ("actors actor_critic exploration", "ranks common"),
-    "replay": ("rows storage disk_storage records rings buffer", "ranks common"),
+    "replay": ("rows folder index conversion storage disk_storage records rings buffer", "ranks common"),
     "saving": ("saved_files buffers checkpoint", "ranks common replay"),
     "algorithm": (
-        "policy graphs engine originals diagnostics learner agreement team reporting acting setup sequence_algorithm",
+        "policy graphs engine originals workers diagnostics learner agreement team reporting acting setup sequence_algorithm",
         "ranks common world_model behavior replay saving",
     ),
     "dreamer_v2": (

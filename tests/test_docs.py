@@ -157,6 +157,8 @@ def source_of(module: str) -> str:
 def problem(line: str) -> str | None:
     """What is wrong with a command, None if nothing is."""
     words = shlex.split(line, comments=True)
+    if words[0] == "srun":  # of SLURM; what follows depends on the exit status
+        words = words[1 : words.index("||")] if "||" in words else words[1:]
     if words[0] == "torchrun" or "=" in words[0]:
         return torchrun_problem(words[1:]) if words[0] == "torchrun" else variable_problem(*words)
     makefile = (ROOT / "Makefile").read_text()
@@ -393,6 +395,15 @@ def test_concepts_quote_the_ablations() -> None:
         re.MULTILINE,
     )
     assert len(quoted) == 6 and set(quoted) <= {(paper, here) for here, paper in measured}
+
+
+def test_promises_name_tests_that_exist() -> None:
+    tests = {
+        name for path in (ROOT / "tests").glob("test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+    }
+    for name in ("reliability", "resume", "scaling"):
+        named = re.findall(r"`(test_\w+)`", (ROOT / "docs" / f"{name}.md").read_text())
+        assert len(named) > 5 and set(named) <= tests, sorted(set(named) - tests)
 
 
 def test_every_page_is_in_the_contents_and_every_link_leads_somewhere() -> None:

@@ -3,6 +3,11 @@
 import base64
 import json
 import pickle
+import re
+import resource
+import time
+import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +157,73 @@ class Bomb:
         return Path.touch, (self.mark,)
 
 
+def hostile_files(header: dict[str, str]) -> dict[str, dict[str, str]]:
+    """Metadata by what is wrong with it."""
+
+    def changed(part: str, **values: Any) -> dict[str, str]:
+        return {**header, part: json.dumps({**json.loads(header[part]), **values})}
+
+    deep = "[" * 100_000 + "]" * 100_000
+    return {
+        "writes elsewhere": changed("arguments", replay_buffer_kwargs={"storage_path": "victim"}),
+        "logs elsewhere": changed("arguments", tensorboard_log="victim"),
+        "another device": changed("arguments", device="cuda:7"),
+        "unknown argument": changed("arguments", _init_setup_model=True),
+        "many layers": changed("policy_kwargs", net_arch=[4] * 200_000),
+        "wide": changed("policy_kwargs", hidden_size=1_000_000),
+        "deep json": {**header, "policy_kwargs": deep},
+        "not a dict": {**header, "arguments": "[1]"},
+        "large module": changed("policy_kwargs", activation_fn={"torch.nn": "Transformer"}),
+        "unknown policy kwarg": changed("policy_kwargs", storage_path="victim"),
+        "many classes": {**header, "action_space": json.dumps({"Discrete": {"n": 10**12, "start": 0}})},
+        "many actions": {**header, "action_space": json.dumps({"MultiBinary": {"n": 10**10}})},
+        "objects": {**header, "observation_space": '{"Box": {"bounds": [["0"], ["1"]], "dtype": "O", "shape": [1]}}'},
+        "text": {**header, "observation_space": '{"Box": {"bounds": [["0"], ["1"]], "dtype": "U99999999", "shape": [1]}}'},
+        "huge box": {
+            **header,
+            "observation_space": '{"Box": {"bounds": [["0"], ["1"]], "dtype": "float32", "shape": [999999]}}',
+        },
+        "digits": {**header, "policy_kwargs": '{"hidden_size": ' + "9" * 100_000 + "}"},
+    }
+
+
+def test_strangers_values_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One ValueError for each, within a second and 100 MB, and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "agent.safetensors"
+    export_model(model_of(), path)
+    whole = path.read_bytes()
+    header = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])["__metadata__"]
+    cases = {name: save(load(whole), metadata=metadata) for name, metadata in hostile_files(header).items()}
+    for value in (float("nan"), float("inf")):
+        tensors = load(whole)
+        next(iter(tensors.values())).view(-1)[0] = value
+        cases[f"a weight is {value}"] = save(tensors, metadata=header)
+    cases["large header"] = (90 << 20).to_bytes(8, "little") + b"{"
+    for name, content in cases.items():
+        path.write_bytes(content)
+        before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            import_model(path, RandomEnv(VECTOR))
+        assert time.process_time() - started < 1.0, name
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, name
+    assert [entry.name for entry in tmp_path.iterdir()] == ["agent.safetensors"]
+    path.write_bytes(whole)
+    import_model(path, RandomEnv(VECTOR), tensorboard_log=None)
+
+
+def test_a_model_file_with_endless_options_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "agent.zip"
+    model_of().save(path)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive, archive.open("data", "w", force_zip64=True) as file:
+        for _ in range(600):
+            file.write(bytes(1 << 20))
+    started = time.process_time()
+    with pytest.raises(ValueError, match="the size of its part 'data' is 629145600, more than"):
+        DreamerV2.load(path)
+    assert time.process_time() - started < 1.0
+
+
 def test_hostile_pickles_do_not_run(tmp_path: Path) -> None:
     """Neither in an exported model nor in a buffer's folder is there a place that is unpickled."""
     mark, path = tmp_path / "mark", tmp_path / "agent.safetensors"
@@ -173,11 +245,11 @@ def test_hostile_pickles_do_not_run(tmp_path: Path) -> None:
         import_model(path)
     folder = tmp_path / "replay"
     storage = dict(storage_path=str(folder))
-    model_of(replay_buffer_kwargs=storage).learn(12)
-    for name in ("format.json", "index.bin", "flushed.bin"):
+    model_of(replay_buffer_kwargs=storage).learn(12).replay_buffer.storage.flush()  # type: ignore[attr-defined]
+    for name in ("flushed.bin", "format.json", "entries.bin"):
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(pickle.dumps(Bomb(mark)))
-        with pytest.raises(ValueError, match="is damaged"):
+        with nullcontext() if name == "flushed.bin" else pytest.raises(ValueError, match="is damaged"):
             model_of(replay_buffer_kwargs={**storage, "storage_resume": True})
         (folder / name).write_bytes(content)
     assert not mark.exists()

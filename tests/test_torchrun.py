@@ -88,3 +88,23 @@ def test_a_killed_rank_and_the_restart(victim: int, tmp_path: Path) -> None:
     assert f"Going on from step {reached}" in output and 1200 <= reached < 2000, output
     assert DreamerV2.load(tmp_path / "run" / "final").num_timesteps == 2000
     print(f"killed at step {reached}, finished {time.monotonic() - killed:.0f} s later")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found through /proc")
+def test_a_frozen_rank_0(tmp_path: Path) -> None:
+    """The launcher holds the store; the other rank ends after the timeout, and the launcher ends the frozen one."""
+    script = [str(ROOT / "examples" / "distributed.py"), "--steps", "100000", "--save-every", "200", "--folder", "run"]
+    os.environ["SB3_DREAMER_TIMEOUT"] = "5"
+    try:
+        process = torchrun(tmp_path, *script)
+    finally:
+        del os.environ["SB3_DREAMER_TIMEOUT"]
+    until = time.monotonic() + 120
+    while not checkpoints(tmp_path / "run" / "checkpoints") and time.monotonic() < until:
+        time.sleep(0.1)
+    os.kill(child(process.pid)[0], signal.SIGSTOP)
+    output = process.communicate(timeout=120)[0]
+    assert (
+        process.returncode != 0 and "RankError: Rank 1 of 2 stops: rank 0 has sent no sign of life for 5 s" in output
+    ), output

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch as th
@@ -48,12 +48,13 @@ class UpdateGuard:
         self._in_a_row: th.Tensor | None = None
         self._since_look = 0
 
-    def __call__(self, metrics: Mapping[str, th.Tensor], policy: nn.Module) -> None:
+    def __call__(self, metrics: Mapping[str, th.Tensor], policy: nn.Module, suspects: Callable[[], str] = lambda: "") -> None:
         """
         Count an update.
 
         :param metrics: of an update, by logged name
         :param policy: whose gradients are searched for the error
+        :param suspects: names what may be wrong with the experience, for the error's text
         :raises NonFiniteError: naming the first quantity that is not finite
         """
         if self.limit is None:
@@ -66,7 +67,7 @@ class UpdateGuard:
             raise NonFiniteError(
                 f"{self.limit} updates in a row were skipped because their gradients were not finite; the first such "
                 f"quantity is {first_non_finite(metrics, policy)}. The weights are those before them and can be saved. Lower "
-                " learning_rate, check the scale of observations and rewards, or use precision='float32'."
+                f"learning_rate, check the scale of observations and rewards, or use precision='float32'.{suspects()}"
             )
         if self._since_look >= self.limit:
             self._since_look = 0

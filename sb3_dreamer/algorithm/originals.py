@@ -1,12 +1,71 @@
 """Observations as the environment gives them, where ``VecNormalize`` stands between it and the agent."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from sb3_dreamer.common.preprocessing import NumpyObs
+
+#: Where infos keep the last observation of an episode as the environment gave it
+ORIGINAL = "original_terminal_observation"
+
+
+class _KeepsOriginals(VecEnvWrapper):
+    """Stands inside of ``VecNormalize``, which clips the last observation of an episode and keeps no other."""
+
+    def reset(self) -> VecEnvObs:
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        observations, rewards, dones, infos = self.venv.step_wait()
+        for i in np.flatnonzero(dones):
+            if "terminal_observation" in infos[i]:
+                infos[i][ORIGINAL] = infos[i]["terminal_observation"]
+        return observations, rewards, dones, infos
+
+
+def keep_originals(normalize: VecNormalize | None) -> None:
+    """
+    Let ``VecNormalize`` pass on terminal observations as they were before it.
+
+    :param normalize: of the environment
+    """
+    if normalize is not None and normalize.norm_obs and not isinstance(normalize.venv, _KeepsOriginals):
+        normalize.venv = _KeepsOriginals(normalize.venv)
+
+
+@contextmanager
+def first_reset(normalize: VecNormalize | None, is_counted: bool) -> Iterator[None]:
+    """
+    Context of the reset with which training begins.
+
+    :param normalize: of the environment
+    :param is_counted: whether its statistics have the first observation already, as those of a checkpoint that was written at
+        the end of an episode do
+    """
+    keep_originals(normalize)
+    if normalize is None or not is_counted:
+        yield
+        return
+    training, normalize.training = normalize.training, False
+    try:
+        yield
+    finally:
+        normalize.training = training
+
+
+def _before_normalization(normalize: VecNormalize, info: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The parts of a terminal observation that ``VecNormalize`` has changed, as they were before."""
+    if not normalize.norm_obs:
+        return {}
+    last = info[ORIGINAL] if ORIGINAL in info else normalize.unnormalize_obs(info["terminal_observation"])
+    parts = _by_key(last)
+    return {key: parts[key] for key in normalize.norm_obs_keys or parts}
 
 
 def original_observations(normalize: VecNormalize | None, observations: NumpyObs) -> NumpyObs:
@@ -67,9 +126,15 @@ def arrived_observations(
         last = infos[i].get("terminal_observation")
         if last is None:
             continue
-        last = _by_key(last if normalize is None else normalize.unnormalize_obs(last))
+        given = _by_key(last) if normalize is None else _by_key(last) | _before_normalization(normalize, infos[i])
         for key, target in _by_key(next_obs).items():
-            value = np.asarray(last[key])
+            value = np.asarray(given[key])
+            if value.shape != target[i].shape:  # which a VecEnv of SB3 has repeated until it fits
+                name = f" '{key}'" if key else ""
+                raise ValueError(
+                    f"The terminal observation{name} of environment {i} has shape {value.shape}, expected {target[i].shape}: "
+                    "the environment returns other shapes than its observation_space says."
+                )
             off = target.dtype.kind in "biu" and value.dtype.kind == "f"  # VecNormalize has made rounding errors
             target[i] = np.rint(value) if off else value
     return next_obs

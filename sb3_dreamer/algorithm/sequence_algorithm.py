@@ -4,6 +4,7 @@ import io
 import math
 import os
 import pathlib
+import secrets
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -20,16 +21,17 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn
 from stable_baselines3.common.utils import configure_logger
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dreamer.algorithm.acting import choice_of_policy, random_choice
 from sb3_dreamer.algorithm.diagnostics import LearningCheck
 from sb3_dreamer.algorithm.engine import Engine
-from sb3_dreamer.algorithm.originals import arrived_observations, check_wrappers, original_observations
+from sb3_dreamer.algorithm.originals import arrived_observations, check_wrappers, first_reset, original_observations
 from sb3_dreamer.algorithm.policy import ActingState, WorldModelPolicy
 from sb3_dreamer.algorithm.reporting import DreamerProgressBar, TrainingClock, training_summary, warn_if_memory_is_short
 from sb3_dreamer.algorithm.setup import check_setup, make_replay_buffer, warn_of_unknown_arguments
 from sb3_dreamer.algorithm.team import Team, team_of
+from sb3_dreamer.algorithm.workers import watched_workers
 from sb3_dreamer.behavior.actors import is_squashed
 from sb3_dreamer.common.files import atomic_file, is_path
 from sb3_dreamer.common.metrics import MetricAverager
@@ -37,6 +39,7 @@ from sb3_dreamer.common.observations import check_observation_space
 from sb3_dreamer.common.options import Option, check_number
 from sb3_dreamer.common.preprocessing import NumpyObs, action_blocks
 from sb3_dreamer.ranks.distributed import rank
+from sb3_dreamer.ranks.termination import TerminationNotice
 from sb3_dreamer.replay.buffer import SequenceReplayBuffer
 from sb3_dreamer.saving.buffers import BufferLoader, save_buffer
 from sb3_dreamer.saving.checkpoint import Checkpoint
@@ -46,7 +49,7 @@ SelfSequence = TypeVar("SelfSequence", bound="SequenceOffPolicyAlgorithm")
 
 #: Attributes that ``_setup_model`` and ``learn`` derive from others
 DERIVED = ["_engine", "_acting_state", "_metrics", "_check_learning", "clock", "_step_in_flight", "_loading", "_team"]
-DERIVED += ["_learning_rate_schedules", "_guard", "_when_stored", "_place_given"]
+DERIVED += ["_learning_rate_schedules", "_guard", "_when_stored", "_place_given", "_resumes", "termination"]
 
 
 class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
@@ -67,15 +70,13 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     batch_length: int
     #: Whether it has learned behind ``VecNormalize``: the buffer holds what the environment gave
     behind_vec_normalize = False
-    #: Between the constructor and ``_setup_model`` of a model that is read from a file
-    _loading = False
-    #: Whether the user has just said where the records belong
-    _place_given = False
-    #: This process' part in a common run, while there is one
-    _team: Team | None = None
-    #: What callbacks want to be called between two steps
-    _when_stored: tuple[Callable[[], object], ...] = ()
+    _loading = False  # between the constructor and ``_setup_model`` of a model that is read from a file
+    _place_given = False  # whether the user has just said where the records belong
+    _team: Team | None = None  # this process' part in a common run, while there is one
+    _when_stored: tuple[Callable[[], object], ...] = ()  # what callbacks want to be called between two steps
     _engine: Engine | None = None
+    _resumes = False  # whether it continues from a checkpoint, and has not yet reset the environment
+    run_id = ""  # of this run and those that resume from its checkpoints
 
     # ------------------------------------------------------------------------------------------------------ setting up
 
@@ -99,6 +100,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._check_learning = LearningCheck(self.action_space, is_squashed(self.policy.behavior.actor))
         self._acting_state: ActingState | None = None
         self._step_in_flight = False
+        self.run_id = self.run_id or secrets.token_hex(8)
+        self.termination = TerminationNotice()
 
     def _check_options(self) -> None:
         """Refuse impossible options that the table does not, before anything is built; for subclasses."""
@@ -280,6 +283,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         model = cls.load(checkpoint.model, env, device, **kwargs)
         model.load_replay_buffer(checkpoint.buffer)
         checkpoint.restore_normalization(model.get_vec_normalize_env())
+        model._resumes = True
         if kwargs.get("seed") is None:
             checkpoint.restore_random_states(model)
         else:
@@ -306,7 +310,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         if rank() > 0:
             self.set_logger(Logger(None, []))
         reset = reset_num_timesteps or self._last_obs is None
-        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        counted_before, self._resumes = self._resumes, False
+        with watched_workers(self.env, lambda: 0), first_reset(self._vec_normalize_env, counted_before):
+            result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         assert self.env is not None
         if self.behind_vec_normalize and self._vec_normalize_env is None:
             warnings.warn(
@@ -361,9 +367,10 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             raise ValueError("total_timesteps must be a number, but is nan.")
         steps = int(total_timesteps) if math.isfinite(total_timesteps) else total_timesteps
         name = type(self).__name__ if tb_log_name is None else tb_log_name
-        with team_of(self, total_timesteps=steps, reset_num_timesteps=reset_num_timesteps):
+        with team_of(self, total_timesteps=steps, reset_num_timesteps=reset_num_timesteps), self.termination:
             super().learn(steps, callback, log_interval, name, reset_num_timesteps, progress_bar)  # type: ignore[arg-type]
             self._call_waiting()
+        self.termination.leave()
         return self
 
     def train_offline(self: SelfSequence, n_updates: float, log_interval: int | None = 100) -> SelfSequence:
@@ -415,15 +422,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
         """As in SB3, but the step after which a callback stops is stored too: the next ``learn`` continues from it."""
         self._call_waiting()
-        try:
+        with watched_workers(self.env, lambda: self.num_timesteps + 1):
             rollout = super().collect_rollouts(*args, **kwargs)
-        except (EOFError, ConnectionError) as error:
-            if self.env is None or not isinstance(self.env.unwrapped, SubprocVecEnv):
-                raise  # it is the environment's own error
-            raise RuntimeError(
-                f"An environment process ended in step {self.num_timesteps + 1} (its own error is printed above): {error!r}. "
-                "Model and replay buffer are those of the last step: save them, or continue training after set_env()."
-            ) from error
         if not rollout.continue_training and self._step_in_flight:
             step = kwargs["callback"].locals if "callback" in kwargs else args[1].locals
             names = ("replay_buffer", "buffer_actions", "new_obs", "rewards", "dones", "infos")

@@ -13,6 +13,10 @@ class StorageError(ValueError):
     """The folder of a replay buffer is in use, damaged, of another kind, or without the records that a file refers to."""
 
 
+class DamageError(StorageError):
+    """Records of a replay buffer on disk are not what was written."""
+
+
 class FormatError(ValueError):
     """Another version of this package wrote the file."""
 
@@ -61,6 +65,51 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+#: Descriptors of locked files of this process
+_LOCKED: set[int] = set()
+
+
+def hold(descriptor: int, alone: bool = True) -> None:
+    """
+    Lock an open file for this process; children that it forks do not hold the lock with it. Does nothing where the system
+    has no such locks.
+
+    :param descriptor: of the file, given to :func:`release` later
+    :param alone: False shares it with others that do
+    :raises OSError: if another process holds it
+    """
+    _LOCKED.add(descriptor)
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except OSError:
+        release(descriptor)
+        raise
+
+
+def release(descriptor: int | None) -> None:
+    """
+    Close a file that is locked; does nothing in a forked process, which has closed it already.
+
+    :param descriptor: of the file, None for none
+    """
+    if descriptor is not None and descriptor in _LOCKED:
+        _LOCKED.discard(descriptor)
+        os.close(descriptor)
+
+
+def _release_all() -> None:
+    for descriptor in list(_LOCKED):
+        release(descriptor)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release_all)
 
 
 def is_path(target: object) -> bool:

@@ -36,6 +36,21 @@ def check_number(name: str, value: Any, low: float, high: float = math.inf) -> N
         raise ValueError(f"{name} must be a number {limits}, but is {value!r}.")
 
 
+def limit(name: str, value: int, most: int) -> int:
+    """
+    Check a size that a file claims, before memory is taken for it.
+
+    :param name: of the size
+    :param value: as claimed
+    :param most: largest value that the rest of the file leaves room for
+    :return: the value
+    :raises ValueError: naming size, value and bound
+    """
+    if value > most:
+        raise ValueError(f"{name} is {value}, more than the {most} that such a file may have.")
+    return value
+
+
 def whole_number(name: str, value: Any, low: float) -> int:
     """
     Check an option that counts something; floats such as 16.0 are accepted.

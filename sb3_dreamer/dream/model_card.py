@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sb3_dreamer.common.version import VERSION
-from sb3_dreamer.dream.zoo_run import ZooRun
+from sb3_dreamer.dream.zoo_run import ZooRun, read_yaml
 from sb3_dreamer.dreamer_v2.dreamer_v2 import DreamerV2
 
 PACKAGES = ("stable_baselines3", "rl_zoo3", "gymnasium", "torch", "numpy")
@@ -87,9 +87,7 @@ def _card_text(model: DreamerV2, run: ZooRun, model_path: Path, returns: np.ndar
 
     saved = next(run.folder.glob("*/args.yml")).parent
     command = saved / "command.txt"
-    # rl_zoo3 writes Python objects (an OrderedDict) into this file
-    given = dict(yaml.load((saved / "config.yml").read_text(), Loader=yaml.UnsafeLoader))
-    hyperparams = json.loads(json.dumps(given, default=str))
+    hyperparams = json.loads(json.dumps(read_yaml(saved / "config.yml"), default=str))
     versions = {"sb3-dreamer": VERSION, "Python": platform.python_version()}
     versions |= {name: version(name) for name in PACKAGES}
     return TEMPLATE.format(

@@ -8,7 +8,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
-from sb3_dreamer.algorithm.originals import arrived_observations, original_observations
+from sb3_dreamer.algorithm.originals import arrived_observations, keep_originals, original_observations
 from sb3_dreamer.algorithm.sequence_algorithm import SequenceOffPolicyAlgorithm
 from sb3_dreamer.common.preprocessing import scale_actions
 from sb3_dreamer.common.type_aliases import SequenceBatch
@@ -216,6 +216,7 @@ def _play(model: SequenceOffPolicyAlgorithm, venv: VecEnv, steps: int, seed: int
         float_images=not policy.normalize_images,
     )
     venv.seed(seed)
+    keep_originals(normalize)
     was_training = normalize is not None and normalize.training
     if normalize is not None:
         normalize.training = False  # the statistics belong to the model and must not change

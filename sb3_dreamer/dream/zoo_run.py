@@ -95,6 +95,33 @@ def make_plain_env(env_id: str) -> VecEnv | gym.Env:
     return make_dreamer_atari_env(env.spec.id)
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """
+    Read a file that RL Zoo has written, without running anything in it.
+
+    :param path: of ``args.yml`` or ``config.yml``
+    :return: its content
+    :raises ValueError: if it holds other Python objects than the dictionaries and tuples that RL Zoo writes
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Knows two harmless kinds of Python objects."""
+
+    def ordered(loader: Loader, node: yaml.SequenceNode) -> dict[str, Any]:
+        return dict(loader.construct_sequence(node, deep=True)[0])
+
+    prefix = "tag:yaml.org,2002:python/"
+    Loader.add_constructor(f"{prefix}object/apply:collections.OrderedDict", ordered)
+    Loader.add_constructor(f"{prefix}tuple", lambda loader, node: tuple(loader.construct_sequence(node, deep=True)))
+    try:
+        return dict(yaml.load(path.read_text(), Loader=Loader) or {})
+    except (yaml.YAMLError, ValueError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"{path} is not a file of RL Zoo, or holds Python objects that could run code: {error}. It was not used."
+        ) from error
+
+
 def find_run(model_path: Path) -> ZooRun | None:
     """
     Find the run that a model belongs to.
@@ -107,12 +134,11 @@ def find_run(model_path: Path) -> ZooRun | None:
     found = sorted(folder.glob("*/args.yml"))
     if not found:
         return None
-    import yaml
     from rl_zoo3.utils import get_saved_hyperparams
 
-    # rl_zoo3 writes Python objects (an OrderedDict) into this file
-    arguments = yaml.load(found[0].read_text(), Loader=yaml.UnsafeLoader)
-    saved = found[0].parent
+    arguments, saved = read_yaml(found[0]), found[0].parent
+    if (saved / "config.yml").exists():
+        read_yaml(saved / "config.yml")  # rl_zoo3 would run what is in it
     hyperparams, stats_path = get_saved_hyperparams(str(saved), test_mode=True)
     if hyperparams.get("normalize") and not (saved / "vecnormalize.pkl").exists():
         raise FileNotFoundError(

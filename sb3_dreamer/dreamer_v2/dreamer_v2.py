@@ -350,7 +350,7 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
             batch = self.replay_buffer.sample(own_size, env=self._vec_normalize_env, batch_length=self.batch_length)
             metrics = self.update(batch).metrics
             self._metrics.add(metrics) if self._team is None else self._team.note_update(metrics)
-            self._guard(metrics, self.policy)
+            self._guard(metrics, self.policy, self.replay_buffer.describe_outliers)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def update(self, batch: SequenceBatch, noise: UpdateNoise | None = None) -> UpdateResult:

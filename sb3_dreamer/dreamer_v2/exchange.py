@@ -4,7 +4,7 @@ import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -17,12 +17,15 @@ from stable_baselines3.common.vec_env import unwrap_vec_normalize
 from torch import nn
 
 from sb3_dreamer.common.files import atomic_file
-from sb3_dreamer.common.options import Option
+from sb3_dreamer.common.options import Option, limit
 from sb3_dreamer.common.version import VERSION
 from sb3_dreamer.dreamer_v2.dreamer_v2 import DreamerV2
 from sb3_dreamer.dreamer_v2.policies import CnnPolicy, DreamerPolicy, MlpPolicy, MultiInputPolicy
+from sb3_dreamer.ranks.heartbeat import first_line
 
 FORMAT, SUFFIX = "1", "safetensors"
+#: Bytes of a header; bounds of a space of images take some millions
+LARGEST_HEADER = 1 << 24
 POLICIES = {cls.__name__: cls for cls in (CnnPolicy, MlpPolicy, MultiInputPolicy, DreamerPolicy)}
 
 
@@ -37,9 +40,7 @@ def export_model(model: DreamerV2, path: str | Path) -> None:
     policy_class = type(model.policy)
     if POLICIES.get(policy_class.__name__) is not policy_class:
         raise ValueError(f"export_model writes the policies {sorted(POLICIES)}, but this one is {policy_class.__name__}.")
-    names = sorted(set(inspect.signature(DreamerV2).parameters) - {"train_freq"})
-    exported = [name for name in names if DreamerV2.options.get(name, Option()).is_exported]
-    arguments = {name: to_json(name, getattr(model, name)) for name in exported}
+    arguments = {name: to_json(name, getattr(model, name)) for name in exported_arguments() - {"train_freq"}}
     frequency = model.train_freq
     arguments["train_freq"] = [frequency.frequency, frequency.unit.value]  # type: ignore[union-attr]
     policy_kwargs = {name: to_json(f"policy_kwargs['{name}']", value) for name, value in model.policy_kwargs.items()}
@@ -66,39 +67,89 @@ def import_model(path: str | Path, env: GymEnv | None = None, device: th.device 
     :param device: to load to
     :param kwargs: constructor arguments to change
     :return: the model
-    :raises ValueError: if the file is damaged, of another kind or version, or does not fit the environment
+    :raises ValueError: if the file is damaged, of another kind or version, says what :func:`export_model` never writes, or
+        does not fit the environment
     """
     path = Path(path)
     path = Path(f"{path}.{SUFFIX}") if path.suffix == "" and not path.exists() else path
     content, tensors = _read(path)
     try:
-        arguments: dict[str, Any] = from_json(json.loads(content["arguments"]))
-        policy_kwargs = from_json(json.loads(content["policy_kwargs"]))
-        observation_space, action_space = (
-            space_from_json(json.loads(content[f"{n}_space"])) for n in ("observation", "action")
-        )
-        policy = POLICIES[content["policy"]]
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a model of sb3_dreamer: {error!r}.") from error
-    model = DreamerV2(
-        policy, None, device=device, policy_kwargs=policy_kwargs, _init_setup_model=False, **{**arguments, **kwargs}
-    )
-    model.observation_space, model.action_space, model.n_envs = observation_space, action_space, 1
+        options = _options_of(content, tensors)
+        model = DreamerV2(device=device, env=None, _init_setup_model=False, **{**options.arguments, **kwargs})
+        model.observation_space, model.action_space, model.n_envs = *options.spaces, 1
+        _check_weights(model, tensors)
+    except Exception as error:  # whatever a stranger's values lead to
+        raise ValueError(f"{path} is not a model of sb3_dreamer: {type(error).__name__}: {first_line(error)}") from error
     if env is not None:
         wrapped = model._wrap_env(env, model.verbose)
-        check_for_correct_spaces(wrapped, observation_space, action_space)
+        check_for_correct_spaces(wrapped, *options.spaces)
         model.env, model.n_envs, model._vec_normalize_env = wrapped, wrapped.num_envs, unwrap_vec_normalize(wrapped)
     model._setup_model()
     model._place_given = "storage_path" in (kwargs.get("replay_buffer_kwargs") or {})
-    try:
-        model.policy.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"The weights in {path} do not fit its own options: {error}") from error
+    model.policy.load_state_dict(tensors)
     return model
+
+
+def exported_arguments() -> set[str]:
+    """Names of the constructor arguments that belong to an agent, not to a machine or a run."""
+    names = set(inspect.signature(DreamerV2).parameters)
+    return {name for name in names if DreamerV2.options.get(name, Option()).is_exported}
+
+
+class _Options(NamedTuple):
+    """What a file says besides the weights."""
+
+    arguments: dict[str, Any]
+    spaces: tuple[spaces.Space, spaces.Space]  # of observations and actions
+
+
+def _options_of(content: dict[str, str], tensors: dict[str, th.Tensor]) -> _Options:
+    """Options of a model, with no size that is larger than all its weights together."""
+    room = sum(tensor.numel() for tensor in tensors.values())
+    names = ("arguments", "policy_kwargs", "observation_space", "action_space")
+    read = {name: json.loads(content[name]) for name in names}
+    unknown = set(read["arguments"]) - exported_arguments()
+    if unknown:
+        raise ValueError(f"it sets {sorted(unknown)}, which belong to a machine or a run, not to an agent")
+    for name in names[1:]:
+        _limit_sizes(name, read[name], room, len(tensors))
+    arguments = {**from_json(read["arguments"]), "policy_kwargs": from_json(read["policy_kwargs"])}
+    arguments["policy"] = POLICIES[content["policy"]]
+    return _Options(arguments, (space_from_json(read["observation_space"]), space_from_json(read["action_space"])))
+
+
+def _limit_sizes(name: str, value: Any, room: int, layers: int) -> None:
+    """Refuse sizes that are larger than all weights, and more layers than there are tensors."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            _limit_sizes(f"{name}['{key}']", part, room, layers)
+    elif isinstance(value, list):
+        is_layers = name.startswith("policy_kwargs")
+        limit(f"the length of {name}", len(value), layers if is_layers else room)
+        for part in value:
+            _limit_sizes(name, part, room, layers)
+    elif isinstance(value, int):
+        limit(name, abs(value), max(room, 1000))
+
+
+def _check_weights(model: DreamerV2, tensors: dict[str, th.Tensor]) -> None:
+    """Refuse weights that do not fit the options, before memory is taken for networks of other sizes, or are not finite."""
+    with th.device("meta"):
+        policy = model.policy_class(model.observation_space, model.action_space, lambda _: 0.0, **model.policy_kwargs)
+    expected = {name: value.shape for name, value in policy.state_dict().items()}
+    found = {name: value.shape for name, value in tensors.items()}
+    for name in sorted(set(expected) | set(found)):
+        if expected.get(name) != found.get(name):
+            shapes = [tuple(one[name]) if name in one else "none" for one in (found, expected)]
+            raise ValueError(f"the weights do not fit its own options: {name} has shape {shapes[0]}, expected {shapes[1]}")
+        if not th.isfinite(tensors[name]).all():
+            raise ValueError(f"the weights {name} are not finite")
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, th.Tensor]]:
     try:
+        with open(path, "rb") as start:
+            limit("the size of its header", int.from_bytes(start.read(8), "little"), LARGEST_HEADER)
         with safe_open(path, framework="pt") as file:
             content = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -180,6 +231,8 @@ def space_from_json(value: dict[str, Any]) -> spaces.Space:
         return spaces.Dict([(key, space_from_json(part)) for key, part in content])
     if kind == "Box":
         shape, dtype = tuple(content["shape"]), np.dtype(content["dtype"])
+        if dtype.kind not in "biuf":
+            raise KeyError(str(dtype))
         low, high = (np.array(bound, dtype=np.float64).reshape(shape).astype(dtype) for bound in content["bounds"])
         return spaces.Box(low, high, shape, dtype.type)
     if kind == "Discrete":

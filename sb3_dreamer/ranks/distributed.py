@@ -8,19 +8,24 @@ process learns independently, and ``SB3_DREAMER_TIMEOUT`` is the number of secon
 
 import atexit
 import io
+import json
 import os
-import pickle
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch as th
 import torch.distributed as dist
 
 from sb3_dreamer.ranks.heartbeat import Heartbeat, RankError, first_line
+
+Result = TypeVar("Result")
 
 _DEFAULT_TIMEOUT = 600.0
 #: Time between two checks of the other ranks while waiting
@@ -172,14 +177,34 @@ def join() -> None:
                 "SB3_DREAMER_DISTRIBUTED=0 every process learns independently."
             )
         try:
-            _meet(me, size, timedelta(seconds=seconds))
+            _within(2 * seconds, partial(_meet, me, size, timedelta(seconds=seconds)))
         except (RuntimeError, ValueError) as error:  # the store raises either
             raise RankError(
                 f"Rank {me} of {size} waited up to {seconds:g} s at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}, "
                 f"but not all ranks arrived. ({type(error).__name__}: {first_line(error)})"
             ) from error
-    _ranks = Ranks()
+    _ranks = _within(timeout(), Ranks)
     atexit.register(_ranks.heartbeat.stop)  # before the store is destroyed
+
+
+def _within(seconds: float, function: Callable[[], Result]) -> Result:
+    """Call something that may wait for a frozen machine; a ``RankError`` after so many seconds."""
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="sb3_dreamer rendezvous", daemon=True).start()
+    try:
+        return future.result(seconds)
+    except FutureTimeoutError:
+        raise RankError(
+            f"Rank {rank()} of {world_size()} waited {seconds:g} s for the store at {os.environ.get('MASTER_ADDR')}:"
+            f"{os.environ.get('MASTER_PORT')}, which does not answer: its machine may be frozen."
+        ) from None
 
 
 def _meet(me: int, size: int, patience: timedelta) -> None:
@@ -280,19 +305,24 @@ def batch_mean(values: th.Tensor) -> th.Tensor:
 
 def gather(value: Any) -> list[Any]:
     """
-    Gather objects of all ranks.
+    Gather values of all ranks. They travel as JSON: nothing that a peer sends is executed.
 
-    :param value: anything that can be pickled
+    :param value: of what JSON knows; tuples come back as lists, numbers of NumPy as plain ones
     :return: the values by rank; without torchrun a list of one
     """
     if _ranks is None:
         return [value]
-    content = pickle.dumps(value)
+    content = json.dumps(value, default=_plain).encode()
     sizes = [int(size) for size in _ranks.gather(th.tensor([len(content)]))]
     mine = th.zeros(max(sizes), dtype=th.uint8)
     mine[: len(content)] = th.frombuffer(bytearray(content), dtype=th.uint8)
     everyone = _ranks.gather(mine)
-    return [pickle.loads(part[:size].numpy().tobytes()) for part, size in zip(everyone, sizes, strict=True)]
+    return [json.loads(part[:size].numpy().tobytes()) for part, size in zip(everyone, sizes, strict=True)]
+
+
+def _plain(value: Any) -> Any:
+    """For JSON: numbers and arrays as Python's; text of everything else, such as what an environment puts into its infos."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def broadcast(tensors_of: Any) -> Any:

@@ -3,11 +3,13 @@
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 #: Seconds between two signs of life
 _INTERVAL = 1.0
+#: Seconds that a rank waits for the store when it ends anyway
+_PATIENCE = 5.0
 #: Prefix of all keys in the store
 _KEY = "sb3_dreamer"
 
@@ -48,7 +50,8 @@ class Heartbeat:
     Sends signs of life from a background thread, and interprets those of the other ranks.
 
     A rank is lost if it sends no sign for ``timeout`` seconds, or if it makes no step in that time although it is neither
-    waiting nor in a callback. An evaluation may take any time.
+    waiting nor in a callback. An evaluation may take any time. Only the background thread talks to the store, which may hang
+    when the machine that holds it is frozen: then, too, everybody else stops after ``timeout`` seconds.
 
     :param store: PyTorch's key-value store of the job
     :param rank: of this process
@@ -63,24 +66,62 @@ class Heartbeat:
         self.is_losing = False
         #: Last sign of every other rank, and when it last sent one and last made progress
         self._others: dict[int, tuple[Sign, float, float]] = {}
-        self._ended = threading.Event()
-        self._give_sign()
+        #: What the thread has read from the store: signs, the first failure, an error of the store, and when
+        self._signs: dict[int, Sign] = {}
+        self._failure: str | None = None
+        self._store_error: RuntimeError | None = None
+        self._read_at = time.monotonic()
+        self._to_tell: str | None = None
+        self._condition, self._rounds = threading.Condition(), 0
+        self._ended = self._is_asked = False
         self._thread = threading.Thread(target=self._run, name="sb3_dreamer heartbeat", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._ended.wait(min(_INTERVAL, self.timeout / 5.0)):
-            with suppress(RuntimeError):  # the store is gone: the thread that waits for the others raises the error
-                self._give_sign()
+        while not self._ended:
+            try:
+                self._exchange()
+                self._store_error = None
+            except RuntimeError as error:  # the store is gone: the thread that waits for the others raises the error
+                self._store_error = error
+            with self._condition:
+                self._read_at = time.monotonic()
+                self._rounds += 1
+                self._condition.notify_all()
+                self._condition.wait_for(lambda: self._ended or self._is_asked, min(_INTERVAL, self.timeout / 5.0))
+                self._is_asked = False
 
-    def _give_sign(self) -> None:
+    def _exchange(self) -> None:
+        """Talk to the store: the only place, in the background, where this may hang."""
+        told, self._to_tell = self._to_tell, None
+        if told is not None:
+            self._store.compare_set(f"{_KEY}/failure", "", told)
         self._beats += 1
         self._store.set(f"{_KEY}/{self.rank}", f"{self._beats} {self.progress} {int(self._free > 0)}")
+        for other in range(self.size):
+            if other != self.rank and self._store.check([f"{_KEY}/{other}"]):
+                beats, progress, is_free = self._store.get(f"{_KEY}/{other}").split()
+                self._signs[other] = Sign(int(beats), int(progress), is_free == b"1")
+        if self._store.check([f"{_KEY}/failure"]):
+            self._failure = self._store.get(f"{_KEY}/failure").decode(errors="replace")
+
+    def _ask(self) -> None:
+        """Let the thread talk to the store now, and wait for a whole exchange, but not for ever."""
+        with self._condition:
+            wanted, self._is_asked = self._rounds + 2, True  # one exchange may be in progress
+            self._condition.notify_all()
+            end = time.monotonic() + _PATIENCE
+            while self._rounds < wanted and self._thread.is_alive() and time.monotonic() < end:
+                self._is_asked = True
+                self._condition.notify_all()
+                self._condition.wait(0.05)
 
     def stop(self) -> None:
         """Stop sending signs of life."""
-        self._ended.set()
-        self._thread.join()
+        with self._condition:
+            self._ended = True
+            self._condition.notify_all()
+        self._thread.join(_PATIENCE)
 
     def working(self) -> AbstractContextManager[None]:
         """Context in which this rank is expected to make progress."""
@@ -105,13 +146,13 @@ class Heartbeat:
         :raises RankError: if a rank is lost, or has reported a failure
         """
         now = time.monotonic()
-        reported = self._reported()
-        if reported is not None:
-            raise self._error(reported)
-        for other in range(self.size):
-            sign = None if other == self.rank else self._sign_of(other)
-            if sign is None:
-                continue
+        if self._failure is not None:
+            raise self._error(self._failure)
+        if self._store_error is not None:
+            raise self._error("the launcher's store is gone, and so is the rank or agent that held it") from self._store_error
+        if now - self._read_at > self.timeout:
+            raise self._error(f"the launcher's store has not answered for {self.timeout:g} s: its machine may be frozen")
+        for other, sign in sorted(self._signs.items()):
             last, heard, moved = self._others.get(other, (sign, now, now))
             heard = now if last.beats != sign.beats else heard
             moved = now if last.progress != sign.progress or sign.is_free else moved
@@ -129,18 +170,26 @@ class Heartbeat:
         :return: an error that names the rank
         """
         self.is_losing = True  # the launcher may send SIGTERM in the meantime
-        reported, lost = self._reported(), f"rank {1 - self.rank}"
-        if reported is None and self.size > 2:
-            before = {other: self._sign_of(other) for other in range(self.size)}
-            self._ended.wait(3.0 * _INTERVAL)
-            silent = [str(other) for other, sign in before.items() if other != self.rank and self._sign_of(other) == sign]
-            reported, lost = self._reported(), f"rank {', '.join(silent)}" if silent else "a rank"
-        return self._error(f"{reported or f'{lost} has ended without a message (killed?)'} ({first_line(error)})")
+        self._ask()
+        lost = f"rank {1 - self.rank}"
+        if self._failure is None and self.size > 2:
+            before = dict(self._signs)
+            time.sleep(3.0 * _INTERVAL)
+            self._ask()
+            silent = [str(other) for other, sign in sorted(before.items()) if self._signs[other] == sign]
+            lost = f"rank {', '.join(silent)}" if silent else "a rank"
+        return self._error(f"{self._failure or f'{lost} has ended without a message (killed?)'} ({first_line(error)})")
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether a rank has reported why it ended, or the store is gone."""
+        return self._failure is not None or self._store_error is not None
 
     def ended(self) -> RankError:
         """Error for a SIGTERM from the launcher, with the reason if a rank has reported one."""
         self.is_losing = True
-        return self._error(self._reported() or "received SIGTERM, which launchers send when another rank has died")
+        self._ask()
+        return self._error(self._failure or "received SIGTERM, which launchers send when another rank has died")
 
     def tell(self, error: BaseException) -> None:
         """
@@ -149,24 +198,8 @@ class Heartbeat:
         :param error: the reason
         """
         text = error.cause if isinstance(error, RankError) else f"rank {self.rank} ended with {type(error).__name__}: {error}"
-        with suppress(RuntimeError):
-            self._store.compare_set(f"{_KEY}/failure", "", text)
-
-    def _reported(self) -> str | None:
-        """Reason of the first rank that failed, None if no rank has."""
-        with suppress(RuntimeError):
-            if self._store.check([f"{_KEY}/failure"]):
-                return self._store.get(f"{_KEY}/failure").decode(errors="replace")
-        return None
-
-    def _sign_of(self, other: int) -> Sign | None:
-        try:
-            if self._store.check([f"{_KEY}/{other}"]):
-                beats, progress, is_free = self._store.get(f"{_KEY}/{other}").split()
-                return Sign(int(beats), int(progress), is_free == b"1")
-        except RuntimeError as error:
-            raise self._error("the launcher's store is gone, and so is the rank or agent that held it") from error
-        return None
+        self._to_tell = text
+        self._ask()
 
     def _error(self, text: str) -> RankError:
         hint = "The last checkpoint, if one was written, can be loaded."

@@ -12,9 +12,10 @@ has the zero action. Environments end their episodes at different times, hence o
 """
 
 import warnings
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -24,7 +25,7 @@ from stable_baselines3.common.preprocessing import get_obs_shape
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_dreamer.common.files import FormatError, StorageError
+from sb3_dreamer.common.files import DamageError, FormatError, StorageError
 from sb3_dreamer.common.observations import OBSERVATION_KEY
 from sb3_dreamer.common.preprocessing import ImageSize, NumpyObs, action_dim
 from sb3_dreamer.common.type_aliases import SequenceBatch
@@ -36,6 +37,16 @@ from sb3_dreamer.replay.rows import Compression
 from sb3_dreamer.replay.storage import RamStorage, RecordStorage
 
 PICKLE_FORMAT = 3
+PIECE = 256  # records that are looked at together
+
+
+class Outlier(NamedTuple):
+    """A finite but absurd value in a record."""
+
+    ring: int
+    number: int
+    field: str
+    size: float  # magnitude
 
 
 def _view_of(name: str, docstring: str) -> Any:
@@ -140,7 +151,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         if packed is not None:
             self.storage.unpack(packed)
         if isinstance(self.storage, DiskStorage):
-            self.rings.take_over(self.storage.written, self.storage.first, self.storage.ends())
+            self.rings.take_over(self.storage.written, self.storage.first, self.storage.ends(), self.storage.holes)
 
     def seed(self, seed: int | None) -> None:
         """
@@ -186,13 +197,12 @@ class SequenceReplayBuffer(ReplayBuffer):
     @property
     def num_records(self) -> int:
         """Records stored over all environments."""
-        return int(self.rings.rows.sum())
+        return self.rings.count()
 
     @property
     def num_sampleable(self) -> int:
         """Records that :meth:`sample` may use now: with ``sample_running=False`` those of running episodes wait."""
-        first, end = self.rings.sampleable(self.sample_running)
-        return int(np.maximum(end - first, 0).sum())
+        return self.rings.count(self.sample_running)
 
     def memory_bytes(self) -> int:
         """Bytes that the full buffer takes in memory, or on the disk before compression; nothing is allocated to know this."""
@@ -262,8 +272,13 @@ class SequenceReplayBuffer(ReplayBuffer):
         :raises ValueError: if there is nothing to sample (see :attr:`num_sampleable`), or the ring is too small for T
         """
         length = self.batch_length if batch_length is None else batch_length
-        windows = self.rings.draw_windows(self._rng, batch_size, length, self.sample_running, self.prioritize_ends)
-        return self.recall(*windows, env)
+        while True:
+            windows = self.rings.draw_windows(self._rng, batch_size, length, self.sample_running, self.prioritize_ends)
+            try:
+                return self.recall(*windows, env)
+            except DamageError:
+                if not self.leave_out_damaged():
+                    raise
 
     def recall(self, envs: np.ndarray, starts: np.ndarray, length: int, env: VecNormalize | None = None) -> SequenceBatch:
         """
@@ -274,6 +289,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         :param length: records per sub-sequence, T
         :param env: see :meth:`sample`
         :return: see :meth:`sample`
+        :raises DamageError: if a record on the disk is not what was written
         """
         return self.format.batch(self.storage.read(envs, starts, length), env, self._to_device)
 
@@ -336,16 +352,10 @@ class SequenceReplayBuffer(ReplayBuffer):
         Replace all records by those of other buffers, episode by episode, the oldest first.
 
         :param sources: with the same spaces; numbers of environments and records may differ
-        :return: number of records that had no room, the oldest
-        :raises ValueError: if records of a source on the disk are damaged; this buffer is as it was
+        :return: number of records that had no room, the oldest; damaged ones are not counted
         """
         for source in sources:
-            damaged = source.storage.damaged()
-            if damaged:  # a copy would give them a new checksum
-                raise ValueError(
-                    f"{source.storage_path} has {len(damaged)} damaged records, the first of them number {damaged[0][1]} of "
-                    f"ring {damaged[0][0]}: nothing was copied."
-                )
+            source.leave_out_damaged()  # a copy would give them a new checksum
         self.reset()
         episodes = [
             (first - int(source.rings.written[env]), source, env, first, end)
@@ -360,6 +370,74 @@ class SequenceReplayBuffer(ReplayBuffer):
                 record["episode_start"] |= number == first
                 self.append(ring, record)
         return sum(source.num_records for source in sources) - self.num_records
+
+    def leave_out_damaged(self) -> int:
+        """
+        Compare all records on the disk with their checksums, and sample those that are damaged no longer. They stay on the
+        disk. Sampling calls this when it meets one.
+
+        :return: how many were found that were not known, with a warning
+        """
+        found = self.storage.damaged()
+        if found:
+            self.storage.leave_out(found)
+            self.rings.leave_out(found)
+            (env, number), count = found[0], len(found)
+            warnings.warn(
+                f"The replay buffer in {self.storage_path} has {count} damaged records, the first of them number {number} of "
+                f"ring {env}. They are sampled no longer; {self.num_records} are left."
+            )
+        return len(found)
+
+    def drop(self, records: Sequence[tuple[int, int]]) -> None:
+        """
+        Give up records for good, in a file too.
+
+        :param records: ring and number of each
+        """
+        self.storage.leave_out(records, for_good=True)
+        self.rings.leave_out(records)
+
+    def outliers(self, limit: float) -> list[Outlier]:
+        """
+        Find finite but absurd values, such as a reward of 1e30, with which updates fail again and again.
+
+        :param limit: largest magnitude that is not absurd
+        :return: every record whose observation, action or reward goes beyond it
+        """
+        self.leave_out_damaged()
+        found: list[Outlier] = []
+        for env, start, end in self.rings.episodes():
+            for first in range(start, end, PIECE):
+                records = self.storage.read(np.array([env]), np.array([first]), min(PIECE, end - first))
+                for name, values in records.items():
+                    if values.dtype.kind == "f":
+                        sizes = np.abs(values).reshape(len(values), -1).max(axis=1)
+                        found += [Outlier(env, first + int(n), name, float(sizes[n])) for n in np.flatnonzero(sizes > limit)]
+        return found
+
+    def drop_outliers(self, limit: float) -> int:
+        """
+        Drop the records of :meth:`outliers`.
+
+        :param limit: as there
+        :return: how many
+        """
+        records = sorted({(outlier.ring, outlier.number) for outlier in self.outliers(limit)})
+        self.drop(records)
+        return len(records)
+
+    def describe_outliers(self, limit: float = 1e6) -> str:
+        """
+        Name absurd values for an error's text.
+
+        :param limit: as in :meth:`outliers`
+        :return: a sentence; empty if there are none
+        """
+        found = self.outliers(limit)
+        names = ", ".join(f"{one.field} {one.size:.3g} in record {one.number} of ring {one.ring}" for one in found[:3])
+        few = f"The replay buffer has {len(found)} values beyond {limit:g}, such as {names}. If they are errors, "
+        return f" {few}replay_buffer.drop_outliers({limit:g}) drops their records." if found else ""
 
     def reopen(self) -> None:
         """Take back the folder that another buffer of this process has opened in the meantime."""

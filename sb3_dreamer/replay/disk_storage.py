@@ -1,82 +1,43 @@
 """
 The replay buffer's records on disk: a folder that outlives the process that writes it.
 
-    format.json   version, package version, layout
+    format.json   version, package version, layout, identity
     records.bin   n_envs rings of capacity rows, one record each; compressed: only the rows of records that await compression
     chunks.bin    compressed: records in chunks, see :mod:`~sb3_dreamer.replay.rows`
-    index.bin     for every row: number of the record, checksum, flags; written after the record, which makes it count
+    entries.bin   for every row which record it holds, with checksums, see :mod:`~sb3_dreamer.replay.index`; an entry is
+                  written after its record, which makes it count
     flushed.bin   records of each ring that are known to be on the disk, with a checksum
     lock          held by the process that writes
 
 Records are written and read with plain file operations: a full disk is an exception, not a signal, and nothing is mapped into
-memory. After a kill at any moment, every record counts whose index entry fits its content. After a power cut, the same check
-covers whatever was written since the last flush.
+memory. Opening looks for every entry that fits its seal. Where all is consistent, it compares only those records with their
+checksums that may not have reached the disk; otherwise all of them. Records that do not fit are left out and named; opening
+erases nothing. Every record is compared with its checksum again each time that it is read.
 """
 
 import contextlib
-import json
 import os
-import zlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from weakref import WeakValueDictionary
 
 import numpy as np
 
-from sb3_dreamer.common.files import StorageError, atomic_file
-from sb3_dreamer.common.version import VERSION
-from sb3_dreamer.replay.rows import CompressedRows, Compression, PlainRows, RingFile
+from sb3_dreamer.common.files import DamageError, StorageError
+from sb3_dreamer.replay.conversion import convert
+from sb3_dreamer.replay.folder import StorageFolder
+from sb3_dreamer.replay.index import ENTRY, ERASED, NO_ENTRY, RecordIndex, flags_of, runs
+from sb3_dreamer.replay.rows import CompressedRows, Compression, PlainRows
 from sb3_dreamer.replay.storage import RecordStorage
 
-FORMAT = 1
-INDEX = np.dtype([("number", "<i8"), ("checksum", "<u4"), ("flags", "u1"), ("unused", "u1", (3,))])
-FLAGS = ("done", "timeout", "episode_start")
-PIECE = 1 << 14  # index entries that are read together
-#: An index entry that belongs to no record, from its first byte on
-NOTHING = np.array([(-1, 0, 0, (0, 0, 0))], dtype=INDEX).tobytes()
 OTHERS = "than this file refers to: training has gone on from an earlier state, and its records took the place of these."
+
+#: Records of each ring that opening always compares with their checksums, so that a file of another folder is noticed at once
+NEWEST = 128
 
 #: Folders that this process has open. Opening one again takes it over
 _OPEN: WeakValueDictionary[Path, "DiskStorage"] = WeakValueDictionary()
-
-
-class _RecordIndex(RingFile):
-    """Rings of entries, one for every record: its number, its checksum and its flags."""
-
-    name = "index.bin"
-
-    def enter(self, env: int, number: int, content: bytes, flags: int) -> None:
-        """Make a record count."""
-        self.write(env, number, np.array((number, _checksum(content, number, flags), flags, 0), dtype=INDEX).tobytes())
-
-    def erase(self, env: int, number: int) -> None:
-        """Erase whatever entry is in the place of a record."""
-        self.write(env, number, NOTHING)
-
-    def checksum(self, env: int, number: int) -> int:
-        """Checksum of a record, or 0 if it has no entry."""
-        entry = self.read(env, number, 1)[0]
-        return int(entry["checksum"]) if entry["number"] == number else 0
-
-    def fits(self, env: int, number: int, content: bytes) -> bool:
-        """Whether a record has an entry that fits this content."""
-        entry = self.read(env, number, 1)[0]
-        return bool(entry["number"] == number and entry["checksum"] == _checksum(content, number, int(entry["flags"])))
-
-    def oldest(self, env: int, count: int) -> int:
-        """The oldest record from which on none is missing, if ``count`` have ever been written."""
-        first = max(0, count - self._capacity)
-        entries = self.read(env, first, count - first)
-        missing = np.flatnonzero((entries["number"] != np.arange(first, count)) | (entries["checksum"] == 0))
-        return first + int(missing[-1]) + 1 if len(missing) else first
-
-    def erase_others(self, env: int, first: int, end: int) -> None:
-        """Erase the entries of all other records, which would count again once newer records precede them."""
-        for start in range(0, self._capacity, PIECE):
-            piece = self.read(env, start, min(PIECE, self._capacity - start))
-            dead = (piece["checksum"] != 0) & ((piece["number"] < first) | (piece["number"] >= end))
-            for row in np.flatnonzero(dead).tolist():
-                self.erase(env, start + row)
 
 
 class DiskStorage(RecordStorage):
@@ -91,11 +52,11 @@ class DiskStorage(RecordStorage):
     :param resume: continue with the records in the folder; otherwise it must hold none
     :param compression: how records are compressed, None if they are not
     :param flush_interval: records (of all rings) after which everything is brought to the disk
-    :raises ValueError: if the folder holds something else, another layout, or damaged files
+    :raises ValueError: if the folder holds something else, another layout, or files that cannot be understood; nothing in
+        it is changed then
     :raises ImportError: if they are to be compressed and the package ``zstandard`` is missing
     """
 
-    _lock: int | None = None
     _hidden: tuple[np.ndarray, np.ndarray] | None = None  # written and first, if the newest records are hidden
 
     def __init__(
@@ -110,15 +71,13 @@ class DiskStorage(RecordStorage):
         flush_interval: int = 1000,
     ) -> None:
         super().__init__(row.newbyteorder("<"), n_envs, capacity)
-        self.folder = Path(folder).absolute()
         self.flush_interval = min(flush_interval, capacity)  # what was not flushed has not been overwritten
-        self._index = _RecordIndex(INDEX, n_envs, capacity)
+        self._index = RecordIndex(ENTRY, n_envs, capacity)
         size = self._row, n_envs, capacity
         self._rows = PlainRows(*size)
         if compression is not None:
             self._rows = CompressedRows(*size, compression, max(self.flush_interval, n_envs))
-        self._format = {
-            "format": FORMAT,
+        self._description = {
             "n_envs": n_envs,
             "capacity": capacity,
             "row": str(self._row.descr),
@@ -126,12 +85,12 @@ class DiskStorage(RecordStorage):
             "compression": self._rows.format,
         }
         self.written = np.zeros(n_envs, dtype=np.int64)  # number that the next record of each ring gets
-        self.first = np.zeros(n_envs, dtype=np.int64)  # number of the oldest record that is whole
+        self.first = np.zeros(n_envs, dtype=np.int64)  # number of the oldest record of each ring
+        self.holes: list[list[int]] = [[] for _ in range(n_envs)]  # records in between that are lost, ascending
         self._unflushed = 0
-        self._files: dict[str, int] = {}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        exists = (self.folder / "format.json").exists()
-        if exists and not resume:
+        self._folder = StorageFolder(folder)
+        self.folder = self._folder.path
+        if self._folder.is_complete and not resume:
             raise StorageError(
                 f"{self.folder} holds a replay buffer already. Set storage_resume=True to continue with its records, or name "
                 "another folder."
@@ -139,24 +98,22 @@ class DiskStorage(RecordStorage):
         before = _OPEN.get(self.folder)
         if before is not None:
             before.close()
-        self._lock = _lock_folder(self.folder)
+        self._folder.lock()
         _OPEN[self.folder] = self
         try:
-            if not exists:
-                self._create()
             self._open()
         except BaseException:
-            self.close()
+            self.close(flush=False)
             raise
 
     @property
     def closed(self) -> bool:
         """Whether it can no longer read and write the folder."""
-        return not self._files
+        return not self._folder.files
 
     @property
     def nbytes(self) -> int:
-        return super().nbytes + INDEX.itemsize * self._n_envs * self._capacity
+        return super().nbytes + ENTRY.itemsize * self._n_envs * self._capacity
 
     def view(self, name: str) -> np.ndarray:
         shape = self._n_envs, self._capacity
@@ -169,6 +126,7 @@ class DiskStorage(RecordStorage):
 
     def write(self, envs: np.ndarray, numbers: np.ndarray, records: Mapping[str, np.ndarray]) -> None:
         self._check_open()
+        self._folder.check_writable()
         if self._hidden is not None:
             self._forget_hidden()
         if self._unflushed + len(envs) > self.flush_interval:
@@ -189,12 +147,12 @@ class DiskStorage(RecordStorage):
         rows = np.empty(len(places), dtype=self._row)
         for name in self._row.names or ():
             rows[name] = records[name]
-        flags = sum(records[name].astype(np.uint8) << bit for bit, name in enumerate(FLAGS))
-        for row, flag, (env, number) in zip(rows, np.asarray(flags), places, strict=True):
-            content = row.tobytes()
+        contents = [row.tobytes() for row in rows]
+        entries = self._index.entries(places, contents, flags_of(records))
+        for content, entry, (env, number) in zip(contents, entries, places, strict=True):
             self.first[env] = max(self.first[env], number + 1 - self._capacity)
             self._rows.write(env, number, content)
-            self._index.enter(env, number, content, int(flag))
+            self._index.write(env, number, entry)
             self.written[env] = number + 1
 
     def _withdraw(self, places: list[tuple[int, int]]) -> None:
@@ -213,35 +171,37 @@ class DiskStorage(RecordStorage):
         self._check_open()
         names = self._row.names or ()
         result = {n: np.empty((length, len(envs), *self._row[n].shape), self._row[n].base.newbyteorder("=")) for n in names}
-        for column, (env, number) in enumerate(zip(envs.tolist(), numbers.tolist(), strict=True)):
-            rows = self._rows.read(env, number, length)
+        places = zip(envs.tolist(), numbers.tolist(), strict=True)
+        windows = [(env, number, self._rows.read(env, number, length)) for env, number in places]
+        damaged = self._index.misfits(windows)
+        if damaged:
+            raise DamageError(f"The replay buffer in {self.folder} is damaged: {_named(damaged)}.")
+        for column, (_, _, rows) in enumerate(windows):
             for name in names:
                 result[name][:, column] = rows[name]
         return result
 
     def flush(self) -> None:
-        """Bring everything written so far to the disk."""
-        if self._unflushed == 0 or self._hidden is not None:
+        """
+        Bring everything written so far to the disk.
+
+        :raises StorageError: if the folder was moved or deleted, or this process may not write it
+        """
+        if self._unflushed == 0 or self._hidden is not None or not self._folder.is_writable:
             return
         for env in range(self._n_envs):
             self._rows.settle(env, int(self.written[env]))
-        for descriptor in self._files.values():
-            getattr(os, "fdatasync", os.fsync)(descriptor)
-        self._write_counts()
+        self._folder.flush(self.written)
         self._unflushed = 0
-
-    def _write_counts(self) -> None:
-        counts = self.written.astype("<i8").tobytes()
-        with atomic_file(self.folder / "flushed.bin") as file:
-            file.write(counts + zlib.crc32(counts).to_bytes(4, "little"))
 
     def clear(self) -> None:
         self._check_open()
-        for name, descriptor in self._files.items():
-            os.ftruncate(descriptor, 0)
-            os.ftruncate(descriptor, self._sizes[name])
+        self._folder.check_writable()
+        self._folder.check_in_place()
+        self._folder.renew(self._description)  # from here on no entry fits any longer
         self.written[:], self.first[:], self._unflushed, self._hidden = 0, 0, 1, None
-        self._rows.open(self._files, self.written)
+        self.holes = [[] for _ in self.holes]
+        self._use_files()
         self.flush()
 
     def hide(self, written: Sequence[int]) -> None:
@@ -265,11 +225,16 @@ class DiskStorage(RecordStorage):
         assert hidden is not None
         try:
             self.flush()  # first of all: from here on a kill at any moment leaves a smaller or a larger part, in order
-            for env, (first, count, held) in enumerate(zip(self.first, self.written, hidden[0].tolist(), strict=True)):
-                self._rows.cut(env, int(first), int(count))
-                # Left in place, they would count again once new records precede them
-                for number in reversed(range(max(int(count), held - self._capacity), held)):
+            for env, (held, oldest) in enumerate(zip(*(part.tolist() for part in hidden), strict=True)):
+                count = int(self.written[env])
+                # Left in place, they would count again once new records precede them; so would what a kill tore behind them
+                end = min(oldest + self._capacity, held + self.flush_interval + 1)
+                for number in reversed(range(max(count, end - self._capacity), end)):
                     self._index.erase(env, number)
+                self._rows.cut(env, int(self.first[env]), count)  # into rows of records that no longer count
+                self.holes[env] = [number for number in self.holes[env] if number < count]
+            self._unflushed = 1
+            self.flush()  # so that a power cut does not bring some of them back among new ones
         except OSError:
             self._hidden = hidden  # to be tried again
             raise
@@ -285,7 +250,7 @@ class DiskStorage(RecordStorage):
             raise StorageError(f"The replay buffer in {self.folder} has other records {OTHERS}")
 
     def _newest(self) -> list[int]:
-        """Checksums of the newest records, which tell whether these are still the same; 0 for one that is not there."""
+        """Seals of the newest records, which tell whether these are still the same; 0 for one that is not there."""
         self._check_open()
         return [self._index.checksum(env, int(count) - 1) for env, count in enumerate(self.written)]
 
@@ -296,113 +261,118 @@ class DiskStorage(RecordStorage):
         :return: for each ring, the numbers of the records that end an episode, ascending
         """
         self._check_open()
-        ends = []
-        for env, (first, count) in enumerate(zip(self.first.tolist(), self.written.tolist(), strict=True)):
-            done = self._index.read(env, first, count - first)["flags"] & (1 << FLAGS.index("done"))
-            ends.append((first + np.flatnonzero(done)).tolist())
-        return ends
+        spans = zip(self.first.tolist(), self.written.tolist(), strict=True)
+        return [self._index.ends(env, first, count) for env, (first, count) in enumerate(spans)]
 
     def damaged(self) -> list[tuple[int, int]]:
         self._check_open()
         return [(env, number) for env, number in self._records() if not self._is_whole(env, number)]
 
+    def leave_out(self, records: Sequence[tuple[int, int]], for_good: bool = False) -> None:
+        self._check_open()
+        if for_good:
+            self._folder.check_writable()
+            for env, number in records:
+                self._index.erase(env, number)
+            self._unflushed = max(self._unflushed, 1)
+        for env in range(self._n_envs):
+            gone = {*self.holes[env], *(number for ring, number in records if ring == env)}
+            while self.first[env] in gone and self.first[env] < self.written[env]:
+                self.first[env] += 1
+            self.holes[env] = sorted(number for number in gone if self.first[env] < number < self.written[env])
+
     def _records(self) -> Iterator[tuple[int, int]]:
-        """Ring and number of every record."""
-        return ((env, number) for env in range(self._n_envs) for number in range(self.first[env], self.written[env]))
+        """Ring and number of every record that is not known to be lost."""
+        for env, holes in enumerate(map(set, self.holes)):
+            yield from ((env, number) for number in range(self.first[env], self.written[env]) if number not in holes)
+
+    def _is_whole(self, env: int, number: int) -> bool:
+        try:
+            return not self._index.misfits([(env, number, self._rows.read(env, number, 1))])
+        except DamageError:  # of a chunk
+            return False
 
     def close(self, flush: bool = True) -> None:
         """
-        Let others write the folder.
+        Let others write the folder, even if flushing fails.
 
         :param flush: False leaves it as a kill would
+        :raises OSError: if the disk is full
+        :raises StorageError: if the folder was moved or deleted
         """
-        if self._files and flush:
-            self.flush()
-        for descriptor in self._files.values():
-            os.close(descriptor)
-        self._open_files({}, self.written)  # other files may get the descriptors
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        try:
+            if flush and not self.closed and self._folder.is_own:
+                self.flush()
+        finally:
+            self._folder.close()
+            self._use_files()  # other files may get the descriptors
 
     def __del__(self) -> None:
         try:
             self.close()
-        except (OSError, AttributeError, TypeError, ImportError):  # the interpreter is shutting down
+        except (OSError, AttributeError, TypeError, ValueError, ImportError):  # the interpreter is shutting down
             pass
 
-    @property
-    def _sizes(self) -> dict[str, int]:
-        return {**self._rows.sizes, **self._index.sizes}
-
-    def _create(self) -> None:
-        """Sparse files: a row takes disk space when it is written. The format comes last, which makes the folder a buffer."""
-        for name, size in self._sizes.items():
-            with open(self.folder / name, "wb") as file:
-                file.truncate(size)
-        self._write_counts()
-        with atomic_file(self.folder / "format.json") as file:
-            file.write(json.dumps({**self._format, "sb3_dreamer": VERSION}, indent=1).encode())
+    def _use_files(self) -> None:
+        for part in (self._rows, self._index):
+            part.open(self._folder.files)
+        self._index.belong_to(self._folder.identity)
 
     def _open(self) -> None:
-        path = self.folder / "format.json"
-        try:
-            found = json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise StorageError(f"{path} is damaged or missing: {error}.") from error
-        if not isinstance(found, dict) or found.get("format") != FORMAT:
-            other = found.get("format") if isinstance(found, dict) else found
-            raise StorageError(f"{path} has format {other!r}, expected {FORMAT}: another version of sb3_dreamer wrote it.")
-        different = [name for name, value in self._format.items() if found.get(name) != value]
-        if different:
-            texts = [f"{name}: the folder has {found.get(name)}, expected {self._format[name]}" for name in different]
-            raise StorageError(f"The replay buffer in {self.folder} does not fit: " + "; ".join(texts) + ".")
-        for name, size in self._sizes.items():
-            path = self.folder / name
-            held = path.stat().st_size if path.exists() else 0
-            if held != size:  # which is never 0
-                raise StorageError(f"{path} is damaged: it has {held} bytes, expected {size}.")
-            self._files[name] = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
-        flushed = self._flushed_counts()
-        self._open_files(self._files, flushed)
-        self._recover(flushed)
-        self._unflushed = int((self.written - flushed).sum())
+        sizes = {**self._rows.sizes, **self._index.sizes}
+        if not self._folder.is_complete:
+            self._folder.create(self._description, sizes)
+        convert(self._folder, self._rows, self._index, self._description)
+        self._folder.open(self._description, sizes)
+        self._use_files()
+        self._recover(self._folder.flushed(self._n_envs))
 
-    def _open_files(self, descriptors: dict[str, int], flushed: np.ndarray) -> None:
-        self._files = descriptors
-        for part in (self._rows, self._index):
-            part.open(descriptors, flushed)
+    def _recover(self, flushed: np.ndarray | None) -> None:
+        """Find the records that count, and name those that are missing."""
+        known = np.zeros(self._n_envs, dtype=np.int64) if flushed is None else flushed
+        rings = [self._index.numbers(env) for env in range(self._n_envs)]
+        if all((ring == NO_ENTRY).all() for ring in rings) and (known.any() or (flushed is None and self._index.is_used())):
+            raise StorageError(
+                f"The replay buffer in {self.folder} cannot be understood: no entry of entries.bin fits format.json, so one "
+                "of them may be of another folder. Nothing was changed."
+            )
+        lost = [(env, n) for env, ring in enumerate(rings) for n in self._recover_ring(env, ring, int(known[env]))]
+        # A kill may have come while the oldest record was overwritten; entries are aligned, so that it tears none of them
+        if any(number != self.written[env] - self._capacity for env, number in lost):  # then nothing is taken for granted
+            self.leave_out(lost := sorted({*lost, *self.damaged()}))
+            left = sum(1 for _ in self._records())
+            if left == 0:
+                raise StorageError(
+                    f"The replay buffer in {self.folder} cannot be understood: none of its {len(lost)} records is what was "
+                    "written, so one of its files may be of another folder. Nothing was changed."
+                )
+            warnings.warn(
+                f"The replay buffer in {self.folder} is damaged: {_named(lost)} lost. The other {left} are used; nothing was "
+                "erased."
+            )
+        self._unflushed = int(np.maximum(self.written - known, 0).sum())
 
-    def _flushed_counts(self) -> np.ndarray:
-        path = self.folder / "flushed.bin"
-        content = path.read_bytes() if path.exists() else b""
-        counts, check = content[:-4], content[-4:]
-        if len(counts) != 8 * self._n_envs or zlib.crc32(counts).to_bytes(4, "little") != check:
-            raise StorageError(f"{path} is damaged: it has {len(content)} bytes that do not fit their checksum.")
-        return np.frombuffer(counts, "<i8").astype(np.int64)
+    def _recover_ring(self, env: int, numbers: np.ndarray, flushed: int) -> list[int]:
+        """Count one ring; returns records that should be there and are not."""
+        capacity, present = self._capacity, np.sort(numbers[numbers >= 0])
+        present = present[[n < flushed or self._is_anywhere(env, n) for n in present.tolist()]]
+        newest, oldest = (int(present[-1]), int(present[0])) if len(present) else (-1, flushed)
+        count = newest + 1 if flushed - capacity > oldest else max(newest + 1, flushed)
+        self._rows.recover(env, flushed, count, lambda first, rows: not self._index.misfits([(env, first, rows)]))
+        # The rows after the newest record, those of the oldest, may hold pieces of records that never counted
+        risky = count - capacity + self.flush_interval + 1
+        checked = (present < risky) | (present > newest - NEWEST)
+        whole = [not check or self._is_whole(env, n) for n, check in zip(present.tolist(), checked, strict=True)]
+        present = present[whole]
+        present = present[present >= count - capacity]
+        first = int(present[0]) if len(present) else count
+        expected = np.arange(max(count - capacity, 0), count)
+        missing = np.setdiff1d(expected, present, assume_unique=True)
+        self.written[env], self.first[env], self.holes[env] = count, first, missing[missing > first].tolist()
+        return [*missing[numbers[missing % capacity] != ERASED].tolist(), *range(count, flushed)]
 
-    def _recover(self, flushed: np.ndarray) -> None:
-        """Count what was written after the last flush, and leave out old records that were being overwritten."""
-        for env in range(self._n_envs):
-            count = int(flushed[env])
-            for number, content in self._rows.cut_off(env, count):  # by a truncation that was not finished
-                if not self._is_whole(env, number) and self._index.fits(env, number, content):
-                    self._rows.write(env, number, content)
-            while count < flushed[env] + self._capacity and self._is_whole(env, count):
-                count += 1
-            oldest = self._index.oldest(env, count)
-            # The rows after the newest record, those of the oldest, may hold pieces of records that never counted
-            for number in range(oldest, min(count + self.flush_interval + 1 - self._capacity, count)):
-                if not self._is_whole(env, number):
-                    oldest = number + 1
-            self.written[env], self.first[env] = count, oldest
-            self._index.erase_others(env, oldest, count)
-
-    def _is_whole(self, env: int, number: int) -> bool:
-        try:
-            return self._index.fits(env, number, self._rows.read(env, number, 1).tobytes())
-        except ValueError:  # of a chunk
-            return False
+    def _is_anywhere(self, env: int, number: int) -> bool:
+        return any(not self._index.misfits([(env, number, row)]) for row in self._rows.copies(env, number))
 
 
 def is_open(folder: str | Path) -> bool:
@@ -415,21 +385,13 @@ def is_open(folder: str | Path) -> bool:
     return any(os.path.realpath(storage.folder) == place for storage in _OPEN.values() if not storage.closed)
 
 
-def _checksum(content: bytes, number: int, flags: int) -> int:
-    """CRC-32 of a record with its number and flags, but never 0, which an unwritten entry has."""
-    return zlib.crc32(number.to_bytes(8, "little") + bytes([flags]), zlib.crc32(content)) or 1
-
-
-def _lock_folder(folder: Path) -> int | None:
-    """Descriptor with an exclusive lock that ends with the process; None where the system has no such locks."""
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise StorageError(f"The replay buffer in {folder} is in use by another buffer or process.") from error
-    return descriptor
+def _named(records: Sequence[tuple[int, int]]) -> str:
+    """How many records, and where, in a few words."""
+    places = [
+        f"{first} of ring {env}" if first == last else f"{first} to {last} of ring {env}"
+        for env in sorted({env for env, _ in records})
+        for first, last in runs(np.unique([number for ring, number in records if ring == env]))
+    ]
+    more = f" and {len(places) - 5} more places" if len(places) > 5 else ""
+    count = len(records)
+    return f"{count} record{'s' if count > 1 else ''} ({', '.join(places[:5])}{more})"

@@ -1,7 +1,9 @@
 """The counts of the replay buffer: which records each ring holds, and which of them begin and end episodes."""
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -28,17 +30,33 @@ class Rings:
         self.ends: list[list[int]] = [[] for _ in range(self._n_envs)]  # records that end an episode, ascending
         self._lost = np.zeros(self._n_envs, dtype=np.int64)  # older records than this are lost, overwritten or not
         self.episode_first = np.zeros(self._n_envs, dtype=np.int64)  # first record of the latest episode
+        self.holes: list[list[int]] = [[] for _ in range(self._n_envs)]  # records in between that are lost, ascending
 
-    def take_over(self, written: np.ndarray, first: np.ndarray, ends: list[list[int]]) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.holes = [[] for _ in state["ends"]]  # which older pickles do not have
+        self.__dict__.update(state)
+
+    def take_over(self, written: np.ndarray, first: np.ndarray, ends: list[list[int]], holes: Sequence[Sequence[int]]) -> None:
         """
         Count the records that a storage holds already.
 
         :param written: number that the next record of each ring gets, (n_envs,)
         :param first: number of the oldest record of each ring, (n_envs,)
         :param ends: for each ring, the records that end an episode, ascending
+        :param holes: for each ring, records in between that are lost, ascending
         """
         self.clear()
         self.written, self._lost, self.ends = written.copy(), first.copy(), ends
+        self.holes = [[number for number in ring if number < count] for ring, count in zip(holes, written, strict=True)]
+
+    def leave_out(self, records: Sequence[tuple[int, int]]) -> None:
+        """
+        Never sample some records again.
+
+        :param records: ring and number of each
+        """
+        for env, number in records:
+            self.holes[env] = sorted({number, *(old for old in self.holes[env] if old >= self.first[env])})
 
     @property
     def first(self) -> np.ndarray:
@@ -59,6 +77,29 @@ class Rings:
         """
         waiting = ~self.starting & (not running)
         return self.first, np.where(waiting, self.episode_first, self.written)
+
+    def runs(self, running: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """
+        Runs of consecutive records that may be sampled now; a ring without holes has one.
+
+        :param running: see :meth:`sampleable`
+        :return: ring, first and last (exclusive) record of each, (n,); the last is not larger where there is nothing
+        """
+        first, end = self.sampleable(running)
+        if not any(self.holes):
+            return np.arange(self._n_envs), first, end
+        found = []
+        for env, (start, stop) in enumerate(zip(first.tolist(), end.tolist(), strict=True)):
+            holes = self.holes[env]
+            cuts = [start - 1, *holes[bisect_left(holes, start) : bisect_left(holes, stop)], stop]
+            found += [(env, before + 1, after) for before, after in pairwise(cuts)]
+        ring, first, end = np.array(found, dtype=np.int64).T
+        return ring, first, end
+
+    def count(self, running: bool = True) -> int:
+        """Number of records in :meth:`runs`."""
+        _, first, end = self.runs(running)
+        return int(np.maximum(end - first, 0).sum())
 
     def append(self, envs: np.ndarray, done: np.ndarray) -> None:
         """
@@ -86,9 +127,9 @@ class Rings:
         :return: ring, first and last record (exclusive) of each, the oldest first
         """
         found, newest = [], self.written.tolist()
-        for env, oldest in enumerate(self.first.tolist()):
-            cuts = [oldest, *(end + 1 for end in self.ends[env] if oldest <= end), newest[env]]
-            found += [(env, first, end) for first, end in pairwise(cuts) if end > first]
+        for env, first, end in zip(*(part.tolist() for part in self.runs(True)), strict=True):
+            cuts = [first, *(last + 1 for last in self.ends[env] if first <= last < end), end]
+            found += [(env, start, stop) for start, stop in pairwise(cuts) if stop > start]
         return sorted(found, key=lambda part: part[1] - newest[part[0]])
 
     def draw_windows(
@@ -108,23 +149,23 @@ class Rings:
         :return: rings and numbers of the first records, both (B,), and records per sub-sequence, T
         :raises ValueError: if no ring can ever hold so many, or none has a record yet
         """
-        first, end = self.sampleable(running)
+        ring, first, end = self.runs(running)
         length = self._usable_length(batch_length, int((end - first).max()))
         windows = np.maximum(end - first - length + 1, 0)
-        earliest = [bisect_left(ring, start + length - 1) for ring, start in zip(self.ends, first.tolist(), strict=True)]
-        ended = np.array([len(ring) - index for ring, index in zip(self.ends, earliest, strict=True)])
-        mass = windows + (length * ended if prioritize_ends else 0)
+        earliest = np.array([bisect_left(self.ends[env], last) for env, last in zip(ring, first + length - 1, strict=True)])
+        latest = np.array([bisect_left(self.ends[env], last) for env, last in zip(ring, end, strict=True)])
+        mass = windows + (length * np.maximum(latest - earliest, 0) if prioritize_ends else 0)
         edges = np.cumsum(mass)
 
         units = random.integers(edges[-1], size=batch_size)
-        envs = np.searchsorted(edges, units, side="right")
-        units -= (edges - mass)[envs]
-        starts = first[envs] + units
-        for b in np.flatnonzero(units >= windows[envs]):
-            env = envs[b]
-            index = earliest[env] + (units[b] - windows[env]) // length
-            starts[b] = self.ends[env][index] - length + 1
-        return envs, starts, length
+        run = np.searchsorted(edges, units, side="right")
+        units -= (edges - mass)[run]
+        starts = first[run] + units
+        for b in np.flatnonzero(units >= windows[run]):
+            chosen = run[b]
+            index = earliest[chosen] + (units[b] - windows[chosen]) // length
+            starts[b] = self.ends[ring[chosen]][index] - length + 1
+        return ring[run], starts, length
 
     def _usable_length(self, batch_length: int, longest: int) -> int:
         if not 1 <= batch_length <= self.capacity:
@@ -134,7 +175,7 @@ class Rings:
                 f"{self.capacity}, a larger buffer_size or fewer environments."
             )
         if longest < 1:
-            count = int(self.rows.sum())
+            count = self.count()
             waiting = " (with sample_running=False they become available when their episode ends)" if count else ""
             raise ValueError(f"The replay buffer has {count} records, none of which can be sampled yet{waiting}.")
         return min(batch_length, longest)

@@ -8,9 +8,13 @@ table of chunks that could be lost.
 
 import os
 import zlib
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from sb3_dreamer.common.files import DamageError
 
 #: Precedes every chunk: number of its first record, bytes that follow, their CRC-32
 HEADER = np.dtype([("first", "<i8"), ("size", "<u4"), ("checksum", "<u4")])
@@ -35,20 +39,19 @@ class RingFile:
     name: str  # of the file
 
     def __init__(self, row: np.dtype, n_envs: int, capacity: int) -> None:
-        self._row, self._n_envs, self._capacity = row, n_envs, capacity
+        self._row, self.n_envs, self.capacity = row, n_envs, capacity
         self._files: dict[str, int] = {}
 
     @property
     def sizes(self) -> dict[str, int]:
         """Bytes of each file, written or not."""
-        return {self.name: self._row.itemsize * self._n_envs * self._capacity}
+        return {self.name: self._row.itemsize * self.n_envs * self.capacity}
 
-    def open(self, files: dict[str, int], flushed: np.ndarray) -> None:
+    def open(self, files: dict[str, int]) -> None:
         """
         Read and write these files from now on.
 
         :param files: descriptors by name; none to let go of those it has
-        :param flushed: records of each ring that are known to be on the disk, (n_envs,)
         """
         self._files = files
 
@@ -71,15 +74,15 @@ class RingFile:
         :param number: of the first row
         :param count: number of rows, at most the capacity
         :return: (count,) rows
-        :raises ValueError: if the file ends early, or a chunk is damaged
+        :raises DamageError: if the file ends early, or a chunk is damaged
         """
-        head = min(count, self._capacity - number % self._capacity)
+        head = min(count, self.capacity - number % self.capacity)
         content = _read_at(self._files[self.name], head * self._row.itemsize, self._place(env, number))
         rows = np.frombuffer(content, self._row)
         return rows if head == count else np.concatenate([rows, RingFile.read(self, env, number + head, count - head)])
 
     def _place(self, env: int, number: int) -> int:
-        return (env * self._capacity + number % self._capacity) * self._row.itemsize
+        return (env * self.capacity + number % self.capacity) * self._row.itemsize
 
 
 class PlainRows(RingFile):
@@ -107,15 +110,25 @@ class PlainRows(RingFile):
         :param written: number that its next record gets
         """
 
-    def cut_off(self, env: int, written: int) -> list[tuple[int, bytes]]:
+    def copies(self, env: int, number: int) -> list[np.ndarray]:
         """
-        What :meth:`cut` may have been about to write when the process ended.
+        Read a record wherever it may be, before :meth:`recover` has found out.
 
         :param env: a ring
-        :param written: number that its next record gets
-        :return: number and content of records that may be missing in their rows
+        :param number: of the record
+        :return: contents of which one is the record, if it is whole, (1,) each
         """
-        return []
+        return [self.read(env, number, 1)]
+
+    def recover(self, env: int, flushed: int, written: int, fits: Callable[[int, np.ndarray], bool]) -> None:
+        """
+        Find out where the records of a ring are, after its files were opened.
+
+        :param env: the ring
+        :param flushed: number of records that are known to be on the disk
+        :param written: number that its next record gets
+        :param fits: whether consecutive records are what was written, given the number of the first
+        """
 
 
 class CompressedRows(PlainRows):
@@ -145,19 +158,20 @@ class CompressedRows(PlainRows):
         super().__init__(row, n_envs, flush_interval + 2 * self._chunk)
         self._slots = -(-capacity // self._chunk)  # per ring
         self._slot_bytes = HEADER.itemsize + self._chunk * row.itemsize
-        self.format = {"name": "zstandard", "chunk": self._chunk, "rows": self._capacity}  # the level may change
+        self.format = {"name": "zstandard", "chunk": self._chunk, "rows": self.capacity}  # the level may change
         self._compressor, self._decompressor = zstandard.ZstdCompressor(compression.level), zstandard.ZstdDecompressor()
+        self._content_size, self._error = zstandard.frame_content_size, zstandard.ZstdError
         self._settled = np.zeros(n_envs, dtype=np.int64)  # records of each ring that are in chunks
         self._latest: dict[tuple[int, int], np.ndarray] = {}  # the chunk that was read last
 
     @property
     def sizes(self) -> dict[str, int]:
-        return {**super().sizes, "chunks.bin": self._slot_bytes * self._n_envs * self._slots}
+        return {**super().sizes, "chunks.bin": self._slot_bytes * self.n_envs * self._slots}
 
-    def open(self, files: dict[str, int], flushed: np.ndarray) -> None:
-        super().open(files, flushed)
+    def open(self, files: dict[str, int]) -> None:
+        super().open(files)
         self._latest = {}
-        self._settled = flushed - flushed % self._chunk
+        self._settled[:] = 0
 
     def read(self, env: int, number: int, count: int) -> np.ndarray:
         end, settled = number + count, int(self._settled[env])
@@ -183,17 +197,35 @@ class CompressedRows(PlainRows):
         start = written - written % self._chunk
         if start < self._settled[env]:
             for number in range(max(start, first), written):
-                self.write(env, number, self.read(env, number, 1).tobytes())
+                with suppress(DamageError):  # its row then does not fit either
+                    self.write(env, number, self.read(env, number, 1).tobytes())
             self._settled[env] = start
 
-    def cut_off(self, env: int, written: int) -> list[tuple[int, bytes]]:
-        start = int(self._settled[env])
+    def copies(self, env: int, number: int) -> list[np.ndarray]:
+        found, first = [super().read(env, number, 1)], number - number % self._chunk
+        with suppress(DamageError):  # there is none, as usual
+            found.append(self._read_chunk(env, first)[number - first : number - first + 1])
+        return found
+
+    def recover(self, env: int, flushed: int, written: int, fits: Callable[[int, np.ndarray], bool]) -> None:
+        # Later chunks may be torn, but their records still have their rows
+        start = min(flushed, written) // self._chunk * self._chunk
+        while written - start > self.capacity:
+            start += self._chunk
+        while start + self._chunk <= written and self._has_chunk(env, start, fits):
+            start += self._chunk
+        self._settled[env] = start
+        for number in range(start, written):  # back into rows, as cut() was about to do when the process ended
+            copies = self.copies(env, number)
+            if not fits(number, copies[0]) and len(copies) > 1 and fits(number, copies[1]):
+                with suppress(OSError):  # of a folder that can only be read
+                    self.write(env, number, copies[1].tobytes())
+
+    def _has_chunk(self, env: int, first: int, fits: Callable[[int, np.ndarray], bool]) -> bool:
         try:
-            chunk = self._read_chunk(env, start) if start < written else ()
-        except ValueError:  # there is none, as usual
-            return []
-        self._latest = {}
-        return [(start + offset, row.tobytes()) for offset, row in enumerate(chunk[: written - start])]
+            return fits(first, self._read_chunk(env, first))
+        except DamageError:
+            return False
 
     def _slot(self, env: int, first: int) -> int:
         return (env * self._slots + first // self._chunk % self._slots) * self._slot_bytes
@@ -204,13 +236,24 @@ class CompressedRows(PlainRows):
         place, limit = self._slot(env, first), self._chunk * self._row.itemsize
         header = np.frombuffer(_read_at(self._files["chunks.bin"], HEADER.itemsize, place), HEADER)[0]
         if header["first"] != first or not 0 < header["size"] <= limit:
-            raise ValueError(f"chunks.bin is damaged: record {first} of ring {env} is not in its place.")
+            raise DamageError(f"chunks.bin is damaged: record {first} of ring {env} is not in its place.")
         data = _read_at(self._files["chunks.bin"], int(header["size"]), place + HEADER.itemsize)
         if zlib.crc32(data) != header["checksum"]:
-            raise ValueError(f"chunks.bin is damaged: the chunk of record {first} of ring {env} does not fit its checksum.")
-        content = data if len(data) == limit else self._decompressor.decompress(data)
+            raise DamageError(f"chunks.bin is damaged: the chunk of record {first} of ring {env} does not fit its checksum.")
+        content = data if len(data) == limit else self._decompress(data, limit)
+        if len(content) != limit:
+            raise DamageError(f"chunks.bin is damaged: the chunk of record {first} of ring {env} has not its size.")
         self._latest = {(env, first): np.frombuffer(content, self._row)}
         return self._latest[env, first]
+
+    def _decompress(self, data: bytes, limit: int) -> bytes:
+        """Content of a chunk; nothing if it would take more memory than it may have."""
+        try:
+            if self._content_size(data) > limit:
+                return b""
+            return self._decompressor.decompress(data, max_output_size=limit)
+        except self._error:
+            return b""
 
 
 def _read_at(descriptor: int, count: int, offset: int) -> bytes:
@@ -220,7 +263,7 @@ def _read_at(descriptor: int, count: int, offset: int) -> bytes:
         os.lseek(descriptor, offset, os.SEEK_SET)
         content = os.read(descriptor, count)
     if len(content) != count:
-        raise ValueError(f"The replay buffer on disk ends early: {len(content)} of {count} bytes at {offset}.")
+        raise DamageError(f"The replay buffer on disk ends early: {len(content)} of {count} bytes at {offset}.")
     return content
 
 

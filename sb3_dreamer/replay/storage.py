@@ -59,6 +59,7 @@ class RecordStorage(ABC):
         :param numbers: of its first record, (B,)
         :param length: records per sub-sequence, T, at most the capacity
         :return: one new array (T, B, *shape) per field
+        :raises DamageError: if one of the records is not what was written
         """
 
     @abstractmethod
@@ -87,9 +88,18 @@ class RecordStorage(ABC):
         """
         Compare everything on the disk with its checksums.
 
-        :return: ring and number of every record that is not what was written
+        :return: ring and number of every record that is not what was written, besides those that are known to be lost
         """
         return []
+
+    @abstractmethod
+    def leave_out(self, records: Sequence[tuple[int, int]], for_good: bool = False) -> None:
+        """
+        Take records for lost.
+
+        :param records: ring and number of each
+        :param for_good: whether they are erased on the disk, too; their rows stay empty until the ring comes round to them
+        """
 
 
 class RamStorage(RecordStorage):
@@ -129,6 +139,9 @@ class RamStorage(RecordStorage):
 
     def clear(self) -> None:
         pass  # rows are overwritten, never read before
+
+    def leave_out(self, records: Sequence[tuple[int, int]], for_good: bool = False) -> None:
+        pass  # nothing is read that the rings do not count
 
     def pack(self, rows: Sequence[int]) -> dict[str, list[np.ndarray]]:
         # Contiguous views, of each ring or of all if they are full: pickle (protocol 5) streams them to a file without a copy

@@ -16,13 +16,13 @@ import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_dreamer.common.files import atomic_file, sync_folder
+from sb3_dreamer.common.files import StorageError, atomic_file, hold, sync_folder
 from sb3_dreamer.ranks.distributed import gather, rank
 from sb3_dreamer.ranks.rank_files import file_of_rank, is_of_rank
 
 #: Names that rl_zoo3's ``--trained-agent`` looks for, too
 MODEL, BUFFER, NORMALIZE = "model.zip", "replay_buffer.pkl", "vecnormalize.pkl"
-RANDOM, CONTENTS = "random.json", "contents.json"
+RANDOM, CONTENTS, RUN = "random.json", "contents.json", "run.json"
 NAME = re.compile(r"step_(\d{12})")
 
 
@@ -48,7 +48,7 @@ class Checkpoint:
         :raises ValueError: if all are damaged, or the one that was named
         """
         folder = Path(folder)
-        found = [folder] if (folder / CONTENTS).exists() else checkpoints(folder)
+        found = [folder] if NAME.fullmatch(folder.name) else _named_as_checkpoints(folder)
         if not found:
             raise FileNotFoundError(f"There is no checkpoint in {folder}, which should hold folders named step_...")
         for path in reversed(found[1:]):
@@ -60,11 +60,27 @@ class Checkpoint:
 
     def _checked(self) -> "Checkpoint":
         """Itself, if all files are what was written."""
-        for name, wanted in json.loads((self.path / CONTENTS).read_text()).items():
-            file = self.path / name
-            if not file.exists() or _digest(file) != wanted:
-                raise ValueError(f"The checkpoint {self.path} is damaged: {name} is not what was written.")
+        try:
+            wrong = [name for name, wanted in self._contents().items() if _digest(self.path / name) != wanted]
+        except (OSError, ValueError, TypeError) as error:  # missing, of another kind, or on a disk that fails
+            raise ValueError(f"The checkpoint {self.path} is damaged: {error}.") from error
+        if wrong:
+            raise ValueError(f"The checkpoint {self.path} is damaged: {wrong[0]} is not what was written.")
         return self
+
+    def _contents(self) -> dict[str, str]:
+        contents = json.loads((self.path / CONTENTS).read_text())
+        if not isinstance(contents, dict) or MODEL not in contents:
+            raise ValueError(f"{CONTENTS} names no {MODEL}")
+        return contents
+
+    @property
+    def run(self) -> str | None:
+        """The run that wrote it, the same before and after it was resumed; None if that is not known."""
+        try:
+            return str(json.loads((self.path / RUN).read_text())["run"])
+        except (OSError, ValueError, TypeError, KeyError):  # of an older version, or damaged
+            return None
 
     @property
     def statistics(self) -> Path:
@@ -77,6 +93,8 @@ class Checkpoint:
 
         :param algorithm: in training
         """
+        if rank() == 0:
+            (self.path / RUN).write_text(json.dumps({"run": algorithm.run_id}))  # type: ignore[attr-defined]
         algorithm.save(self.model)
         algorithm.save_replay_buffer(self.buffer)
         normalize = algorithm.get_vec_normalize_env()
@@ -150,7 +168,31 @@ def checkpoints(folder: str | Path) -> list[Path]:
     :param folder: of :func:`save_checkpoint`
     :return: their folders, the newest last
     """
-    return sorted(path for path in Path(folder).glob("step_*") if NAME.fullmatch(path.name) and (path / CONTENTS).exists())
+    return [path for path in _named_as_checkpoints(folder) if (path / CONTENTS).exists()]
+
+
+def _named_as_checkpoints(folder: str | Path) -> list[Path]:
+    return sorted(path for path in Path(folder).glob("step_*") if NAME.fullmatch(path.name))
+
+
+def claim(folder: str | Path) -> int | None:
+    """
+    Keep other runs out of a folder of checkpoints.
+
+    :param folder: created if it does not exist
+    :return: what is given to :func:`~sb3_dreamer.common.files.release` at the end of the run; None where folders cannot be
+        locked
+    :raises StorageError: if another run writes there
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    if os.name == "nt":
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        hold(descriptor)
+    except OSError as error:
+        raise StorageError(f"Another run writes its checkpoints to {folder}: each run needs its own folder.") from error
+    return descriptor
 
 
 def save_checkpoint(algorithm: OffPolicyAlgorithm, folder: str | Path, keep: int | None = None) -> Path:
@@ -159,7 +201,7 @@ def save_checkpoint(algorithm: OffPolicyAlgorithm, folder: str | Path, keep: int
 
     :param algorithm: in training
     :param folder: of all checkpoints
-    :param keep: number of latest checkpoints to keep; None keeps all
+    :param keep: number of latest checkpoints of this run to keep, those of others stay; None keeps all
     :return: its own folder, ``step_...``
     """
     folder = Path(folder)
@@ -171,6 +213,9 @@ def save_checkpoint(algorithm: OffPolicyAlgorithm, folder: str | Path, keep: int
             return target
         with atomic_file(hidden / CONTENTS) as file:
             file.write(json.dumps(contents).encode())
+        own = [path for path in checkpoints(folder) if Checkpoint(path).run == Checkpoint(hidden).run]
+        if target.exists() and target not in own:
+            _put_aside(target)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(hidden, target)
     except BaseException:
@@ -178,7 +223,7 @@ def save_checkpoint(algorithm: OffPolicyAlgorithm, folder: str | Path, keep: int
             shutil.rmtree(hidden, ignore_errors=True)
         raise
     sync_folder(folder)
-    for old in checkpoints(folder)[:-keep] if keep is not None else []:
+    for old in sorted({*own, target})[:-keep] if keep is not None else []:
         shutil.rmtree(old)
     return target
 
@@ -207,13 +252,18 @@ def set_aside(folder: str | Path, num_timesteps: int) -> None:
     """
     later = [path for path in checkpoints(folder) if int(path.name.removeprefix("step_")) > num_timesteps]
     for path in later:
-        number = itertools.count(1)
-        os.replace(path, next(name for n in number if not (name := path.with_name(f"aside{n}_{path.name}")).exists()))
+        _put_aside(path)
     if later:
         warnings.warn(
             f"{folder} has checkpoints of another run, later than step {num_timesteps} at which this one begins: "
             f"{', '.join(path.name for path in later)} were renamed to aside..._step_..."
         )
+
+
+def _put_aside(path: Path) -> None:
+    """Rename a checkpoint so that nobody takes it for one of this run."""
+    names = (path.with_name(f"aside{number}_{path.name}") for number in itertools.count(1))
+    os.replace(path, next(name for name in names if not name.exists()))
 
 
 def _digest(path: Path) -> str:

@@ -12,9 +12,12 @@ from typing import Any, BinaryIO
 from stable_baselines3.common.save_util import open_path
 
 from sb3_dreamer.common.files import FormatError, StorageError, is_path
+from sb3_dreamer.common.options import limit
 
 #: Attribute of a model that says how its file is written, and the present way
 FORMAT_ATTRIBUTE, MODEL_FORMAT = "_file_format", 2
+#: Bytes of options in a model file, which otherwise are some hundred thousand
+LARGEST_DATA = 1 << 26
 #: After the pickle of a buffer: this and the CRC-32 of the pickle. SB3's own reader stops before it
 TRAILER = b"sb3_dreamer replay buffer crc32 "
 
@@ -64,6 +67,8 @@ def check_model_file(path: str | pathlib.Path | io.BufferedIOBase) -> None:
         raise ValueError(f"{path} is a folder, not a model file.")
     try:
         with zipfile.ZipFile(file) as archive:
+            sizes = {part.filename: part.file_size for part in archive.infolist()}
+            limit("the size of its part 'data'", sizes.get("data", 0), LARGEST_DATA)
             damaged = archive.testzip()
             missing = {"data", "policy.pth"} - set(archive.namelist())
             data = json.loads(archive.read("data")) if damaged is None and not missing else {}
