@@ -26,6 +26,11 @@ AT_THE_EDGE, EDGE_GRADIENT = -1.4, 0.01
 #: Both limits of the tanh-normal, whose entropy falls with the slope of tanh, too: -3 in the middle of a good run of Pendulum,
 #: -9.5 at the most extreme location with the smallest scale
 SQUASHED_SPREAD = -6.0
+#: What to do in DreamerV2 about signs that other algorithms can show, too
+REMEDIES = {
+    "kl": "Lower kl_scale, or raise observation_scale (or set normalize_observations for small numbers).",
+    "entropy": "Raise ent_coef, or lower actor_learning_rate.",
+}
 PAGE = "See https://github.com/sb3-dreamer/sb3-dreamer/blob/main/docs/troubleshooting.md."
 
 
@@ -90,9 +95,11 @@ class LearningCheck:
 
     :param action_space: of the agent
     :param squashed: whether a Box has a tanh-normal actor
+    :param remedies: what to do about each of the signs of ``REMEDIES``, in terms of the algorithm's options
     """
 
-    def __init__(self, action_space: spaces.Space, squashed: bool = False) -> None:
+    def __init__(self, action_space: spaces.Space, squashed: bool = False, remedies: Mapping[str, str] = REMEDIES) -> None:
+        self._remedies = remedies
         blocks = action_blocks(action_space)
         lowest, edge = (SQUASHED_SPREAD, SQUASHED_SPREAD) if squashed else (NO_SPREAD, AT_THE_EDGE)
         self._lowest_entropy = lowest * action_dim(action_space) if blocks is None else NO_CHOICE * float(np.log(blocks).sum())
@@ -121,7 +128,7 @@ class LearningCheck:
         if means.get("kl", math.inf) < NO_KL:
             found["kl"] = (
                 f"the KL of posterior and prior is {means['kl']:.2g} nats: the latent state carries no information about the "
-                "observation. Lower kl_scale, or raise observation_scale (or set normalize_observations for small numbers)."
+                f"observation. {self._remedies['kl']}"
             )
         variance = means.get("reward_variance", 0.0)
         error = 2.0 * (means.get("reward_loss", 0.0) - LOG_SQRT_2PI)
@@ -134,7 +141,7 @@ class LearningCheck:
         if self._can_choose and progress < EARLY and means.get("actor_entropy", math.inf) < self._lowest_entropy:
             found["entropy"] = (
                 f"the actor's entropy is {means['actor_entropy']:.2g} nats with {1.0 - progress:.0%} of the run to go: it has "
-                "stopped exploring. Raise ent_coef, or lower actor_learning_rate."
+                f"stopped exploring. {self._remedies['entropy']}"
             )
         gradient = means.get("actor_grad_norm", math.inf)
         if means.get("actor_entropy", math.inf) < self._entropy_at_the_edge and NO_GRADIENT <= gradient < EDGE_GRADIENT:
