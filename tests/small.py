@@ -7,6 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
@@ -14,13 +15,14 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import nn
 
-from sb3_dreamer import DreamerV2
+from sb3_dreamer import DreamerV2, DreamerV3
 from sb3_dreamer.behavior.actor_critic import BehaviorObjective
 from sb3_dreamer.behavior.actors import ContinuousOptions
 from sb3_dreamer.common.layers import LayerOptions
 from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.dreamer_v2.policies import DreamerPolicy
 from sb3_dreamer.dreamer_v2.update import Imagination, Start, UpdateNoise, imagine, task_rewards
+from sb3_dreamer.dreamer_v3.networks import HIDDEN_LAYERS
 from sb3_dreamer.world_model.state_space import StateSpaceModel
 
 SMALL_POLICY: dict[str, Any] = dict(
@@ -35,6 +37,8 @@ SMALL: dict[str, Any] = dict(
     train_freq=8,
     device="cpu",
 )
+#: Class of small models
+_CLASS: list[Any] = [DreamerV2]
 #: A first update after some twenty steps, for whoever needs a trained model and no more
 LEARN: dict[str, Any] = dict(learning_starts=16, train_freq=8, batch_size=2, batch_length=4)
 
@@ -177,7 +181,26 @@ def policy_for(space: spaces.Space, float_images: bool = False) -> str:
     return "CnnPolicy" if is_image else "MlpPolicy"
 
 
-def small_model(env: Any, policy: Any = None, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> DreamerV2:
+@pytest.fixture(params=[DreamerV2, DreamerV3], ids=["V2", "V3"])
+def algorithm(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Small models are of this class while a test that uses this fixture runs."""
+    _CLASS[0] = request.param
+    yield request.param
+    _CLASS[0] = DreamerV2
+
+
+def options_v3(options: dict[str, Any]) -> dict[str, Any]:
+    """Constructor arguments of DreamerV2 as those of DreamerV3 that make as many updates, with networks of like size."""
+    result = {name: value for name, value in options.items() if name not in ("train_freq", "gradient_steps")}
+    policy_kwargs = {"bins": 21, "blocks": 4, "optimizer_kwargs": dict(warmup=0), **options["policy_kwargs"]}
+    if isinstance(policy_kwargs.get("net_arch"), list):
+        policy_kwargs["net_arch"] = dict.fromkeys(HIDDEN_LAYERS, policy_kwargs["net_arch"])
+    updates = options.get("gradient_steps", 1) / options["train_freq"]
+    result.setdefault("train_ratio", updates * options["batch_size"] * options["batch_length"])
+    return result | {"policy_kwargs": policy_kwargs}
+
+
+def small_model(env: Any, policy: Any = None, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> Any:
     """
     :param env: environment, VecEnv or id
     :param policy: by the observation space, if None
@@ -187,12 +210,13 @@ def small_model(env: Any, policy: Any = None, policy_kwargs: dict[str, Any] | No
     policy_kwargs = SMALL_POLICY | (policy_kwargs or {})
     float_images = not policy_kwargs.get("normalize_images", True)
     policy = policy or ("MlpPolicy" if isinstance(env, str) else policy_for(env.observation_space, float_images))
-    return DreamerV2(policy, env, **(SMALL | {"policy_kwargs": policy_kwargs} | kwargs))
+    options = SMALL | {"policy_kwargs": policy_kwargs} | kwargs
+    return _CLASS[0](policy, env, **(options if _CLASS[0] is DreamerV2 else options_v3(options)))
 
 
 def random_model(
     observation_space: spaces.Space = VECTOR, action_space: spaces.Space = DISCRETE, n_envs: int = 1, **kwargs: Any
-) -> DreamerV2:
+) -> Any:
     """A small model on :class:`RandomEnv`, which needs copies of the spaces: each has a random generator of its own."""
     return small_model(random_envs(observation_space, action_space, n_envs), **kwargs)
 

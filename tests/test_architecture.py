@@ -23,7 +23,7 @@ ROOMS: dict[str, tuple[str, str]] = {
     "saving": ("saved_files buffers checkpoint", "ranks common replay"),
     "algorithm": (
         "policy graphs engine originals workers diagnostics learner agreement team reporting offline acting setup "
-        "sequence_algorithm",
+        "sequence_algorithm exchange",
         "ranks common world_model behavior replay saving",
     ),
     "dreamer_v2": (

@@ -88,6 +88,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         check_setup(self, is_loading=self._loading)
         self._check_options()
         setattr(self, FORMAT_ATTRIBUTE, MODEL_FORMAT)
+        self.algorithm_name = type(self).__name__  # in files
         self.verbose = self.verbose if rank() == 0 else 0
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)

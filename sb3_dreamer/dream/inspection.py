@@ -59,7 +59,7 @@ def inspect(
     """
     Compare a world model with recorded experience.
 
-    :param model: a trained ``DreamerV2``
+    :param model: a trained ``DreamerV2`` or ``DreamerV3``
     :param recording: real experience
     :param context: frames that the model sees before it predicts
     :param horizon: frames that it predicts; None is as many as its training's sequences or the episodes have
