@@ -122,7 +122,8 @@ def test_chunks_that_are_gone_are_left_out() -> None:
 
 
 def test_write_back_replaces_what_is_still_there(tmp_path: Path) -> None:
-    for options in ({}, {"storage_path": str(tmp_path / "records")}):
+    on_disk: dict[str, Any] = dict(storage_path=str(tmp_path / "records"))
+    for options in ({}, on_disk):
         buffer = make(12, online=False, **options)
         fill(buffer, 20)  # records 9 ... 20 are left
         fresh = state_of(np.arange(4)[:, None] + [[40, 50]])
@@ -137,7 +138,7 @@ def test_write_back_replaces_what_is_still_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("compression", [None, 1])
 def test_states_on_the_disk(compression: int | None, tmp_path: Path) -> None:
-    options = dict(storage_path=str(tmp_path / "records"), storage_compression=compression)
+    options: dict[str, Any] = dict(storage_path=str(tmp_path / "records"), storage_compression=compression)
     buffer, memory = make(40, 2, **options), make(40, 2)
     for one in (buffer, memory):
         one.seed(3)

@@ -76,7 +76,7 @@ def test_shapes_and_dtypes(actions: str, kind: str, n: int | None) -> None:
         assert type(action) is np.ndarray or (n is None and isinstance(action, np.generic))
         assert action.dtype == action_space.dtype
         assert action.shape == (() if n is None else (n,)) + (action_space.shape or ())
-        assert all(action_space.contains(one) for one in ([action] if n is None else action))
+        assert all(action_space.contains(one) for one in ([action] if n is None else list(action)))
 
 
 def test_actions_fill_their_bounds() -> None:

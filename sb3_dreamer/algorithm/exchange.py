@@ -92,7 +92,8 @@ def import_as(
     content, tensors = _read(path)
     try:
         options = _options_of(algorithm_class, content, tensors)
-        model: Any = algorithm_class(device=device, env=None, _init_setup_model=False, **{**options.arguments, **kwargs})
+        make: Any = algorithm_class
+        model = make(device=device, env=None, _init_setup_model=False, **{**options.arguments, **kwargs})
         model.observation_space, model.action_space, model.n_envs = *options.spaces, 1
         _check_weights(model, tensors)
     except Exception as error:  # whatever a stranger's values lead to

@@ -104,8 +104,8 @@ def sample_dreamer_v3_params(
     trial: "optuna.Trial", n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
     """
-    Draw the hyperparameters of one trial of DreamerV3, which is meant to need none but its train ratio; sizes of networks are those
-    of the section that is tuned.
+    Draw the hyperparameters of one trial of DreamerV3, which is meant to need none but its train ratio; sizes of networks are
+    those of the section that is tuned.
 
     :param trial: the trial
     :param n_actions: number of actions of a continuous env (unused)
