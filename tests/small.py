@@ -7,7 +7,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
@@ -15,7 +14,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import nn
 
-from sb3_dreamer import DreamerV2, DreamerV3
+from sb3_dreamer import DreamerV2
 from sb3_dreamer.behavior.actor_critic import BehaviorObjective
 from sb3_dreamer.behavior.actors import ContinuousOptions
 from sb3_dreamer.common.layers import LayerOptions
@@ -181,12 +180,14 @@ def policy_for(space: spaces.Space, float_images: bool = False) -> str:
     return "CnnPolicy" if is_image else "MlpPolicy"
 
 
-@pytest.fixture(params=[DreamerV2, DreamerV3], ids=["V2", "V3"])
-def algorithm(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Small models are of this class while a test that uses this fixture runs."""
-    _CLASS[0] = request.param
-    yield request.param
-    _CLASS[0] = DreamerV2
+@contextmanager
+def small_models_of(algorithm_class: Any) -> Iterator[None]:
+    """Small models are of this class meanwhile."""
+    _CLASS[0] = algorithm_class
+    try:
+        yield
+    finally:
+        _CLASS[0] = DreamerV2
 
 
 def options_v3(options: dict[str, Any]) -> dict[str, Any]:

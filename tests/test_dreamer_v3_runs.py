@@ -2,6 +2,7 @@
 
 import re
 from inspect import signature
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     "observation_scale": (2.0, {}),
     "reward_scale": (2.0, {}),
     "discount_scale": (2.0, {}),
-    "actor_scale": (2.0, {}),
+    "actor_scale": (0.0, {}),  # LaProp does not notice other factors of all gradients of a parameter
     "critic_scale": (2.0, {}),
     "replay_critic_scale": (0.0, {}),
     "critic_target_scale": (0.0, {}),
@@ -123,7 +124,7 @@ def test_train_ratio_is_exact_in_the_long_run(train_ratio: float, n_envs: int, m
     assert done[0][1] == 1 and first > 20  # one update at once, and nothing for the steps before
     passed = model.num_timesteps - first
     assert total - 1 == int(passed * train_ratio / 18 + 1e-9)
-    longest = max(after - before for (before, _), (after, _) in zip(done[:-1], done[1:], strict=True)) if len(done) > 1 else 0
+    longest = max(after - before for (before, _), (after, _) in pairwise(done)) if len(done) > 1 else 0
     assert longest <= 2 * max(18 / train_ratio, n_envs) + n_envs
 
 
@@ -202,10 +203,10 @@ def test_states_of_acting_and_of_updates_are_stored() -> None:
     model.policy.act = spy  # type: ignore[method-assign]
     model.learn(30)  # episodes of 10 steps, hence of 11 records
     del model.policy.act  # type: ignore[method-assign]
-    numbers = np.array([number for number in range(32) if number % 11 != 10])
+    numbers = np.array([number for number in range(50) if number % 11 != 10][: len(seen)])
     rows, unknown = model.replay_buffer.states.read(np.zeros_like(numbers), numbers)
     stored = model.replay_buffer.state_sizes.to_states(rows, th.from_numpy)
-    assert not unknown[: len(seen)].any()
+    assert len(seen) >= 30 and not unknown.any()
     for number, state in enumerate(seen):
         assert th.allclose(stored.deterministic[number], state.deterministic[0], atol=5e-4)
         assert th.equal(stored.stochastic[number], state.stochastic[0])
@@ -217,9 +218,8 @@ def test_states_of_acting_and_of_updates_are_stored() -> None:
     rows, _ = model.replay_buffer.states.read(sample.envs, last)
     after = model.replay_buffer.state_sizes.to_states(rows, th.from_numpy)
     for column, number in enumerate(last):
-        if (last == number).sum() == 1 and not any(
-            f <= number <= e for f, e in zip(sample.firsts[column + 1 :], last[column + 1 :], strict=True)
-        ):
+        later = zip(sample.firsts[column + 1 :], last[column + 1 :], strict=True)
+        if not any(first <= number <= end for first, end in later):
             assert th.equal(after.stochastic[column], result.states.stochastic[-1, column])
             assert th.allclose(after.deterministic[column], result.states.deterministic[-1, column], atol=5e-4)
 
@@ -286,7 +286,7 @@ def test_presets() -> None:
     assert preset("default", "dreamer_v3.yml") == {}
     atari = preset("ALE/Pong-v5", "dreamer_v3.yml")
     assert atari["train_ratio"] == 32 and atari["policy_kwargs"] == dict(image_size=(96, 96))
-    with pytest.raises(ValueError, match="For an environment without one: 'default'. Known are"):
+    with pytest.raises(ValueError, match=r"For an environment without one: 'default'\. Known are"):
         preset("default_pixels", "dreamer_v3.yml")
 
 
