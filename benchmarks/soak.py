@@ -296,7 +296,7 @@ def open_storage(folder: Path) -> DiskStorage | None:
     return DiskStorage(layout.row, 1, size, folder, layout.description, True, compression)
 
 
-def full_disk(path: Path, seconds: float = 40.0) -> str | None:
+def full_disk(path: Path, seconds: float = 120.0) -> str | None:
     """
     Training into a small disk: one error, and everything before it can be read.
 
@@ -399,6 +399,8 @@ def main() -> None:
     folder_kinds: list[str] = []
     alone, read = Counter[str](), 0
     place = Path(tempfile.mkdtemp())
+    # Folders alone are simulated disks anyway; in memory there are many more faults in the same time
+    memory = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
     folders = [Folder(place / "plain"), Folder(place / COMPRESSED)]
     disk_faults, problems = small_disk(10, chance)
     print(f"full disk: {disk_faults} times, {problems}", flush=True)
@@ -409,7 +411,7 @@ def main() -> None:
                 for _ in range(FOLDER_FAULTS):
                     folder_kinds = folder_kinds or chance.sample(list(KINDS), len(KINDS))
                     fault = folder_kinds.pop()
-                    outcome = happen(fault, place, chance.random() < 0.5, chance)
+                    outcome = happen(fault, memory, chance.random() < 0.5, chance)
                     alone[fault] += 1
                     read += outcome.records
                     problems += [f"{fault}: {outcome.problem}"] if outcome.problem else []
@@ -417,6 +419,7 @@ def main() -> None:
         for folder in folders:
             print(folder.path.name, dict(folder.faults), dict(folder.checks), folder.problems[-3:], flush=True)
     shutil.rmtree(place)
+    shutil.rmtree(memory)
     faults, checks = sum((f.faults for f in folders), Counter[str]()), sum((f.checks for f in folders), Counter[str]())
     problems += [f"{folder.path.name}, {problem}" for folder in folders for problem in folder.problems]
     names = ("records", "lost", "torn", "resumed", "unloadable")

@@ -585,8 +585,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any
 def test_a_checkpoint_has_the_parts_of_all_ranks(checkpoint: tuple[Path, list[Any]]) -> None:
     (path,) = checkpoints(checkpoint[0])
     buffers, states = {"replay_buffer.pkl", "replay_buffer.rank1.pkl"}, {"random.json", "random.rank1.json"}
-    assert {one.name for one in path.iterdir()} == {"model.zip", "contents.json"} | buffers | states
-    assert set(json.loads((path / "contents.json").read_text())) == {"model.zip"} | buffers | states
+    assert {one.name for one in path.iterdir()} == {"model.zip", "run.json", "contents.json"} | buffers | states
+    assert set(json.loads((path / "contents.json").read_text())) == {"model.zip", "run.json"} | buffers | states
 
 
 def test_two_ranks_go_on_with_what_they_had(checkpoint: tuple[Path, list[Any]]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from stable_baselines3.common.callbacks import BaseCallback, EveryNTimesteps
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, EveryNTimesteps
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_dreamer import DreamerV2
@@ -399,6 +399,13 @@ def test_terminal_observations_are_what_the_environment_gave() -> None:
     last = np.flatnonzero(model.replay_buffer.dones[:, 0])
     assert len(last) == 7
     np.testing.assert_array_equal(observations[last, 0], [[9.5, -9.5, 0.0]] * 7)
+
+
+def test_evaluation_behind_vec_normalize_goes_on(tmp_path: Path) -> None:
+    """SB3 compares the wrappers of both environments."""
+    model = make(normalized())
+    model.learn(60, callback=EvalCallback(normalized(training=False), eval_freq=20, n_eval_episodes=1, warn=False, verbose=0))
+    assert model.num_timesteps == 60 and type(model.get_vec_normalize_env().venv) is DummyVecEnv  # type: ignore[union-attr]
 
 
 class Broadcast(Clockwork):

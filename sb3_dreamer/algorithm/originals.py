@@ -6,8 +6,8 @@ from copy import deepcopy
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_dreamer.common.preprocessing import NumpyObs
 
@@ -15,14 +15,19 @@ from sb3_dreamer.common.preprocessing import NumpyObs
 ORIGINAL = "original_terminal_observation"
 
 
-class _KeepsOriginals(VecEnvWrapper):
-    """Stands inside of ``VecNormalize``, which clips the last observation of an episode and keeps no other."""
+class _KeepsOriginals:
+    """
+    Takes the place of a method inside of ``VecNormalize``, which clips the last observation of an episode and keeps no other.
+    A wrapper would do, but SB3's evaluation expects the same wrappers around both environments.
 
-    def reset(self) -> VecEnvObs:
-        return self.venv.reset()
+    :param venv: environment whose ``step_wait`` is replaced
+    """
 
-    def step_wait(self) -> VecEnvStepReturn:
-        observations, rewards, dones, infos = self.venv.step_wait()
+    def __init__(self, venv: VecEnv) -> None:
+        self._step_wait = venv.step_wait
+
+    def __call__(self) -> VecEnvStepReturn:
+        observations, rewards, dones, infos = self._step_wait()
         for i in np.flatnonzero(dones):
             if "terminal_observation" in infos[i]:
                 infos[i][ORIGINAL] = infos[i]["terminal_observation"]
@@ -35,8 +40,8 @@ def keep_originals(normalize: VecNormalize | None) -> None:
 
     :param normalize: of the environment
     """
-    if normalize is not None and normalize.norm_obs and not isinstance(normalize.venv, _KeepsOriginals):
-        normalize.venv = _KeepsOriginals(normalize.venv)
+    if normalize is not None and normalize.norm_obs and not isinstance(normalize.venv.step_wait, _KeepsOriginals):
+        normalize.venv.step_wait = _KeepsOriginals(normalize.venv)  # type: ignore[method-assign]
 
 
 @contextmanager

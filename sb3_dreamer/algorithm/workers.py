@@ -7,7 +7,6 @@ from multiprocessing.connection import wait
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
-from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 
@@ -34,14 +33,19 @@ class _Watched:
         raise EOFError(f"process {self._process.pid} ended with exit code {self._process.exitcode}")
 
 
-class _CopiesLast(gym.Wrapper):
+class _CopiesLast:
     """
-    Copies the last observation of an episode. ``DummyVecEnv`` keeps a reference to it, and an environment that returns the
-    same array again and again overwrites it in the reset that follows.
+    Takes the place of an environment's ``step`` and copies the last observation of an episode. ``DummyVecEnv`` keeps a
+    reference to it, and an environment that returns the same array again and again overwrites it in the reset that follows.
+
+    :param env: whose method is replaced
     """
 
-    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        observation, reward, terminated, truncated, info = self.env.step(action)
+    def __init__(self, env: gym.Env) -> None:
+        self._step = env.step
+
+    def __call__(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self._step(action)
         return deepcopy(observation) if terminated or truncated else observation, reward, terminated, truncated, info
 
 
@@ -56,7 +60,9 @@ def watched_workers(env: VecEnv | None, step: Callable[[], int]) -> Iterator[Non
     """
     workers = None if env is None else env.unwrapped
     if isinstance(workers, DummyVecEnv):
-        workers.envs = [one if is_wrapped(one, _CopiesLast) else _CopiesLast(one) for one in workers.envs]
+        for one in workers.envs:
+            if not isinstance(one.step, _CopiesLast):
+                one.step = _CopiesLast(one)  # type: ignore[method-assign]
     if not isinstance(workers, SubprocVecEnv):
         yield
         return

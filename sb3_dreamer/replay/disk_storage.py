@@ -35,6 +35,7 @@ OTHERS = "than this file refers to: training has gone on from an earlier state, 
 
 #: Records of each ring that opening always compares with their checksums, so that a file of another folder is noticed at once
 NEWEST = 128
+PIECE = 256  # records that are compared together
 
 #: Folders that this process has open. Opening one again takes it over
 _OPEN: WeakValueDictionary[Path, "DiskStorage"] = WeakValueDictionary()
@@ -271,7 +272,17 @@ class DiskStorage(RecordStorage):
 
     def damaged(self) -> list[tuple[int, int]]:
         self._check_open()
-        return [(env, number) for env, number in self._records() if not self._is_whole(env, number)]
+        found: list[tuple[int, int]] = []
+        for env, holes in enumerate(map(set, self.holes)):
+            end = int(self.written[env])
+            for start in range(int(self.first[env]), end, PIECE):
+                numbers = range(start, min(start + PIECE, end))
+                try:
+                    misfits = self._index.misfits([(env, start, self._rows.read(env, start, len(numbers)))])
+                except DamageError:  # of a chunk
+                    misfits = [(env, number) for number in numbers if not self._is_whole(env, number)]
+                found += [record for record in misfits if record[1] not in holes]
+        return found
 
     def leave_out(self, records: Sequence[tuple[int, int]], for_good: bool = False) -> None:
         self._check_open()
