@@ -190,13 +190,15 @@ def small_models_of(algorithm_class: Any) -> Iterator[None]:
         _CLASS[0] = DreamerV2
 
 
-def options_v3(options: dict[str, Any]) -> dict[str, Any]:
+def options_v3(options: dict[str, Any], n_envs: int = 1) -> dict[str, Any]:
     """Constructor arguments of DreamerV2 as those of DreamerV3 that make as many updates, with networks of like size."""
     result = {name: value for name, value in options.items() if name not in ("train_freq", "gradient_steps")}
-    policy_kwargs = {"bins": 21, "blocks": 4, "optimizer_kwargs": dict(warmup=0), **options["policy_kwargs"]}
+    policy_kwargs = {"bins": 21, "blocks": 4, **options["policy_kwargs"]}
+    if "optimizer_class" not in policy_kwargs:
+        policy_kwargs.setdefault("optimizer_kwargs", dict(warmup=0))
     if isinstance(policy_kwargs.get("net_arch"), list):
         policy_kwargs["net_arch"] = dict.fromkeys(HIDDEN_LAYERS, policy_kwargs["net_arch"])
-    updates = options.get("gradient_steps", 1) / options["train_freq"]
+    updates = options.get("gradient_steps", 1) / (options["train_freq"] * n_envs)
     result.setdefault("train_ratio", updates * options["batch_size"] * options["batch_length"])
     return result | {"policy_kwargs": policy_kwargs}
 
@@ -212,7 +214,7 @@ def small_model(env: Any, policy: Any = None, policy_kwargs: dict[str, Any] | No
     float_images = not policy_kwargs.get("normalize_images", True)
     policy = policy or ("MlpPolicy" if isinstance(env, str) else policy_for(env.observation_space, float_images))
     options = SMALL | {"policy_kwargs": policy_kwargs} | kwargs
-    return _CLASS[0](policy, env, **(options if _CLASS[0] is DreamerV2 else options_v3(options)))
+    return _CLASS[0](policy, env, **(options if _CLASS[0] is DreamerV2 else options_v3(options, getattr(env, "num_envs", 1))))
 
 
 def random_model(

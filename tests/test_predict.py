@@ -20,7 +20,6 @@ from tests.small import (
     DICT,
     DISCRETE,
     IMAGE,
-    SMALL_POLICY,
     VECTOR,
     RandomEnv,
     random_envs,
@@ -268,9 +267,7 @@ def test_evaluate_policy_passes_memory_and_resets(algorithm: Any) -> None:
 @pytest.mark.parametrize("actions", ["discrete", "matrix"])
 def test_policy_file(kind: str, actions: str, tmp_path: pathlib.Path, algorithm: Any) -> None:
     space = OBSERVATION_SPACES[kind]
-    kwargs: dict[str, Any] = dict(
-        image_size=(32, 32), use_discount_head=False, net_arch=dict(actor=[8]), activation_fn=th.nn.ReLU
-    )
+    kwargs: dict[str, Any] = dict(image_size=(32, 32), head_init_scale=0.5, net_arch=dict(actor=[8]), activation_fn=th.nn.ReLU)
     model = random_model(space, ACTION_SPACES[actions], policy_kwargs=kwargs | dict(optimizer_class=th.optim.RMSprop))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -283,13 +280,14 @@ def test_policy_file(kind: str, actions: str, tmp_path: pathlib.Path, algorithm:
 
 
 def test_policy_constructor_parameters_are_complete(algorithm: Any) -> None:
-    policy = random_model().policy
+    model = random_model()
+    policy = model.policy
     data = policy._get_constructor_parameters()
     stored = io.BytesIO()
     th.save({"data": data}, stored)  # what BasePolicy.save does
     init = type(policy).__init__.__code__
     assert set(data) == set(init.co_varnames[1 : init.co_argcount])
-    assert all(data[name] == value for name, value in SMALL_POLICY.items())
+    assert all(data[name] == value for name, value in model.policy_kwargs.items())
 
 
 def test_transposed_environment_for_evaluation() -> None:
