@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 import yaml
 from stable_baselines3 import PPO
 
@@ -29,7 +30,7 @@ SECTIONS: dict[str, dict[str, Any]] = yaml.safe_load(default_config("dreamer_v3.
 def models() -> dict[str, DreamerV3]:
     options: dict[str, Any] = dict(seed=0, learning_starts=30, policy_kwargs=dict(image_size=(16, 16)))
     with small_models_of(DreamerV3):
-        found = {"vector": VECTOR, "image": IMAGE, "dict": DICT}
+        found: dict[str, Any] = {"vector": VECTOR, "image": IMAGE, "dict": DICT}
         return {kind: random_model(space, **options).learn(60) for kind, space in found.items()}
 
 
@@ -85,8 +86,6 @@ def test_sb3_learns_in_a_dream(models: dict[str, DreamerV3]) -> None:
 @pytest.mark.parametrize("learns_gamma", [True, False])
 def test_probability_to_continue_has_no_gamma(learns_gamma: bool, models: dict[str, DreamerV3]) -> None:
     """Whatever the label of the discount head is."""
-    import torch as th
-
     with small_models_of(DreamerV3):
         model = random_model(discount_head_learns_gamma=learns_gamma, gamma=0.5, seed=0)
     head: Any = model.policy.world_model.discount_head
@@ -139,8 +138,8 @@ run("rl_zoo3.enjoy", *common, "--no-render", "-n", "20")
 run("rl_zoo3.train", *common, "-conf", "tiny.yml", "-optimize", "--n-trials", "1", "-n", "80", "--sampler", "random",
     "--pruner", "none", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots", "--storage", "study.log",
     "--study-name", "tiny")
-run("rl_zoo3.train", *common, "-conf", "tiny.yml", "-n", "60", "--eval-freq", "-1", "--trial-id", "0", "--storage", "study.log",
-    "--study-name", "tiny")
+run("rl_zoo3.train", *common, "-conf", "tiny.yml", "-n", "60", "--eval-freq", "-1", "--trial-id", "0",
+    "--storage", "study.log", "--study-name", "tiny")
 run("sb3_dreamer.zoo.report", "--algo", "dreamer_v3", "--env", "CartPole-v1", "-f", "logs", "--exp-id", "1", "--episodes", "1")
 run("sb3_dreamer.dream", "card", "logs/dreamer_v3/CartPole-v1_1", "--episodes", "1")
 """
@@ -157,8 +156,9 @@ def test_the_zoo_trains_enjoys_and_optimizes(tmp_path: Path) -> None:
     assert "Number of finished trials:  1" in done.stdout and "DreamerV3 on CartPole-v1, 1 evaluation" in done.stdout
     card = (run / "README.md").read_text()
     assert "# DreamerV3 on CartPole-v1" in card and "--algo dreamer_v3" in card and "2301.04104" in card
-    second = (tmp_path / "logs" / "dreamer_v3" / "CartPole-v1_2" / "CartPole-v1" / "config.yml").read_text()
-    assert "train_ratio" in second and "deterministic_size=8" in second
+    last = max(tmp_path.glob("logs/dreamer_v3/CartPole-v1_*/CartPole-v1/config.yml"), key=lambda path: path.stat().st_mtime)
+    text = last.read_text()
+    assert last.parts[-3] != run.name and "gamma" in text and "deterministic_size" in text
 
 
 def test_sections_by_observation(tmp_path: Path) -> None:
