@@ -18,8 +18,10 @@ from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.dreamer_v3 import export_model, import_model
 from sb3_dreamer.dreamer_v3.networks import MODEL_SIZES
 from sb3_dreamer.dreamer_v3.objective import Objective
+from sb3_dreamer.replay import StateSizes
 from tests.small import BOX, DICT, DISCRETE, IMAGE, VECTOR, random_envs, same_weights, weights
 from tests.small_v3 import SIZES
+from tests.test_resume import Clockwork, PowerCut, Stop, scramble
 
 SMALL: dict[str, Any] = dict(
     buffer_size=500, batch_size=3, batch_length=6, train_ratio=4.5, imagination_horizon=3, device="cpu", learning_starts=20
@@ -233,23 +235,42 @@ def test_the_whole_loop_writes_back() -> None:
     assert len(calls) == model._n_updates > 5
 
 
-@pytest.mark.parametrize("on_disk", [False, True])
-def test_resumed_training_is_the_same_training(on_disk: bool, tmp_path: Path) -> None:
-    """Environments end their episodes at step 40, where the checkpoint is written."""
+@pytest.mark.parametrize("on_disk", [False, True], ids=["memory", "disk"])
+@pytest.mark.parametrize("at", [20, 100], ids=["before training", "training"])
+def test_resumed_training_is_the_same_training(on_disk: bool, at: int, tmp_path: Path) -> None:
+    """To the bit in memory. On the disk, the updates after the checkpoint have replaced states that it saw."""
+    options = SMALL | dict(train_ratio=3.6, learning_rate="lin_1e-2", ent_coef="lin_1e-1_1e-3", seed=3)  # 1 update per 5 steps
+    options["policy_kwargs"] = {**SIZES, "optimizer_kwargs": dict(warmup=3)}
 
     def where(name: str) -> dict[str, Any]:
-        return dict(replay_buffer_kwargs=dict(storage_path=str(tmp_path / name))) if on_disk else {}
+        return {"replay_buffer_kwargs": dict(storage_path=str(tmp_path / name))} if on_disk else {}
 
-    whole = model_of(**where("whole"))
-    whole.learn(40)
-    whole.learn(40, reset_num_timesteps=False)
-    first = model_of(**where("part"))
-    first.learn(40, callback=ResumableCheckpointCallback(40, tmp_path / "checkpoints"))
-    resumed = DreamerV3.resume(tmp_path / "checkpoints", random_envs(), device="cpu")
-    resumed.learn(40, reset_num_timesteps=False)
-    assert resumed._n_updates == whole._n_updates and resumed.num_timesteps == whole.num_timesteps == 80
-    assert resumed._steps_owed == whole._steps_owed
-    assert resumed.replay_buffer.num_records == whole.replay_buffer.num_records
+    straight = DreamerV3("MlpPolicy", Clockwork(), **options, **where("a")).learn(200)
+    stopped = DreamerV3("MlpPolicy", Clockwork(), **options, **where("b"))
+    callbacks = [ResumableCheckpointCallback(at, tmp_path / "checkpoints"), Stop(at + 13, PowerCut())]
+    with pytest.raises(PowerCut):
+        stopped.learn(200, callback=callbacks)
+    scramble()
+    resumed = DreamerV3.resume(tmp_path / "checkpoints", Clockwork(), device="cpu")
+    resumed.learn(200 - at, reset_num_timesteps=False)
+    assert resumed.num_timesteps == straight.num_timesteps and resumed._n_updates == straight._n_updates > 30
+    assert resumed._steps_owed == straight._steps_owed
+    assert straight.replay_buffer.num_records == resumed.replay_buffer.num_records
+    assert on_disk or same_weights(weights(straight), weights(resumed))
+    optimizers = [model.policy.optimizer.state_dict()["param_groups"] for model in (straight, resumed)]
+    assert optimizers[0] == optimizers[1]
+
+
+@pytest.mark.parametrize("folder", ["a_image_discrete", "b_vector_continuous"])
+def test_stored_states_are_the_official_ones(folder: str) -> None:
+    """What the official code writes back to its replay, through 16 bits."""
+    outputs = np.load(Path(__file__).parent / "data" / "golden_v3" / folder / "outputs.npz")
+    h, z = (th.as_tensor(outputs[f"train1/replay/dyn/{name}"]).float() for name in ("deter", "stoch"))
+    sizes = StateSizes(h.shape[-1], *z.shape[-2:])
+    rows = sizes.to_rows(LatentState(h, z.flatten(-2))).reshape(-1)
+    back = sizes.to_states(rows, th.from_numpy)
+    assert th.equal(back.stochastic, z.flatten(-2).flatten(0, 1))
+    assert (back.deterministic - h.flatten(0, 1)).abs().max() < 2.5e-4 and h.abs().max() <= 1.0
 
 
 def test_training_without_an_environment() -> None:
@@ -298,6 +319,10 @@ def test_presets() -> None:
     [
         (dict(model_size="2m"), f"Unknown model_size '2m'; known are {list(MODEL_SIZES)}"),
         (dict(policy_kwargs=dict(model_size="1m")), "model_size is an argument of DreamerV3, not of policy_kwargs"),
+        (
+            dict(policy_kwargs=dict(exploration_class="random")),
+            "has no exploration strategies, but exploration_class",
+        ),
         (dict(train_ratio=0), "train_ratio must be a number of at least 1e-06, but is 0"),
         (dict(train_ratio="32"), "train_ratio must be a number .* but is '32'"),
         (dict(batch_length=1), "batch_length must be a number of at least 2, but is 1"),

@@ -254,6 +254,8 @@ class DreamerV3(SequenceOffPolicyAlgorithm):
             )
         if "model_size" in self.policy_kwargs:
             raise ValueError("model_size is an argument of DreamerV3, not of policy_kwargs.")
+        for name in {"exploration_class", "exploration_kwargs"} & set(self.policy_kwargs):
+            raise ValueError(f"DreamerV3 has no exploration strategies, but {name} was given: DreamerV2 has them.")
         if self.model_size is None:
             self.model_size = "12m" if self._has_image and self.device.type == "cuda" else "1m"
         model_width(self.model_size)
