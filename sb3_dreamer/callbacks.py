@@ -13,7 +13,7 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_dreamer.algorithm.sequence_algorithm import SequenceOffPolicyAlgorithm
-from sb3_dreamer.common.files import release
+from sb3_dreamer.common.files import Lock
 from sb3_dreamer.common.options import check_number
 from sb3_dreamer.dream.decoding import ObservationDecoder
 from sb3_dreamer.dream.drawing import gif_bytes, safe_name, save_film
@@ -90,15 +90,12 @@ class ResumableCheckpointCallback(_PeriodicCallback):
         if save_freq < 1 or (keep is not None and keep < 1):
             raise ValueError(f"save_freq and keep must be at least 1, but are {save_freq} and {keep}.")
         self.save_freq, self.folder, self.keep = save_freq, Path(folder), keep
-        self._lock: int | None = None
-
-    def __del__(self) -> None:
-        release(self.__dict__.get("_lock"))
+        self._lock: Lock | None = None
 
     def _init_callback(self) -> None:
         super()._init_callback()
         if rank() == 0:
-            release(self._lock)
+            self._unlock()
             self._lock = claim(self.folder)
             set_aside(self.folder, self.model.num_timesteps)
 
@@ -113,7 +110,11 @@ class ResumableCheckpointCallback(_PeriodicCallback):
         try:
             super()._on_training_end()
         finally:
-            release(self._lock)
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
             self._lock = None
 
     def _act(self) -> None:

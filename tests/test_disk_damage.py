@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from sb3_dreamer import SequenceReplayBuffer
-from sb3_dreamer.common.files import DamageError, StorageError
+from sb3_dreamer.common.files import DamageError, Lock, StorageError
 from sb3_dreamer.replay.disk_storage import DiskStorage
 from sb3_dreamer.replay.index import ENTRY
 from sb3_dreamer.replay.rows import HEADER, CompressedRows, Compression
@@ -143,6 +143,44 @@ def test_a_copy_made_while_in_use(last: str, kind: Compression | None, tmp_path:
     check(copy)
 
 
+@pytest.mark.parametrize("envs", [[0], [0, 1]], ids=["one ring", "both rings"])
+def test_damage_of_the_oldest_record_of_a_full_ring_is_not_silent(envs: list[int], tmp_path: Path) -> None:
+    """It looks like a kill while the record was overwritten."""
+    target = storage(tmp_path, capacity=100)
+    append(target, 250)
+    target.close()
+    for env in envs:
+        overwrite(tmp_path / "records.bin", target._rows._place(env, 150), b"\xff")
+    places = ", ".join(f"150 of ring {env}" for env in envs)
+    with pytest.warns(
+        UserWarning, match=rf"leaves out {len(envs)} records? \({places}\), the oldest: either .* overwriting"
+    ) as said:
+        again = storage(tmp_path, True, capacity=100)
+    assert len(said) == 1
+    assert again.first.tolist() == [151 if env in envs else 150 for env in range(2)] and not any(again.holes)
+    check(again)
+    again.close()
+
+
+def test_damage_of_the_oldest_record_beside_others_is_counted_with_them(tmp_path: Path) -> None:
+    target = storage(tmp_path, capacity=100)
+    append(target, 250)
+    target.close()
+    for number in (150, 240):
+        overwrite(tmp_path / "records.bin", target._rows._place(0, number), b"\xff")
+    with pytest.warns(UserWarning, match=r"2 records \(150 of ring 0, 240 of ring 0\) lost. The other 198 are used"):
+        check(storage(tmp_path, True, capacity=100))
+
+
+def test_a_damaged_entry_of_the_oldest_record_is_damage(tmp_path: Path) -> None:
+    target = storage(tmp_path, capacity=100)
+    append(target, 250)
+    target.close()
+    flip(tmp_path / "entries.bin", 50 * ENTRY_BYTES)
+    with pytest.warns(UserWarning, match=r"is damaged: 1 record \(150 of ring 0\) lost. The other 199 are used"):
+        check(storage(tmp_path, True, capacity=100))
+
+
 # -------------------------------------------------------------------------------------------------------- damaged records
 
 
@@ -244,7 +282,7 @@ def test_a_chunk_may_not_unpack_to_more_than_its_place(tmp_path: Path) -> None:
         overwrite(folder / "chunks.bin", rows._slot(0, 0), header.tobytes() + content)
         rows._latest = {}
         tracemalloc.start()
-        with pytest.raises(DamageError, match="has not its size"):
+        with pytest.raises(DamageError, match="does not have its size"):
             rows.read(0, 4, 1)
         assert tracemalloc.get_traced_memory()[1] < 1e6
         tracemalloc.stop()
@@ -409,6 +447,46 @@ def test_a_forked_process_never_writes(tmp_path: Path) -> None:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     assert again.rings.written.tolist() == held and again.storage.damaged() == []
+
+
+@needs_fork
+@KINDS
+def test_a_forked_process_flushes_nothing(kind: Compression | None, tmp_path: Path) -> None:
+    """Not even chunks that are complete, in which its parent may have newer records."""
+    target = storage(tmp_path, kind=kind)
+    append(target, CHUNK)
+    before = contents(tmp_path)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            target.flush()
+        except StorageError:
+            code = 0 if contents(tmp_path) == before else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    target.flush()
+    check(target)
+
+
+@needs_fork
+def test_a_forked_process_keeps_its_own_locks(tmp_path: Path) -> None:
+    """Their files may have the numbers of those that it inherited."""
+    inherited = storage(tmp_path / "a")
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            own = storage(tmp_path / "b")
+            inherited.close()
+            try:
+                Lock(os.open(own.folder / "lock", os.O_RDWR))
+            except BlockingIOError:
+                code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @KINDS

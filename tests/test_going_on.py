@@ -323,6 +323,14 @@ def test_a_seed_given_to_resume_counts(tmp_path: Path) -> None:
         assert len(set(values)) == 3, "of torch, NumPy, buffer"
 
 
+def test_options_given_to_resume_count(tmp_path: Path) -> None:
+    make(seed=0).learn(60, callback=ResumableCheckpointCallback(50, tmp_path))
+    model = DreamerV2.resume(tmp_path, make_env(), ent_coef=0.0, batch_size=3)
+    assert (model.ent_coef, model.batch_size) == (0.0, 3)
+    model.learn(10, reset_num_timesteps=False)
+    assert model.ent_coef == 0.0
+
+
 def test_a_summary_counts_the_random_steps_that_are_left() -> None:
     model = make()
     model.learn(20)

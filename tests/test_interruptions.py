@@ -1,20 +1,26 @@
 """Interrupted runs: signals, frozen machines, dead workers, two runs in one folder, checkpoints that cannot be read."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
 
+import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, EveryNTimesteps
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 
 from sb3_dreamer import DreamerV2
 from sb3_dreamer.algorithm.diagnostics import NonFiniteError
@@ -55,15 +61,37 @@ class Signals(BaseCallback):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_leaves_a_checkpoint_and_the_usual_status(number: int, tmp_path: Path) -> None:
-    model, before = make(), signal.getsignal(number)
+    model, before, updates = make(), signal.getsignal(number), make().learn(30)._n_updates
     with pytest.raises(SystemExit) as ended:
         model.learn(1000, callback=[Signals(number, 37), ResumableCheckpointCallback(500, tmp_path)])
     assert ended.value.code == 128 + number
     assert [path.name for path in checkpoints(tmp_path)] == ["step_000000000037"]
     assert signal.getsignal(number) is before, "nothing is left behind"
+    assert model._n_updates == updates, "the rollout was not completed"
     resumed = DreamerV2.resume(tmp_path, make_env())
     resumed.learn(10, reset_num_timesteps=False, callback=ResumableCheckpointCallback(500, tmp_path))
     assert resumed.num_timesteps == 47
+
+
+@needs_fork
+def test_a_signal_to_all_processes_of_a_job_leaves_a_checkpoint(tmp_path: Path) -> None:
+    """It ends the workers of ``SubprocVecEnv`` at once, which the next step finds."""
+    env = SubprocVecEnv([make_env, make_env], start_method="fork")
+
+    class SignalsAll(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.n_calls == 17:
+                for pid in (*(process.pid for process in env.processes), os.getpid()):
+                    os.kill(pid, signal.SIGUSR1)
+            return True
+
+    model = make(env)
+    with pytest.raises(SystemExit) as ended:
+        model.learn(1000, callback=[ResumableCheckpointCallback(500, tmp_path), SignalsAll()])
+    assert ended.value.code == 128 + signal.SIGUSR1
+    assert [path.name for path in checkpoints(tmp_path)] == ["step_000000000034"]
+    resumed = DreamerV2.resume(tmp_path, DummyVecEnv([make_env, make_env]))
+    assert resumed.replay_buffer.num_records == model.replay_buffer.num_records >= 34
 
 
 def test_a_signal_without_a_checkpoint_callback_ends_the_process_as_ever(tmp_path: Path) -> None:
@@ -401,6 +429,50 @@ def test_terminal_observations_are_what_the_environment_gave() -> None:
     np.testing.assert_array_equal(observations[last, 0], [[9.5, -9.5, 0.0]] * 7)
 
 
+class DropsInfos(VecEnvWrapper):
+    """Passes on no more than SB3 itself needs."""
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        *others, infos = self.venv.step_wait()
+        known = ("terminal_observation", "TimeLimit.truncated")
+        return *others, [{name: info[name] for name in known if name in info} for info in infos]
+
+
+class StepsByItself(VecNormalize):
+    """Does not call ``step_wait`` of the environment inside by its attribute."""
+
+    def step_wait(self) -> Any:
+        replaced, self.venv.step_wait = self.venv.step_wait, type(self.venv).step_wait.__get__(self.venv)  # type: ignore
+        try:
+            return super().step_wait()
+        finally:
+            self.venv.step_wait = replaced  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda env: DropsInfos(VecNormalize(env, clip_obs=1.0)),
+        lambda env: StepsByItself(env, clip_obs=1.0),
+    ],
+    ids=["infos", "subclass"],
+)
+def test_a_terminal_observation_that_cannot_be_captured_is_said_once(wrap: Callable[[VecEnv], VecEnv]) -> None:
+    env = wrap(DummyVecEnv([Extreme]))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model = make(env)
+        model.learn(65)
+        model.learn(30, reset_num_timesteps=False)
+    texts = [str(one.message) for one in said if "could not be captured" in str(one.message)]
+    assert len(texts) == 1 and "has clipped it, to 1.0 standard deviations" in texts[0]
+    observations: Any = model.replay_buffer.observations
+    assert (np.abs(observations[model.replay_buffer.dones[:, 0], 0, :2]) < 9.0).all()
+
+
 def test_evaluation_behind_vec_normalize_goes_on(tmp_path: Path) -> None:
     """SB3 compares the wrappers of both environments."""
     model = make(normalized())
@@ -441,6 +513,62 @@ def test_an_environment_that_returns_the_same_array(vectorized: bool) -> None:
     dones = model.replay_buffer.dones[:, 0]
     assert dones.sum() == 7 and (observations[dones, 0] > -1.0).all()
     assert (observations[1 : 3 * EPISODE : EPISODE + 1, 0] > -1.0).all() and (observations[0, 0] == -7.0).all()
+
+
+class Rewards(Clockwork):
+    """Returns one reward of another kind."""
+
+    reward: Any = None
+
+    def step(self, action: Any) -> Any:
+        observation, reward, *others = super().step(action)
+        return observation, self.reward if self.steps == 4 else reward, *others
+
+
+class Summed(gym.RewardWrapper):
+    """Makes one number of several."""
+
+    def reward(self, reward: Any) -> Any:
+        return float(np.sum(reward))
+
+
+STRINGS: list[Any] = ["3", "abc", b"3", np.str_("3"), np.array("3")]
+NO_NUMBERS = [*STRINGS, None, [3.0], {}, 3j, np.complex64(3j), np.ones(2), th.ones(2)]
+NUMBERS = [3, 3.0, True, np.float64(3), np.bool_(True), np.array(3.0), th.tensor(3.0), Fraction(6, 2)]
+
+
+@pytest.mark.parametrize("reward", NO_NUMBERS, ids=repr)
+@pytest.mark.parametrize("monitored", [False, True])
+def test_a_reward_that_is_no_number_is_named(monitored: bool, reward: Any) -> None:
+    """``DummyVecEnv`` makes 3.0 of "3" and NaN of None."""
+
+    def make_odd() -> Any:
+        env = Rewards()
+        env.reward = reward
+        return Monitor(env) if monitored else env
+
+    model = make(DummyVecEnv([Clockwork, make_odd]))
+    expected = f"The reward of environment 1 is {reward!r} ({type(reward).__name__}), expected a number."
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        model.learn(100)
+    assert model.num_timesteps == 6 and model.replay_buffer.rings.written.tolist() == [4, 4], "those of the steps before"
+
+
+@pytest.mark.parametrize("reward", NUMBERS, ids=repr)
+def test_every_kind_of_number_is_a_reward(reward: Any) -> None:
+    env = Rewards()
+    env.reward = reward
+    model = make(env)
+    model.learn(6)
+    assert model.replay_buffer.rewards[4, 0] == float(reward)
+
+
+def test_a_wrapper_may_make_the_number() -> None:
+    env = Rewards()
+    env.reward = [1.0, 2.0]
+    model = make(Summed(env))
+    model.learn(6)
+    assert model.replay_buffer.rewards[4, 0] == 3.0
 
 
 # ---------------------------------------------------------------------------------------------------------- absurd values

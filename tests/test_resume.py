@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 
 from sb3_dreamer import DreamerV2
 from sb3_dreamer.callbacks import ResumableCheckpointCallback
+from sb3_dreamer.common.files import atomic_file
 from sb3_dreamer.saving.checkpoint import Checkpoint, checkpoints
 from tests.small import SMALL, SMALL_POLICY, VECTOR, RandomEnv
 
@@ -216,15 +217,26 @@ def test_files_are_readable_by_others_and_have_their_suffix(tmp_path: Path) -> N
     model.save(tmp_path / "new" / "model")
     model.save_replay_buffer(str(tmp_path / "new" / "buffer"))
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["buffer.pkl", "model.zip"]
-    umask = os.umask(0)
-    os.umask(umask)
-    assert (tmp_path / "new" / "model.zip").stat().st_mode & 0o777 == 0o666 & ~umask
+    before = os.umask(0o027)
+    try:
+        model.save(tmp_path / "new" / "model")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new" / "model.zip").stat().st_mode & 0o777 == 0o640
     stream = io.BytesIO()
     model.save(stream)
     stream.seek(0)
     DreamerV2.load(stream)
     with open(tmp_path / "new" / "buffer.pkl", "rb") as file:
         assert type(pickle.load(file)).__name__ == "SequenceReplayBuffer", "SB3's own reader can read it"
+
+
+def test_saving_leaves_the_umask_to_other_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It belongs to the process: files that other threads make in the meantime would get other permissions."""
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask was changed"))
+    with atomic_file(tmp_path / "file") as file:
+        file.write(b"content")
+    assert (tmp_path / "file").read_bytes() == b"content"
 
 
 # ----------------------------------------------------------------------------------------------------------------- damage

@@ -1,9 +1,11 @@
 """Observations as the environment gives them, where ``VecNormalize`` stands between it and the agent."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -13,6 +15,9 @@ from sb3_dreamer.common.preprocessing import NumpyObs
 
 #: Where infos keep the last observation of an episode as the environment gave it
 ORIGINAL = "original_terminal_observation"
+
+#: Those of which a warning has said that last observations are estimated
+_ESTIMATED: WeakSet[VecNormalize] = WeakSet()
 
 
 class _KeepsOriginals:
@@ -68,8 +73,14 @@ def _before_normalization(normalize: VecNormalize, info: dict[str, Any]) -> dict
     """The parts of a terminal observation that ``VecNormalize`` has changed, as they were before."""
     if not normalize.norm_obs:
         return {}
-    last = info[ORIGINAL] if ORIGINAL in info else normalize.unnormalize_obs(info["terminal_observation"])
-    parts = _by_key(last)
+    if ORIGINAL not in info and normalize not in _ESTIMATED:
+        _ESTIMATED.add(normalize)
+        warnings.warn(
+            f"The last observation of an episode is stored as {type(normalize).__name__} has clipped it, to "
+            f"{normalize.clip_obs} standard deviations: the environment's own could not be captured. Either a wrapper outside "
+            "of it replaces infos, or it does not call step_wait() of the environment inside."
+        )
+    parts = _by_key(info[ORIGINAL] if ORIGINAL in info else normalize.unnormalize_obs(info["terminal_observation"]))
     return {key: parts[key] for key in normalize.norm_obs_keys or parts}
 
 

@@ -31,7 +31,7 @@ from sb3_dreamer.algorithm.policy import ActingState, WorldModelPolicy
 from sb3_dreamer.algorithm.reporting import DreamerProgressBar, TrainingClock, training_summary, warn_if_memory_is_short
 from sb3_dreamer.algorithm.setup import check_setup, make_replay_buffer, warn_of_unknown_arguments
 from sb3_dreamer.algorithm.team import Team, team_of
-from sb3_dreamer.algorithm.workers import watched_workers
+from sb3_dreamer.algorithm.workers import WorkerError, watched_workers
 from sb3_dreamer.behavior.actors import is_squashed
 from sb3_dreamer.common.files import atomic_file, is_path
 from sb3_dreamer.common.metrics import MetricAverager
@@ -60,18 +60,15 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     not disturb it. A subclass defines ``train`` and ``_make_engine``.
     """
 
-    #: What the policy must be derived from
-    base_policy_class: ClassVar[type[WorldModelPolicy]] = WorldModelPolicy
-    #: Constructor arguments that are not treated as all others are
-    options: ClassVar[Mapping[str, Option]] = {}
+    base_policy_class: ClassVar[type[WorldModelPolicy]] = WorldModelPolicy  # what the policy must be derived from
+    options: ClassVar[Mapping[str, Option]] = {}  # constructor arguments that are not treated as all others are
     #: What the reward head learns: the environment's rewards after this, a key of ``REWARD_TRANSFORMS``
     reward_transform: str = "identity"
 
     policy: WorldModelPolicy
     replay_buffer: SequenceReplayBuffer  # type: ignore[assignment]
     batch_length: int
-    #: Whether it has learned behind ``VecNormalize``: the buffer holds what the environment gave
-    behind_vec_normalize = False
+    behind_vec_normalize = False  # whether it has learned behind ``VecNormalize``: the buffer holds what the environment gave
     _loading = False  # between the constructor and ``_setup_model`` of a model that is read from a file
     _place_given = False  # whether the user has just said where the records belong
     _team: Team | None = None  # this process' part in a common run, while there is one
@@ -328,9 +325,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         assert self.env is not None
         if self.behind_vec_normalize and self._vec_normalize_env is None:
-            warnings.warn(
-                "This model has learned behind VecNormalize, but continues without: it sees other units than before."
-            )
+            warnings.warn("This model has learned behind VecNormalize, but continues without it, hence in other units.")
         self.behind_vec_normalize = self._vec_normalize_env is not None
         if reset:
             seen: Any = self._last_obs
@@ -421,8 +416,13 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
         """As in SB3, but the step after which a callback stops is stored too: the next ``learn`` continues from it."""
         self._call_waiting()
-        with watched_workers(self.env, lambda: self.num_timesteps + 1):
-            rollout = super().collect_rollouts(*args, **kwargs)
+        try:
+            with watched_workers(self.env, lambda: self.num_timesteps + 1):
+                rollout = super().collect_rollouts(*args, **kwargs)
+        except WorkerError:
+            if self.termination.received is None or self._team is not None:
+                raise  # otherwise a signal to all processes of a job has ended its workers at once
+            self._step_in_flight, rollout = False, RolloutReturn(0, 0, continue_training=False)
         if not rollout.continue_training and self._step_in_flight:
             step = kwargs["callback"].locals if "callback" in kwargs else args[1].locals
             names = ("replay_buffer", "buffer_actions", "new_obs", "rewards", "dones", "infos")

@@ -1,4 +1,4 @@
-"""What SB3's vectorized environments leave to be done: workers that end are noticed, last observations are copied."""
+"""What SB3's vectorized environments leave to be done: dead workers are noticed, rewards checked, last observations copied."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,7 +7,12 @@ from multiprocessing.connection import wait
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+
+
+class WorkerError(RuntimeError):
+    """A process of ``SubprocVecEnv`` has ended."""
 
 
 class _Watched:
@@ -33,20 +38,49 @@ class _Watched:
         raise EOFError(f"process {self._process.pid} ended with exit code {self._process.exitcode}")
 
 
-class _CopiesLast:
+class _CheckedStep:
     """
-    Takes the place of an environment's ``step`` and copies the last observation of an episode. ``DummyVecEnv`` keeps a
-    reference to it, and an environment that returns the same array again and again overwrites it in the reset that follows.
+    Takes the place of an environment's ``step``. It refuses rewards that are no numbers, which ``DummyVecEnv`` would convert,
+    and copies the last observation of an episode: ``DummyVecEnv`` keeps a reference to it, and an environment that returns the
+    same array again and again overwrites it in the reset that follows.
 
     :param env: whose method is replaced
+    :param index: of the environment, for errors
     """
 
-    def __init__(self, env: gym.Env) -> None:
-        self._step = env.step
+    def __init__(self, env: gym.Env, index: int) -> None:
+        self._step, self._index = env.step, index
 
     def __call__(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self._step(action)
+        if not _is_number(reward):
+            raise ValueError(
+                f"The reward of environment {self._index} is {reward!r} ({type(reward).__name__}), expected a number."
+            )
         return deepcopy(observation) if terminated or truncated else observation, reward, terminated, truncated, info
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one real number; NumPy's strings and complex numbers have ``__float__``, too."""
+    kind = getattr(getattr(value, "dtype", None), "kind", "f")
+    if not hasattr(value, "__float__") or kind not in "biuf":
+        return False
+    try:
+        float(value)
+    except (TypeError, ValueError, RuntimeError):  # several numbers
+        return False
+    return True
+
+
+def _check_steps(env: gym.Env, index: int) -> None:
+    """Check the outermost step, and those inside of a ``Monitor``, which sums up rewards."""
+    layers = [env]
+    while isinstance(layers[-1], gym.Wrapper):
+        layers.append(layers[-1].env)
+    checked = [env, *(layer.env for layer in layers if isinstance(layer, Monitor))]
+    for one in checked:
+        if not isinstance(one.step, _CheckedStep):
+            one.step = _CheckedStep(one, index)  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -56,13 +90,12 @@ def watched_workers(env: VecEnv | None, step: Callable[[], int]) -> Iterator[Non
 
     :param env: any
     :param step: tells the number of the step, for the error's text
-    :raises RuntimeError: if a process of a ``SubprocVecEnv`` has ended
+    :raises WorkerError: if a process of a ``SubprocVecEnv`` has ended
     """
     workers = None if env is None else env.unwrapped
     if isinstance(workers, DummyVecEnv):
-        for one in workers.envs:
-            if not isinstance(one.step, _CopiesLast):
-                one.step = _CopiesLast(one)  # type: ignore[method-assign]
+        for index, one in enumerate(workers.envs):
+            _check_steps(one, index)
     if not isinstance(workers, SubprocVecEnv):
         yield
         return
@@ -72,7 +105,7 @@ def watched_workers(env: VecEnv | None, step: Callable[[], int]) -> Iterator[Non
     try:
         yield
     except (EOFError, ConnectionError) as error:
-        raise RuntimeError(
+        raise WorkerError(
             f"An environment process ended in step {step()} (its own error is printed above): {error!r}. Model and replay "
             "buffer are those of the last step: save them, or continue training after set_env()."
         ) from error

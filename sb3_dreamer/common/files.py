@@ -2,11 +2,12 @@
 
 import io
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+from weakref import WeakSet
 
 
 class StorageError(ValueError):
@@ -36,18 +37,18 @@ def atomic_file(path: str | Path, suffix: str = "") -> Iterator[BinaryIO]:
     if suffix and path.suffix == "":
         path = Path(f"{path}.{suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    # The module tempfile makes files private; here the system applies the umask, which threads cannot read safely
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(hidden, flags, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        mask = os.umask(0)  # there is no other way to read it
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
+        os.replace(hidden, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        hidden.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
 
@@ -67,45 +68,44 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-#: Descriptors of locked files of this process
-_LOCKED: set[int] = set()
-
-
-def hold(descriptor: int, alone: bool = True) -> None:
+class Lock:
     """
-    Lock an open file for this process; children that it forks do not hold the lock with it. Does nothing where the system
+    Lock on an open file, or folder, for this process. Children that it forks do not hold it. Keeps nobody out where the system
     has no such locks.
 
-    :param descriptor: of the file, given to :func:`release` later
+    :param descriptor: of the file, closed with the lock
     :param alone: False shares it with others that do
     :raises OSError: if another process holds it
     """
-    _LOCKED.add(descriptor)
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except OSError:
-        release(descriptor)
-        raise
+
+    def __init__(self, descriptor: int, alone: bool = True) -> None:
+        self._descriptor: int | None = descriptor
+        _HELD.add(self)
+        try:
+            import fcntl
+        except ImportError:
+            return
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except OSError:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Close the file, once."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    __del__ = release
 
 
-def release(descriptor: int | None) -> None:
-    """
-    Close a file that is locked; does nothing in a forked process, which has closed it already.
-
-    :param descriptor: of the file, None for none
-    """
-    if descriptor is not None and descriptor in _LOCKED:
-        _LOCKED.discard(descriptor)
-        os.close(descriptor)
+_HELD: WeakSet[Lock] = WeakSet()
 
 
 def _release_all() -> None:
-    for descriptor in list(_LOCKED):
-        release(descriptor)
+    for lock in list(_HELD):
+        lock.release()
 
 
 if hasattr(os, "register_at_fork"):

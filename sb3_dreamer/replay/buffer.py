@@ -395,7 +395,7 @@ class SequenceReplayBuffer(ReplayBuffer):
 
     def leave_out_damaged(self) -> int:
         """
-        Compare all records on the disk with their checksums, and sample those that are damaged no longer. They stay on the
+        Compare all records on the disk with their checksums, and never sample those that are damaged again. They stay on the
         disk. Sampling calls this when it meets one.
 
         :return: how many were found that were not known, with a warning
@@ -407,13 +407,13 @@ class SequenceReplayBuffer(ReplayBuffer):
             (env, number), count = found[0], len(found)
             warnings.warn(
                 f"The replay buffer in {self.storage_path} has {count} damaged records, the first of them number {number} of "
-                f"ring {env}. They are sampled no longer; {self.num_records} are left."
+                f"ring {env}. They are no longer sampled; {self.num_records} are left."
             )
         return len(found)
 
     def drop(self, records: Sequence[tuple[int, int]]) -> None:
         """
-        Give up records for good, in a file too.
+        Remove records permanently, on the disk too.
 
         :param records: ring and number of each
         """

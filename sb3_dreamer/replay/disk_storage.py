@@ -195,6 +195,7 @@ class DiskStorage(RecordStorage):
         """
         if self._unflushed == 0 or self._hidden is not None or not self._folder.is_writable:
             return
+        self._folder.check_writable()
         for env in range(self._n_envs):
             self._rows.settle(env, int(self.written[env]))
         self._folder.flush(self.written)
@@ -354,7 +355,14 @@ class DiskStorage(RecordStorage):
             )
         lost = [(env, n) for env, ring in enumerate(rings) for n in self._recover_ring(env, ring, int(known[env]))]
         # A kill may have come while the oldest record was overwritten; entries are aligned, so that it tears none of them
-        if any(number != self.written[env] - self._capacity for env, number in lost):  # then nothing is taken for granted
+        oldest = [(env, number) for env, number in enumerate((self.written - self._capacity).tolist())]
+        overwritten = [(env, n) for env, n in oldest if n >= 0 and rings[env][n % self._capacity] == n]
+        if lost and set(lost) <= set(overwritten):
+            warnings.warn(
+                f"The replay buffer in {self.folder} leaves out {_named(lost)}, the oldest: either the process ended while it "
+                "was overwriting them, which is harmless, or they are damaged."
+            )
+        elif lost:  # then nothing is taken for granted
             self.leave_out(lost := sorted({*lost, *self.damaged()}))
             left = sum(1 for _ in self._records())
             if left == 0:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sb3_dreamer.common.files import StorageError, atomic_file, hold, release
+from sb3_dreamer.common.files import Lock, StorageError, atomic_file
 from sb3_dreamer.common.version import VERSION
 
 FORMAT = 2
@@ -32,7 +32,7 @@ class StorageFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
-        self._lock: int | None = None
+        self._lock: Lock | None = None
         self._owner = os.getpid()
         self.files: dict[str, int] = {}
         self.is_writable = True
@@ -75,16 +75,16 @@ class StorageFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self._owner = os.getpid()
         try:
-            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError:
             if not self.is_complete:
                 raise
             self.is_writable = False
             if not (self.path / "lock").exists():
                 return
-            self._lock = os.open(self.path / "lock", os.O_RDONLY)
+            descriptor = os.open(self.path / "lock", os.O_RDONLY)
         try:
-            hold(self._lock, alone=self.is_writable)
+            self._lock = Lock(descriptor, alone=self.is_writable)
         except OSError as error:
             raise StorageError(f"The replay buffer in {self.path} is in use by another buffer or process.") from error
         self.found = self._read_format()  # another process may have made it in the meantime
@@ -252,5 +252,6 @@ class StorageFolder:
     def close(self) -> None:
         """Let others write the folder."""
         self.close_files()
-        release(self._lock)
-        self._lock = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None

@@ -242,7 +242,7 @@ class CompressedRows(PlainRows):
             raise DamageError(f"chunks.bin is damaged: the chunk of record {first} of ring {env} does not fit its checksum.")
         content = data if len(data) == limit else self._decompress(data, limit)
         if len(content) != limit:
-            raise DamageError(f"chunks.bin is damaged: the chunk of record {first} of ring {env} has not its size.")
+            raise DamageError(f"chunks.bin is damaged: the chunk of record {first} of ring {env} does not have its size.")
         self._latest = {(env, first): np.frombuffer(content, self._row)}
         return self._latest[env, first]
 

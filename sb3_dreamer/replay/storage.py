@@ -95,7 +95,7 @@ class RecordStorage(ABC):
     @abstractmethod
     def leave_out(self, records: Sequence[tuple[int, int]], for_good: bool = False) -> None:
         """
-        Take records for lost.
+        Treat records as lost.
 
         :param records: ring and number of each
         :param for_good: whether they are erased on the disk, too; their rows stay empty until the ring comes round to them

@@ -16,7 +16,7 @@ import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_dreamer.common.files import StorageError, atomic_file, hold, sync_folder
+from sb3_dreamer.common.files import Lock, StorageError, atomic_file, sync_folder
 from sb3_dreamer.ranks.distributed import gather, rank
 from sb3_dreamer.ranks.rank_files import file_of_rank, is_of_rank
 
@@ -175,24 +175,21 @@ def _named_as_checkpoints(folder: str | Path) -> list[Path]:
     return sorted(path for path in Path(folder).glob("step_*") if NAME.fullmatch(path.name))
 
 
-def claim(folder: str | Path) -> int | None:
+def claim(folder: str | Path) -> Lock | None:
     """
     Keep other runs out of a folder of checkpoints.
 
     :param folder: created if it does not exist
-    :return: what is given to :func:`~sb3_dreamer.common.files.release` at the end of the run; None where folders cannot be
-        locked
+    :return: to be released at the end of the run; None where folders cannot be locked
     :raises StorageError: if another run writes there
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     if os.name == "nt":
         return None
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        hold(descriptor)
-    except OSError as error:
+        return Lock(os.open(folder, os.O_RDONLY))
+    except BlockingIOError as error:
         raise StorageError(f"Another run writes its checkpoints to {folder}: each run needs its own folder.") from error
-    return descriptor
 
 
 def save_checkpoint(algorithm: OffPolicyAlgorithm, folder: str | Path, keep: int | None = None) -> Path:
