@@ -26,7 +26,7 @@ from setuptools.build_meta import (  # noqa: F401  (hooks of the backend, used u
 
 ROOT = Path(__file__).resolve().parent
 HOOK = "_sb3_dreamer_zoo.py"
-CONFIG = "hyperparams/dreamer.yml"
+CONFIGS = "hyperparams/dreamer.yml", "hyperparams/dreamer_v3.yml"
 
 
 def startup_files() -> dict[str, bytes]:
@@ -87,7 +87,8 @@ def build_wheel(wheel_directory: str, config_settings: Any = None, metadata_dire
     :return: file name of the wheel
     """
     name = build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
-    add_files(Path(wheel_directory, name), {**startup_files(), f"sb3_dreamer/{CONFIG}": (ROOT / CONFIG).read_bytes()})
+    configs = {f"sb3_dreamer/{config}": (ROOT / config).read_bytes() for config in CONFIGS}
+    add_files(Path(wheel_directory, name), {**startup_files(), **configs})
     return name
 
 

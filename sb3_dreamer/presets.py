@@ -1,4 +1,4 @@
-"""Tuned hyperparameters: the sections of ``hyperparams/dreamer.yml`` as constructor arguments of ``DreamerV2``."""
+"""Tuned hyperparameters: the sections of ``hyperparams/*.yml`` as constructor arguments of the algorithms."""
 
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,11 @@ from torch import nn
 from sb3_dreamer.common.observations import split_space
 from sb3_dreamer.common.options import Option
 from sb3_dreamer.common.schedules import parse_schedule
-from sb3_dreamer.dreamer_v2.dreamer_v2 import OPTIONS
+from sb3_dreamer.dreamer_v2.dreamer_v2 import OPTIONS as OPTIONS_V2
+from sb3_dreamer.dreamer_v3.dreamer_v3 import OPTIONS as OPTIONS_V3
 
+#: How values of arguments are read; those that both algorithms have are read in the same way
+OPTIONS = OPTIONS_V2 | OPTIONS_V3
 #: Keys that concern rl_zoo3 and not the algorithm
 ZOO_ONLY_KEYS = frozenset(
     "n_timesteps policy n_envs env_wrapper vec_env_wrapper frame_stack normalize callback monitor_kwargs env_kwargs "
@@ -79,8 +82,8 @@ def preset(name: str, config: str | Path = "dreamer.yml") -> dict[str, Any]:
 
     :param name: a section of ``dreamer.yml``: an env id (``ALE/...`` and ``...NoFrameskip-v4`` are ``"atari"``),
         ``"default"``, ``"default_pixels"``, ``"continuous_pixels"``, ``"atari"``, ``"dreamer_v1"``, ...
-    :param config: name of a hyperparameter file of this package, or the absolute path of any other
-    :return: constructor arguments of ``DreamerV2``, a new dict at each call; those that concern the env (wrapper,
+    :param config: ``"dreamer.yml"`` for DreamerV2, ``"dreamer_v3.yml"`` for DreamerV3, or the absolute path of any other file
+    :return: constructor arguments of the algorithm, a new dict at each call; those that concern the env (wrapper,
         number of envs, ...) and the number of steps are left out
     :raises ValueError: if there is no such section
     """
@@ -88,8 +91,9 @@ def preset(name: str, config: str | Path = "dreamer.yml") -> dict[str, Any]:
     if name not in known and isinstance(name, str) and (name.startswith("ALE/") or "NoFrameskip-v" in name):
         name = "atari"
     if name not in known:
+        defaults = [section for section in ("default", "default_pixels") if section in known]
         raise ValueError(
-            f"Unknown preset {name!r}. For an environment without one: 'default', or 'default_pixels' for images. "
+            f"Unknown preset {name!r}. For an environment without one: {' or '.join(map(repr, defaults))}. "
             f"Known are: {', '.join(sorted(known))}"
         )
     return {key: _argument(key, value) for key, value in known[name].items() if key not in ZOO_ONLY_KEYS}

@@ -7,7 +7,8 @@ What is replaced while :func:`short_mode` is on, and nothing else:
   warm-up, the train ratio, the horizon and the device become those of ``tests/small.py``. Everything else (policy, spaces,
   losses, schedules, storage, exploration, encoder classes) stays as it was written. Where there is no GPU, the options that
   need one are left out.
-- ``learn(n)`` of ``DreamerV2`` and ``PPO`` goes on for at most ``STEPS`` environment steps; ``PPO`` has short rollouts.
+- ``learn(n)`` of ``DreamerV2``, ``DreamerV3`` and ``PPO`` goes on for at most ``STEPS`` environment steps; ``PPO`` has short
+  rollouts.
 - ``train_offline(n)`` makes at most ``UPDATES`` updates.
 - ``open_loop`` is shown at most two steps: the episodes of untrained agents are short.
 - ``evaluate_policy`` plays at most ``EPISODES`` episodes, and ``EvalCallback`` and the checkpoint callbacks fire within the
@@ -29,7 +30,7 @@ from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 
 import sb3_dreamer.dream
-from sb3_dreamer import DreamerV2
+from sb3_dreamer import DreamerV2, DreamerV3
 from sb3_dreamer.callbacks import ResumableCheckpointCallback, VideoPredictionCallback
 from tests.small import LEARN, SMALL, SMALL_POLICY
 
@@ -101,7 +102,7 @@ def short_mode() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DreamerV2, "__init__", _small_init(DreamerV2.__init__))
         patch.setattr(DreamerV2, "train_offline", at_most(DreamerV2.train_offline, n_updates=UPDATES))
-        for algorithm in (DreamerV2, PPO):
+        for algorithm in (DreamerV2, DreamerV3, PPO):
             patch.setattr(algorithm, "learn", at_most(algorithm.learn, total_timesteps=STEPS))
         patch.setattr(sb3_dreamer.dream, "open_loop", at_most(sb3_dreamer.dream.open_loop, context=2))
         for callback, name in CALLBACKS:

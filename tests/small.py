@@ -21,6 +21,7 @@ from sb3_dreamer.common.layers import LayerOptions
 from sb3_dreamer.common.type_aliases import LatentState
 from sb3_dreamer.dreamer_v2.policies import DreamerPolicy
 from sb3_dreamer.dreamer_v2.update import Imagination, Start, UpdateNoise, imagine, task_rewards
+from sb3_dreamer.dreamer_v3.networks import HIDDEN_LAYERS
 from sb3_dreamer.world_model.state_space import StateSpaceModel
 
 SMALL_POLICY: dict[str, Any] = dict(
@@ -35,6 +36,8 @@ SMALL: dict[str, Any] = dict(
     train_freq=8,
     device="cpu",
 )
+#: Class of small models
+_CLASS: list[Any] = [DreamerV2]
 #: A first update after some twenty steps, for whoever needs a trained model and no more
 LEARN: dict[str, Any] = dict(learning_starts=16, train_freq=8, batch_size=2, batch_length=4)
 
@@ -177,7 +180,30 @@ def policy_for(space: spaces.Space, float_images: bool = False) -> str:
     return "CnnPolicy" if is_image else "MlpPolicy"
 
 
-def small_model(env: Any, policy: Any = None, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> DreamerV2:
+@contextmanager
+def small_models_of(algorithm_class: Any) -> Iterator[None]:
+    """Small models are of this class meanwhile."""
+    _CLASS[0] = algorithm_class
+    try:
+        yield
+    finally:
+        _CLASS[0] = DreamerV2
+
+
+def options_v3(options: dict[str, Any], n_envs: int = 1) -> dict[str, Any]:
+    """Constructor arguments of DreamerV2 as those of DreamerV3 that make as many updates, with networks of like size."""
+    result = {name: value for name, value in options.items() if name not in ("train_freq", "gradient_steps")}
+    policy_kwargs = {"bins": 21, "blocks": 4, **options["policy_kwargs"]}
+    if "optimizer_class" not in policy_kwargs:
+        policy_kwargs.setdefault("optimizer_kwargs", dict(warmup=0))
+    if isinstance(policy_kwargs.get("net_arch"), list):
+        policy_kwargs["net_arch"] = dict.fromkeys(HIDDEN_LAYERS, policy_kwargs["net_arch"])
+    updates = options.get("gradient_steps", 1) / (options["train_freq"] * n_envs)
+    result.setdefault("train_ratio", updates * options["batch_size"] * options["batch_length"])
+    return result | {"policy_kwargs": policy_kwargs}
+
+
+def small_model(env: Any, policy: Any = None, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> Any:
     """
     :param env: environment, VecEnv or id
     :param policy: by the observation space, if None
@@ -187,12 +213,13 @@ def small_model(env: Any, policy: Any = None, policy_kwargs: dict[str, Any] | No
     policy_kwargs = SMALL_POLICY | (policy_kwargs or {})
     float_images = not policy_kwargs.get("normalize_images", True)
     policy = policy or ("MlpPolicy" if isinstance(env, str) else policy_for(env.observation_space, float_images))
-    return DreamerV2(policy, env, **(SMALL | {"policy_kwargs": policy_kwargs} | kwargs))
+    options = SMALL | {"policy_kwargs": policy_kwargs} | kwargs
+    return _CLASS[0](policy, env, **(options if _CLASS[0] is DreamerV2 else options_v3(options, getattr(env, "num_envs", 1))))
 
 
 def random_model(
     observation_space: spaces.Space = VECTOR, action_space: spaces.Space = DISCRETE, n_envs: int = 1, **kwargs: Any
-) -> DreamerV2:
+) -> Any:
     """A small model on :class:`RandomEnv`, which needs copies of the spaces: each has a random generator of its own."""
     return small_model(random_envs(observation_space, action_space, n_envs), **kwargs)
 

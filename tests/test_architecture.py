@@ -19,10 +19,11 @@ ROOMS: dict[str, tuple[str, str]] = {
     ),
     "world_model": ("latents convolutions encoders decoders state_space scan rssm base world_model", "ranks common"),
     "behavior": ("actors actor_critic exploration", "ranks common"),
-    "replay": ("rows folder index conversion storage disk_storage records rings buffer", "ranks common"),
+    "replay": ("rows folder index conversion storage disk_storage records rings buffer states context_buffer", "ranks common"),
     "saving": ("saved_files buffers checkpoint", "ranks common replay"),
     "algorithm": (
-        "policy graphs engine originals workers diagnostics learner agreement team reporting acting setup sequence_algorithm",
+        "policy graphs engine originals workers diagnostics learner agreement team reporting offline acting setup "
+        "sequence_algorithm exchange",
         "ranks common world_model behavior replay saving",
     ),
     "dreamer_v2": (
@@ -30,22 +31,23 @@ ROOMS: dict[str, tuple[str, str]] = {
         "ranks common world_model behavior replay saving algorithm",
     ),
     "dreamer_v3": (
-        "layers convolutions encoders decoders scan rssm objective world_model behavior networks policies update",
+        "layers convolutions encoders decoders scan rssm objective world_model behavior networks policies update write_back "
+        "dreamer_v3 exchange",
         "ranks common world_model behavior replay saving algorithm",
     ),
     "envs": ("atari atari_vec_env wrappers optional crafter dmc minatar procgen registration", "common"),
     "dream": (
         "decoding recording dynamics drawing window vec_env env rollout plots inspection zoo_run model_card __init__ "
         "__main__",
-        "ranks common world_model behavior replay saving algorithm dreamer_v2 envs",
+        "ranks common world_model behavior replay saving algorithm dreamer_v2 dreamer_v3 envs",
     ),
-    "callbacks": ("callbacks", "ranks common world_model behavior replay saving algorithm dreamer_v2 dream"),
-    "presets": ("presets", "common dreamer_v2"),
+    "callbacks": ("callbacks", "ranks common world_model behavior replay saving algorithm dreamer_v2 dreamer_v3 dream"),
+    "presets": ("presets", "common dreamer_v2 dreamer_v3"),
     "zoo": (
         "hyperparams_opt algorithms manager ranks __init__ report __main__",
-        "ranks common replay saving algorithm dreamer_v2 callbacks envs presets dream",
+        "ranks common replay saving algorithm dreamer_v2 dreamer_v3 callbacks envs presets dream",
     ),
-    "": ("__init__", "common world_model behavior replay dreamer_v2 presets"),
+    "": ("__init__", "common world_model behavior replay dreamer_v2 dreamer_v3 presets"),
 }
 HEAVY = {"ale_py", "cv2", "rl_zoo3", "optuna", "matplotlib", "yaml"}
 LONGEST_FILE, LONGEST_FUNCTION = 500, 40

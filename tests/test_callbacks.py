@@ -21,7 +21,6 @@ from stable_baselines3.common.callbacks import (
 )
 from stable_baselines3.common.logger import KVWriter, Logger
 
-from sb3_dreamer import DreamerV2
 from sb3_dreamer.algorithm.reporting import DreamerProgressBar, TrainingClock, format_seconds
 from tests.small import DICT, IMAGE, VECTOR, random_envs, random_model, same_weights, weights
 
@@ -60,7 +59,7 @@ class Record(BaseCallback):
 
 @pytest.mark.parametrize("progress_bar", [False, True])
 @pytest.mark.parametrize("form", ["single", "list", "CallbackList"])
-def test_order_of_events(form: str, progress_bar: bool) -> None:
+def test_order_of_events(form: str, progress_bar: bool, algorithm: Any) -> None:
     record = Record()
     callback: Any = {"single": record, "list": [record], "CallbackList": CallbackList([record])}[form]
     random_model(n_envs=2).learn(32, callback=callback, progress_bar=progress_bar)
@@ -69,7 +68,7 @@ def test_order_of_events(form: str, progress_bar: bool) -> None:
 
 
 @pytest.mark.parametrize("space", [VECTOR, DICT, IMAGE])
-def test_locals_that_callbacks_read(space: spaces.Space) -> None:
+def test_locals_that_callbacks_read(space: spaces.Space, algorithm: Any) -> None:
     record, model = Record(), random_model(space, n_envs=2)
     model.learn(10, callback=record, tb_log_name="name")
     assert record.start_locals["total_timesteps"] == 10 and record.start_locals["tb_log_name"] == "name"
@@ -84,7 +83,7 @@ def test_locals_that_callbacks_read(space: spaces.Space) -> None:
 
 
 @pytest.mark.parametrize("stop", [False, np.bool_(False), th.tensor(False)])
-def test_function_as_callback_stops_the_training(stop: Any) -> None:
+def test_function_as_callback_stops_the_training(stop: Any, algorithm: Any) -> None:
     calls: list[Any] = []
 
     def callback(local_vars: dict[str, Any], global_vars: dict[str, Any]) -> Any:
@@ -94,7 +93,7 @@ def test_function_as_callback_stops_the_training(stop: Any) -> None:
     assert random_model(n_envs=2).learn(50, callback=callback).num_timesteps == 6 and calls == [2, 4, 6]
 
 
-def test_eval_callback_saves_the_best_model(tmp_path: pathlib.Path) -> None:
+def test_eval_callback_saves_the_best_model(tmp_path: pathlib.Path, algorithm: Any) -> None:
     after = Record()
     callback = EvalCallback(
         random_envs(length=5),
@@ -110,24 +109,24 @@ def test_eval_callback_saves_the_best_model(tmp_path: pathlib.Path) -> None:
         assert evaluations["timesteps"].tolist() == [40, 80, 120] and (evaluations["ep_lengths"] == 5).all()
         best = evaluations["results"].mean(axis=1).max()
     assert callback.best_mean_reward == pytest.approx(best) and len(after.steps) == 3
-    loaded = DreamerV2.load(tmp_path / "best_model", device="cpu")
+    loaded = algorithm.load(tmp_path / "best_model", device="cpu")
     assert weights(loaded).keys() == weights(model).keys() and 40 <= loaded.num_timesteps <= 120
 
 
-def test_checkpoints_can_be_continued(tmp_path: pathlib.Path) -> None:
+def test_checkpoints_can_be_continued(tmp_path: pathlib.Path, algorithm: Any) -> None:
     model = random_model(n_envs=2)
     model.learn(80, callback=CheckpointCallback(20, str(tmp_path), "run", save_replay_buffer=True))
     names = {path.name for path in tmp_path.iterdir()}
     steps = (40, 80)
     assert names == {f"run_{n}_steps.zip" for n in steps} | {f"run_replay_buffer_{n}_steps.pkl" for n in steps}
-    loaded = DreamerV2.load(tmp_path / "run_40_steps", env=random_envs(n_envs=2), device="cpu")
+    loaded = algorithm.load(tmp_path / "run_40_steps", env=random_envs(n_envs=2), device="cpu")
     loaded.load_replay_buffer(tmp_path / "run_replay_buffer_40_steps.pkl")
     assert loaded.num_timesteps == 40 and 38 <= loaded.replay_buffer.num_records <= 46
     loaded.learn(48, reset_num_timesteps=False)
     assert loaded.num_timesteps == 88 and loaded._n_updates == 3 and not same_weights(weights(loaded), weights(model))
 
 
-def test_stopping_callbacks() -> None:
+def test_stopping_callbacks(algorithm: Any) -> None:
     assert random_model(n_envs=2).learn(400, StopTrainingOnMaxEpisodes(3)).num_timesteps == 60  # 10 steps each
     assert random_model().learn(float("inf"), StopTrainingOnMaxEpisodes(3)).num_timesteps == 30
 
@@ -187,7 +186,7 @@ def test_progress_bar_tells_what_happens(total_timesteps: float, monkeypatch: py
     monkeypatch.setattr(DreamerProgressBar, "_on_step", spy)
     model = random_model()
     model.learn(total_timesteps, callback=lambda local_vars, _: model.num_timesteps < 90, progress_bar=True)
-    assert all(texts[n] == "collecting random steps" for n in range(1, 51))
+    assert all(texts[n] == "collecting first steps" for n in range(1, 51))
     assert all(texts[n].startswith("training, ETA ") for n in range(57, 81))  # first update at 56
     assert (texts[80] == "training, ETA unknown") == (total_timesteps == float("inf"))
     assert total_timesteps != 80 or texts[80] == "training, ETA 0:00:00"

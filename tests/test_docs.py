@@ -7,6 +7,7 @@ pages that a newcomer follows as scripts of their own, as they stand, and compar
 run, but each must exist: program, module, script, options, targets and extras.
 """
 
+import fnmatch
 import importlib.util
 import json
 import re
@@ -369,6 +370,26 @@ def test_migration_names_every_key_and_only_real_arguments() -> None:
             continue
         known = {name for target in DICTIONARIES[place] for name in signature(resolved(target)).parameters}
         assert names and set(names) <= known, f"{left}: {set(names) - known} of {place or 'DreamerV2'}"
+
+
+def test_migration_to_v3_names_every_key_and_only_real_arguments() -> None:
+    """Keys are those of the configuration in which the golden numbers were made."""
+    rows = re.findall(r"^\| (`.*?) \| (.*?) \| .*?\|$", (ROOT / "docs" / "migration_v3.md").read_text(), re.MULTILINE)
+    patterns = [key for left, _ in rows for key in re.findall(r"`([\w.*]+)`", left)]
+    meta = json.loads((ROOT / "tests" / "data" / "golden_v3" / "a_image_discrete" / "meta.json").read_text())
+    missing = [key for key in meta["agent"] if not any(fnmatch.fnmatch(key, pattern) for pattern in patterns)]
+    assert not missing and len(meta["agent"]) > 100
+    places = {
+        "": "DreamerV3",
+        "policy_kwargs": "dreamer_v3.policies.DreamerV3Policy",
+        "replay_buffer_kwargs": "ContextReplayBuffer",
+    }
+    for left, right in rows:
+        where = re.match(r"`(\w+)`: |", right)
+        place = where[1] if where and where[1] else ""
+        names = re.findall(r"(?<!of )`(\w+)`", right[where.end() if where else 0 :])
+        known = set(signature(resolved(f"sb3_dreamer.{places[place]}")).parameters)
+        assert right in ("–", "`n_envs` of `make_vec_env`") or (names and set(names) <= known), f"{left}: {right}"
 
 
 def test_every_option_is_on_the_page_of_options() -> None:

@@ -23,8 +23,8 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule
 from torch import nn
 
 from sb3_dreamer import DreamerV2, preset
+from sb3_dreamer.algorithm.exchange import space_from_json, space_to_json
 from sb3_dreamer.dreamer_v2 import MlpPolicy, export_model, import_model
-from sb3_dreamer.dreamer_v2.exchange import space_from_json, space_to_json
 from tests.small import ACTIONS, BOX, DISCRETE, IMAGE, OBSERVATIONS, SMALL, SMALL_POLICY, VECTOR, RandomEnv, policy_for
 
 SPECIAL = {"float image", "float image channel first"}

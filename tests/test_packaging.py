@@ -54,7 +54,8 @@ def test_wheel_holds_code_data_and_startup_files(wheel: Path) -> None:
                 content = archive.read(name)
                 expected = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
                 assert (digest, size) == (f"sha256={expected}", str(len(content))), name
-        assert archive.read("sb3_dreamer/hyperparams/dreamer.yml") == (ROOT / "hyperparams" / "dreamer.yml").read_bytes()
+        for name in ("dreamer.yml", "dreamer_v3.yml"):
+            assert archive.read(f"sb3_dreamer/hyperparams/{name}") == (ROOT / "hyperparams" / name).read_bytes()
     assert {name for name in names if "/" not in name} == STARTUP_FILES
     assert {"sb3_dreamer/py.typed", "sb3_dreamer/version.txt", "sb3_dreamer/zoo/__main__.py"} <= names
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "sb3_dreamer").rglob("*.py")}

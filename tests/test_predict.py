@@ -13,19 +13,19 @@ from gymnasium import spaces
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecTransposeImage
 
-from sb3_dreamer import DreamerV2
+from sb3_dreamer import DreamerV2, DreamerV3
 from tests.small import (
     ASYMMETRIC,
     BOX,
     DICT,
     DISCRETE,
     IMAGE,
-    SMALL_POLICY,
     VECTOR,
     RandomEnv,
     random_envs,
     random_model,
     same_weights,
+    small_models_of,
     weights,
 )
 
@@ -52,16 +52,17 @@ def equal(a: Any, b: Any) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True)) if isinstance(a, tuple) else np.array_equal(a, b)
 
 
-@pytest.fixture(scope="module")
-def trained() -> dict[str, DreamerV2]:
+@pytest.fixture(scope="module", params=[DreamerV2, DreamerV3], ids=["V2", "V3"])
+def trained(request: pytest.FixtureRequest) -> dict[str, Any]:
     """One trained model per kind of observation."""
-    return {kind: random_model(space, seed=0).learn(70) for kind, space in OBSERVATION_SPACES.items()}
+    with small_models_of(request.param):
+        return {kind: random_model(space, seed=0).learn(70) for kind, space in OBSERVATION_SPACES.items()}
 
 
 @pytest.mark.parametrize("n", [None, 1, 5])
 @pytest.mark.parametrize("kind", OBSERVATION_SPACES)
 @pytest.mark.parametrize("actions", ACTION_SPACES)
-def test_shapes_and_dtypes(actions: str, kind: str, n: int | None) -> None:
+def test_shapes_and_dtypes(actions: str, kind: str, n: int | None, algorithm: Any) -> None:
     action_space, space = ACTION_SPACES[actions], OBSERVATION_SPACES[kind]
     model = random_model(space, action_space, n_envs=2)  # the batch is another than in training
     state: State | None = None
@@ -76,7 +77,7 @@ def test_shapes_and_dtypes(actions: str, kind: str, n: int | None) -> None:
         assert type(action) is np.ndarray or (n is None and isinstance(action, np.generic))
         assert action.dtype == action_space.dtype
         assert action.shape == (() if n is None else (n,)) + (action_space.shape or ())
-        assert all(action_space.contains(one) for one in ([action] if n is None else action))
+        assert all(action_space.contains(one) for one in ([action] if n is None else np.asarray(action)))
 
 
 def test_actions_fill_their_bounds() -> None:
@@ -87,7 +88,7 @@ def test_actions_fill_their_bounds() -> None:
 
 
 @pytest.mark.parametrize("kind", OBSERVATION_SPACES)
-def test_deterministic_is_exact_and_needs_no_random_number(kind: str, trained: dict[str, DreamerV2]) -> None:
+def test_deterministic_is_exact_and_needs_no_random_number(kind: str, trained: dict[str, Any]) -> None:
     model, obs = trained[kind], observations(OBSERVATION_SPACES[kind], 4)
     _, state = model.predict(obs)
     torch_state, numpy_state = th.get_rng_state(), str(np.random.get_state())
@@ -97,7 +98,7 @@ def test_deterministic_is_exact_and_needs_no_random_number(kind: str, trained: d
         assert equal(action, results[0][0]) and equal(next_state, results[0][1])
 
 
-def test_samples_come_from_torch_alone(trained: dict[str, DreamerV2]) -> None:
+def test_samples_come_from_torch_alone(trained: dict[str, Any]) -> None:
     model, obs = trained["vector"], observations(VECTOR, 50)
     results = []
     for seed in (3, 3, 4):
@@ -106,7 +107,7 @@ def test_samples_come_from_torch_alone(trained: dict[str, DreamerV2]) -> None:
     assert equal(results[0], results[1]) and not equal(results[0], results[2])
 
 
-def test_rows_do_not_influence_each_other(trained: dict[str, DreamerV2]) -> None:
+def test_rows_do_not_influence_each_other(trained: dict[str, Any]) -> None:
     obs = observations(VECTOR, 3)
     _, state = trained["vector"].predict(obs, deterministic=True)
     for i in range(3):
@@ -114,7 +115,7 @@ def test_rows_do_not_influence_each_other(trained: dict[str, DreamerV2]) -> None
         assert all(np.allclose(a[i : i + 1], b, atol=1e-5) for a, b in zip(state or (), single or (), strict=True))
 
 
-def test_state_is_returned_and_not_changed(trained: dict[str, DreamerV2]) -> None:
+def test_state_is_returned_and_not_changed(trained: dict[str, Any]) -> None:
     model, obs = trained["vector"], observations(VECTOR, 2)
     _, state = model.predict(obs, deterministic=True)
     assert isinstance(state, tuple)
@@ -125,7 +126,7 @@ def test_state_is_returned_and_not_changed(trained: dict[str, DreamerV2]) -> Non
     assert not any(np.shares_memory(a, b) for a in state for b in following)
 
 
-def test_state_holds_the_previous_action(trained: dict[str, DreamerV2]) -> None:
+def test_state_holds_the_previous_action(trained: dict[str, Any]) -> None:
     action, state = trained["vector"].predict(observations(VECTOR, 6))
     assert state is not None and np.array_equal(state[2], np.eye(3)[action])
     model = random_model(action_space=ASYMMETRIC)
@@ -139,7 +140,7 @@ def test_state_holds_the_previous_action(trained: dict[str, DreamerV2]) -> None:
 @pytest.mark.parametrize(
     "convert", [np.array, list, lambda x: np.array(x, dtype=np.float32), lambda x: np.array(x, dtype=int)]
 )
-def test_episode_start_resets_rows(convert: Any, trained: dict[str, DreamerV2]) -> None:
+def test_episode_start_resets_rows(convert: Any, trained: dict[str, Any]) -> None:
     model, obs = trained["vector"], observations(VECTOR, 3)
     fresh_action, fresh = model.predict(obs, deterministic=True)
     _, state = model.predict(observations(VECTOR, 3, seed=1), fresh, deterministic=True)
@@ -152,7 +153,7 @@ def test_episode_start_resets_rows(convert: Any, trained: dict[str, DreamerV2]) 
     assert not equal(fresh[0][1], kept[0][1])
 
 
-def test_episode_start_without_a_state_and_changed_in_place(trained: dict[str, DreamerV2]) -> None:
+def test_episode_start_without_a_state_and_changed_in_place(trained: dict[str, Any]) -> None:
     model, obs = trained["vector"], observations(VECTOR, 2)
     starts = np.zeros(2, dtype=bool)
     first = model.predict(obs, None, starts, deterministic=True)
@@ -164,7 +165,7 @@ def test_episode_start_without_a_state_and_changed_in_place(trained: dict[str, D
     assert equal(model.predict(obs, state, starts, deterministic=True)[1], expected[1])
 
 
-def test_wrong_state_or_episode_start(trained: dict[str, DreamerV2]) -> None:
+def test_wrong_state_or_episode_start(trained: dict[str, Any]) -> None:
     model, obs = trained["vector"], observations(VECTOR, 2)
     _, state = model.predict(observations(VECTOR, 3))
     with pytest.raises(ValueError, match=r"The state has shapes \[\(3, 16\).*expected \[\(2, 16\)"):
@@ -173,7 +174,7 @@ def test_wrong_state_or_episode_start(trained: dict[str, DreamerV2]) -> None:
         model.predict(obs, episode_start=np.zeros(3))
 
 
-def test_no_memory_in_the_model(trained: dict[str, DreamerV2]) -> None:
+def test_no_memory_in_the_model(trained: dict[str, Any]) -> None:
     model, obs = trained["vector"], observations(VECTOR, 2)
     before = model.predict(obs, deterministic=True)
     for seed in range(3):
@@ -193,13 +194,13 @@ def test_images_in_either_layout(image_size: tuple[int, int] | None) -> None:
         assert all(np.allclose(a, b[:n], atol=1e-5) for a, b in zip(state, expected[1], strict=True))
 
 
-def test_result_of_reset_is_refused(trained: dict[str, DreamerV2]) -> None:
+def test_result_of_reset_is_refused(trained: dict[str, Any]) -> None:
     for model in (trained["vector"], trained["vector"].policy):
         with pytest.raises(ValueError, match=r"\(obs, info\)"):
             model.predict(RandomEnv().reset())  # type: ignore[arg-type]
 
 
-def test_bad_observations_are_refused(trained: dict[str, DreamerV2]) -> None:
+def test_bad_observations_are_refused(trained: dict[str, Any]) -> None:
     wrong: dict[str, Any] = {"vector": np.zeros((2, 4)), "image": np.zeros((2, 40, 40, 1), np.uint8)}
     for kind, obs in wrong.items():
         with pytest.raises(ValueError, match="Unexpected observation shape"):
@@ -212,7 +213,7 @@ def test_bad_observations_are_refused(trained: dict[str, DreamerV2]) -> None:
         trained["dict"].predict({"arm": np.zeros((2, 3)), "leg": np.array([[0, 0], [np.nan, 0]])})
 
 
-def test_prediction_leaves_training_mode_and_makes_no_graph(trained: dict[str, DreamerV2]) -> None:
+def test_prediction_leaves_training_mode_and_makes_no_graph(trained: dict[str, Any]) -> None:
     policy = trained["vector"].policy
     policy.set_training_mode(True)
     policy.predict(observations(VECTOR))
@@ -235,14 +236,14 @@ def test_any_weights_give_finite_actions(kind: str, actions: str) -> None:
         assert np.isfinite(action).all() and all(np.isfinite(x).all() for x in state or ())
 
 
-def test_evaluate_policy_of_model_and_policy() -> None:
+def test_evaluate_policy_of_model_and_policy(algorithm: Any) -> None:
     model = random_model(n_envs=3)
     for owner in (model, model.policy):
         returns, lengths = evaluate_policy(owner, random_envs(n_envs=2, length=7), 4, return_episode_rewards=True)
         assert lengths == [7] * 4 and len(returns) == 4  # type: ignore[arg-type]
 
 
-def test_evaluate_policy_passes_memory_and_resets() -> None:
+def test_evaluate_policy_passes_memory_and_resets(algorithm: Any) -> None:
     """The deterministic state that evaluation reaches is that of the same observations fed by hand."""
     model = random_model(seed=0)
     seen: list[Any] = []
@@ -264,11 +265,9 @@ def test_evaluate_policy_passes_memory_and_resets() -> None:
 
 @pytest.mark.parametrize("kind", OBSERVATION_SPACES)
 @pytest.mark.parametrize("actions", ["discrete", "matrix"])
-def test_policy_file(kind: str, actions: str, tmp_path: pathlib.Path) -> None:
+def test_policy_file(kind: str, actions: str, tmp_path: pathlib.Path, algorithm: Any) -> None:
     space = OBSERVATION_SPACES[kind]
-    kwargs: dict[str, Any] = dict(
-        image_size=(32, 32), use_discount_head=False, net_arch=dict(actor=[8]), activation_fn=th.nn.ReLU
-    )
+    kwargs: dict[str, Any] = dict(image_size=(32, 32), head_init_scale=0.5, net_arch=dict(actor=[8]), activation_fn=th.nn.ReLU)
     model = random_model(space, ACTION_SPACES[actions], policy_kwargs=kwargs | dict(optimizer_class=th.optim.RMSprop))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -280,14 +279,15 @@ def test_policy_file(kind: str, actions: str, tmp_path: pathlib.Path) -> None:
     assert loaded.image_size == (32, 32) and isinstance(loaded.optimizer, th.optim.RMSprop)
 
 
-def test_policy_constructor_parameters_are_complete() -> None:
-    policy = random_model().policy
+def test_policy_constructor_parameters_are_complete(algorithm: Any) -> None:
+    model = random_model()
+    policy = model.policy
     data = policy._get_constructor_parameters()
     stored = io.BytesIO()
     th.save({"data": data}, stored)  # what BasePolicy.save does
     init = type(policy).__init__.__code__
     assert set(data) == set(init.co_varnames[1 : init.co_argcount])
-    assert all(data[name] == value for name, value in SMALL_POLICY.items())
+    assert all(data[name] == value for name, value in model.policy_kwargs.items())
 
 
 def test_transposed_environment_for_evaluation() -> None:

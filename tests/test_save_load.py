@@ -55,10 +55,9 @@ def _no_warnings() -> Iterator[None]:
         yield
 
 
-def moments(model: DreamerV2) -> list[Any]:
+def moments(model: Any) -> list[Any]:
     """States of all optimizers."""
-    policy = model.policy
-    return [o.optimizer.state_dict() for o in (policy.world_model_optimizer, policy.actor_optimizer, policy.critic_optimizer)]
+    return [one.optimizer.state_dict() for one in model.policy.optimizers.values()]
 
 
 def same(a: Any, b: Any) -> bool:
@@ -70,7 +69,7 @@ def same(a: Any, b: Any) -> bool:
     return bool(th.equal(a, b)) if isinstance(a, th.Tensor) else a == b
 
 
-def deterministic(model: DreamerV2) -> list[np.ndarray]:
+def deterministic(model: Any) -> list[np.ndarray]:
     """States and actions along a few steps."""
     result: list[np.ndarray] = []
     state = None
@@ -85,22 +84,22 @@ def deterministic(model: DreamerV2) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", SPACES)
-def test_save_and_load(kind: str, tmp_path: pathlib.Path) -> None:
-    model = random_model(*SPACES[kind], seed=0, kl_scale=0.3).learn(70)
+def test_save_and_load(kind: str, tmp_path: pathlib.Path, algorithm: Any) -> None:
+    model = random_model(*SPACES[kind], seed=0, reward_scale=0.3).learn(70)
     model.save(tmp_path / "model")
-    loaded = DreamerV2.load(tmp_path / "model.zip", env=random_envs(*SPACES[kind]), device="cpu")
+    loaded = algorithm.load(tmp_path / "model.zip", env=random_envs(*SPACES[kind]), device="cpu")
     assert same_weights(weights(model), weights(loaded)) and same(moments(model), moments(loaded))
     assert all(np.array_equal(a, b) for a, b in zip(deterministic(model), deterministic(loaded), strict=True))
-    for name in ("num_timesteps", "_n_updates", "_episode_num", "kl_scale", "batch_length", "train_freq", "policy_kwargs"):
+    for name in ("num_timesteps", "_n_updates", "_episode_num", "reward_scale", "batch_length", "train_freq", "policy_kwargs"):
         assert getattr(loaded, name) == getattr(model, name), name
     loaded.learn(70, reset_num_timesteps=False)
     assert loaded._n_updates > model._n_updates and loaded.num_timesteps >= 140
 
 
-def test_load_without_environment_predicts_only(tmp_path: pathlib.Path) -> None:
+def test_load_without_environment_predicts_only(tmp_path: pathlib.Path, algorithm: Any) -> None:
     model = random_model(n_envs=3)
     model.save(tmp_path / "model.zip")
-    loaded = DreamerV2.load(tmp_path / "model", device="cpu")
+    loaded = algorithm.load(tmp_path / "model", device="cpu")
     assert loaded.get_env() is None and loaded.predict(np.zeros((5, 3)))[0].shape == (5,)
     assert loaded.replay_buffer.memory_bytes() > 0 and loaded.replay_buffer.size() == 0
     with pytest.raises(AssertionError, match="set the environment"):
@@ -110,19 +109,19 @@ def test_load_without_environment_predicts_only(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "auto", th.device("cpu")])
-def test_load_for_other_environments_and_devices(device: Any, tmp_path: pathlib.Path) -> None:
+def test_load_for_other_environments_and_devices(device: Any, tmp_path: pathlib.Path, algorithm: Any) -> None:
     random_model(n_envs=2, seed=0).learn(70).save(tmp_path / "model")
-    loaded = DreamerV2.load(tmp_path / "model", env=random_envs(n_envs=3), device=device)
+    loaded = algorithm.load(tmp_path / "model", env=random_envs(n_envs=3), device=device)
     assert loaded.n_envs == loaded.replay_buffer.n_envs == 3
     assert loaded.learn(90)._n_updates > 0
     assert loaded.replay_buffer.device == loaded.device == loaded.policy.device
 
 
-def test_other_spaces_are_refused(tmp_path: pathlib.Path) -> None:
+def test_other_spaces_are_refused(tmp_path: pathlib.Path, algorithm: Any) -> None:
     random_model().save(tmp_path / "model")
     for spaces_ in ((DICT, DISCRETE), (VECTOR, BOX)):
         with pytest.raises(ValueError, match="spaces do not match"):
-            DreamerV2.load(tmp_path / "model", env=random_envs(*spaces_))
+            algorithm.load(tmp_path / "model", env=random_envs(*spaces_))
 
 
 def test_custom_objects_of_the_zoo(tmp_path: pathlib.Path) -> None:
@@ -154,7 +153,7 @@ def test_model_files_of_another_format_are_refused(written: int | None, tmp_path
     assert DreamerV2.load(tmp_path / "model.zip").batch_size == random_model().batch_size
 
 
-def test_files_hold_no_derived_things(tmp_path: pathlib.Path) -> None:
+def test_files_hold_no_derived_things(tmp_path: pathlib.Path, algorithm: Any) -> None:
     """Nothing that ``_setup_model`` makes anew, and no lambda besides the user's, which another Python could not read."""
     model = random_model(learning_rate=lambda progress: 1e-3).learn(60)
     model.save(tmp_path / "model")
@@ -181,12 +180,12 @@ def test_loading_with_changes(tmp_path: pathlib.Path) -> None:
         DreamerV2.load(tmp_path / "model", tau=3.0)
 
 
-def test_force_reset_false_begins_a_new_memory(tmp_path: pathlib.Path) -> None:
+def test_force_reset_false_begins_a_new_memory(tmp_path: pathlib.Path, algorithm: Any) -> None:
     model = small_model(make_env(2), learning_starts=1000, train_freq=6).learn(12)
     assert model.env is not None
     model.save(tmp_path / "model")
     for force_reset in (True, False):
-        loaded = DreamerV2.load(tmp_path / "model", env=model.env, force_reset=force_reset)
+        loaded = algorithm.load(tmp_path / "model", env=model.env, force_reset=force_reset)
         assert (loaded._last_obs is None) == force_reset
         loaded.learn(12, reset_num_timesteps=False)
         assert loaded.num_timesteps == 24 and loaded.replay_buffer.size() >= 6
@@ -230,22 +229,22 @@ def test_model_of_another_algorithm_is_refused(other: Any, tmp_path: pathlib.Pat
             DreamerV2.load(tmp_path / "other", **options)
 
 
-def test_damaged_model_file_is_refused(tmp_path: pathlib.Path) -> None:
+def test_damaged_model_file_is_refused(tmp_path: pathlib.Path, algorithm: Any) -> None:
     random_model().save(tmp_path / "model")
     whole = (tmp_path / "model.zip").read_bytes()
     for part in (whole[: len(whole) // 2], whole[:-10], b"", b"text"):
         (tmp_path / "part.zip").write_bytes(part)
         with pytest.raises(ValueError, match=r"wasn't a zip-file|not a complete model file \(truncated"):
-            DreamerV2.load(tmp_path / "part")
+            algorithm.load(tmp_path / "part")
     with pytest.raises(FileNotFoundError):
-        DreamerV2.load(tmp_path / "missing")
+        algorithm.load(tmp_path / "missing")
 
 
-def test_saving_to_and_from_memory() -> None:
+def test_saving_to_and_from_memory(algorithm: Any) -> None:
     model, file = random_model(), io.BytesIO()
     model.save(file)
     file.seek(0)
-    assert same_weights(weights(model), weights(DreamerV2.load(file)))
+    assert same_weights(weights(model), weights(algorithm.load(file)))
 
 
 @pytest.mark.parametrize("real", [True, False])
@@ -274,7 +273,7 @@ def test_compiled_policy(real: bool, tmp_path: pathlib.Path) -> None:
 # ------------------------------------------------------------------------------------------------------------------ parameters
 
 
-def test_set_parameters() -> None:
+def test_set_parameters(algorithm: Any) -> None:
     model, other = random_model(seed=0).learn(60), random_model(seed=1)
     parameters: Any = deepcopy(model.get_parameters())
     other.set_parameters(parameters)
@@ -292,7 +291,7 @@ def test_set_parameters() -> None:
         other.set_parameters({"polizy": parameters["policy"]}, exact_match=False)
 
 
-def test_set_parameters_from_a_file(tmp_path: pathlib.Path) -> None:
+def test_set_parameters_from_a_file(tmp_path: pathlib.Path, algorithm: Any) -> None:
     model = random_model(seed=0).learn(60)
     model.save(tmp_path / "model.zip")
     other = random_model(seed=1)
@@ -304,7 +303,7 @@ def test_set_parameters_from_a_file(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("kind", SPACES)
-def test_replay_buffer_file(kind: str, tmp_path: pathlib.Path) -> None:
+def test_replay_buffer_file(kind: str, tmp_path: pathlib.Path, algorithm: Any) -> None:
     model = random_model(*SPACES[kind], n_envs=2, buffer_size=60).learn(90)
     old = model.replay_buffer
     model.save_replay_buffer(tmp_path / "buffer")  # adds .pkl
@@ -322,7 +321,7 @@ def test_replay_buffer_file(kind: str, tmp_path: pathlib.Path) -> None:
     model.learn(70, reset_num_timesteps=False)
 
 
-def test_loaded_replay_buffer_serves_the_models_device(tmp_path: pathlib.Path) -> None:
+def test_loaded_replay_buffer_serves_the_models_device(tmp_path: pathlib.Path, algorithm: Any) -> None:
     model = random_model().learn(4)
     model.save_replay_buffer(tmp_path / "buffer")
     model.device = th.device("meta")
@@ -330,7 +329,7 @@ def test_loaded_replay_buffer_serves_the_models_device(tmp_path: pathlib.Path) -
     assert model.replay_buffer.device == th.device("meta")
 
 
-def test_replay_buffer_extend() -> None:
+def test_replay_buffer_extend(algorithm: Any) -> None:
     model = random_model(n_envs=2).learn(20)
     transition = np.zeros((3, 2, 3)), np.zeros((3, 2, 3)), np.zeros((3, 2, 1), int), np.zeros((3, 2)), np.zeros((3, 2))
     size = model.replay_buffer.size()
@@ -401,7 +400,7 @@ def test_continued_in_a_new_process(tmp_path: pathlib.Path) -> None:
     assert result.stdout.endswith("continued\n"), result.stdout + result.stderr
 
 
-def test_loaded_buffer_takes_the_present_options(tmp_path: pathlib.Path) -> None:
+def test_loaded_buffer_takes_the_present_options(tmp_path: pathlib.Path, algorithm: Any) -> None:
     model = random_model().learn(60)
     model.save_replay_buffer(tmp_path / "buffer")
     other = random_model(buffer_size=500, replay_buffer_kwargs=dict(prioritize_ends=False, sample_running=False))
@@ -410,17 +409,17 @@ def test_loaded_buffer_takes_the_present_options(tmp_path: pathlib.Path) -> None
     assert not other.replay_buffer.prioritize_ends and not other.replay_buffer.sample_running
 
 
-def test_buffer_on_disk_of_another_number_of_environments(tmp_path: pathlib.Path) -> None:
+def test_buffer_on_disk_of_another_number_of_environments(tmp_path: pathlib.Path, algorithm: Any) -> None:
     """It is copied into a new folder, neither into memory without a word nor into the folder that it is in."""
     there = dict(storage_path=str(tmp_path / "there"))
     source = random_model(n_envs=2, replay_buffer_kwargs=there).learn(40)
     source.save(tmp_path / "model")
     source.save_replay_buffer(tmp_path / "buffer")
-    loaded = DreamerV2.load(tmp_path / "model", random_envs(n_envs=1))
+    loaded = algorithm.load(tmp_path / "model", random_envs(n_envs=1))
     with pytest.raises(ValueError, match=r"of 2 environments, this model has 1\. To copy its episodes, name a new folder"):
         loaded.load_replay_buffer(tmp_path / "buffer")
     elsewhere = dict(storage_path=str(tmp_path / "elsewhere"))
-    loaded = DreamerV2.load(tmp_path / "model", random_envs(n_envs=1), replay_buffer_kwargs=elsewhere)
+    loaded = algorithm.load(tmp_path / "model", random_envs(n_envs=1), replay_buffer_kwargs=elsewhere)
     with pytest.warns(UserWarning, match="its episodes were copied"):
         loaded.load_replay_buffer(tmp_path / "buffer")
     loaded.learn(10, reset_num_timesteps=False)
@@ -428,7 +427,9 @@ def test_buffer_on_disk_of_another_number_of_environments(tmp_path: pathlib.Path
 
 
 @pytest.mark.parametrize("n_from, n_to, size", [(1, 3, 60), (3, 1, 60), (4, 2, 20), (1, 2, 1000)])
-def test_buffer_of_another_number_of_environments(n_from: int, n_to: int, size: int, tmp_path: pathlib.Path) -> None:
+def test_buffer_of_another_number_of_environments(
+    n_from: int, n_to: int, size: int, tmp_path: pathlib.Path, algorithm: Any
+) -> None:
     """Every episode is whole, in one ring, with its own records; the oldest are left out where there is no room."""
     source = random_model(n_envs=n_from, buffer_size=400).learn(96)
     source.save_replay_buffer(tmp_path / "buffer")

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch as th
@@ -26,6 +27,11 @@ AT_THE_EDGE, EDGE_GRADIENT = -1.4, 0.01
 #: Both limits of the tanh-normal, whose entropy falls with the slope of tanh, too: -3 in the middle of a good run of Pendulum,
 #: -9.5 at the most extreme location with the smallest scale
 SQUASHED_SPREAD = -6.0
+#: What to do in DreamerV2 about signs that other algorithms can show, too
+REMEDIES = {
+    "kl": "Lower kl_scale, or raise observation_scale (or set normalize_observations for small numbers).",
+    "entropy": "Raise ent_coef, or lower actor_learning_rate.",
+}
 PAGE = "See https://github.com/sb3-dreamer/sb3-dreamer/blob/main/docs/troubleshooting.md."
 
 
@@ -84,18 +90,37 @@ def first_non_finite(metrics: Mapping[str, th.Tensor], policy: nn.Module) -> str
     return "no longer there"
 
 
+class LossWeights(NamedTuple):
+    """What is known of a world model's loss beside the logged terms."""
+
+    reward_scale: float
+    floor: float  # what remains of the loss when all predictions are perfect: the constants of normal densities
+
+    def reward_share(self, means: Mapping[str, float]) -> float | None:
+        """
+        The rewards' share of the loss, both without such constants.
+
+        :param means: of the metrics, by logged name
+        :return: share, None if nothing is left to learn
+        """
+        total = means.get("model_loss", 0.0) - self.floor
+        return self.reward_scale * (means["reward_loss"] - LOG_SQRT_2PI) / total if total > 0.0 else None
+
+
 class LearningCheck:
     """
     Warns once of each sign that an agent is not learning.
 
     :param action_space: of the agent
     :param squashed: whether a Box has a tanh-normal actor
+    :param remedies: what to do about each of the signs of ``REMEDIES``, in terms of the algorithm's options
     """
 
-    #: From the metrics to the share of the world model's loss that is the rewards', None where it is unknown
-    reward_share: Callable[[Mapping[str, float]], float | None] | None = None
+    #: Where the share of rewards in the loss is to be told
+    weights: LossWeights | None = None
 
-    def __init__(self, action_space: spaces.Space, squashed: bool = False) -> None:
+    def __init__(self, action_space: spaces.Space, squashed: bool = False, remedies: Mapping[str, str] = REMEDIES) -> None:
+        self._remedies = remedies
         blocks = action_blocks(action_space)
         lowest, edge = (SQUASHED_SPREAD, SQUASHED_SPREAD) if squashed else (NO_SPREAD, AT_THE_EDGE)
         self._lowest_entropy = lowest * action_dim(action_space) if blocks is None else NO_CHOICE * float(np.log(blocks).sum())
@@ -124,22 +149,22 @@ class LearningCheck:
         if means.get("kl", math.inf) < NO_KL:
             found["kl"] = (
                 f"the KL of posterior and prior is {means['kl']:.2g} nats: the latent state carries no information about the "
-                "observation. Lower kl_scale, or raise observation_scale (or set normalize_observations for small numbers)."
+                f"observation. {self._remedies['kl']}"
             )
         variance = means.get("reward_variance", 0.0)
         error = 2.0 * (means.get("reward_loss", 0.0) - LOG_SQRT_2PI)
         if variance > 1e-8 and error > (1.0 - NO_REWARD) * variance:
-            share = self.reward_share(means) if self.reward_share is not None else None
-            weight = "" if share is None else f" Rewards are {100.0 * share:.2g} % of the world model's loss."
+            share = None if self.weights is None else self.weights.reward_share(means)
+            told = "" if share is None else f" Rewards are {100.0 * share:.2g} % of the world model's loss."
             found["reward"] = (
                 f"the reward head predicts a constant (error {error:.2g}, variance of the rewards {variance:.2g}): the "
-                f"actor has nothing to maximize.{weight} Use reward_transform='normalize' or raise reward_scale if rewards "
+                f"actor has nothing to maximize.{told} Use reward_transform='normalize' or raise reward_scale if rewards "
                 "are small or rare, lower kl_scale if the latent state is uninformative."
             )
         if self._can_choose and progress < EARLY and means.get("actor_entropy", math.inf) < self._lowest_entropy:
             found["entropy"] = (
                 f"the actor's entropy is {means['actor_entropy']:.2g} nats with {1.0 - progress:.0%} of the run to go: it has "
-                "stopped exploring. Raise ent_coef, or lower actor_learning_rate."
+                f"stopped exploring. {self._remedies['entropy']}"
             )
         gradient = means.get("actor_grad_norm", math.inf)
         if means.get("actor_entropy", math.inf) < self._entropy_at_the_edge and NO_GRADIENT <= gradient < EDGE_GRADIENT:

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_dreamer.algorithm.engine import Engine
@@ -40,6 +41,28 @@ class Learner(Protocol):
     _episode_num: int
     _team: Any
     _metrics: MetricAverager
+    _current_progress_remaining: float
+    _custom_logger: bool
+    _logger: Any
+    clock: Any
+    verbose: int
+    tensorboard_log: str | None
+
+    @property
+    def logger(self) -> Logger:
+        """Of SB3."""
+
+    def set_logger(self, logger: Logger) -> None:
+        """Replace the logger."""
+
+    def require_statistics(self) -> None:
+        """Check that ``VecNormalize`` is there if the model has learned behind it."""
+
+    def train(self, gradient_steps: int, batch_size: int) -> None:
+        """Update that many times."""
+
+    def _record_training(self) -> None:
+        """Log what was measured since the last time."""
 
     @property
     def policy(self) -> WorldModelPolicy:

@@ -171,12 +171,12 @@ class TrainingClock:
 
 
 class DreamerProgressBar(ProgressBarCallback):
-    """SB3's progress bar, with the phase of training and an ETA that ignores the fast random steps."""
+    """SB3's progress bar, with the phase of training and an ETA that ignores the fast steps before it."""
 
     def _on_step(self) -> bool:
         algorithm: Any = self.model
         seconds = algorithm.clock.remaining(algorithm.num_timesteps, algorithm._total_timesteps)
-        text = "collecting random steps" if seconds is None else f"training, ETA {format_seconds(seconds)}"
+        text = "collecting first steps" if seconds is None else f"training, ETA {format_seconds(seconds)}"
         self.pbar.set_description_str(text, refresh=False)
         return super()._on_step()
 

@@ -20,12 +20,12 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn
-from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dreamer.algorithm.acting import choice_of_policy, random_choice
 from sb3_dreamer.algorithm.diagnostics import LearningCheck
 from sb3_dreamer.algorithm.engine import Engine
+from sb3_dreamer.algorithm.offline import learn_offline
 from sb3_dreamer.algorithm.originals import arrived_observations, check_wrappers, first_reset, original_observations
 from sb3_dreamer.algorithm.policy import ActingState, WorldModelPolicy
 from sb3_dreamer.algorithm.reporting import DreamerProgressBar, TrainingClock, training_summary, warn_if_memory_is_short
@@ -36,7 +36,7 @@ from sb3_dreamer.behavior.actors import is_squashed
 from sb3_dreamer.common.files import atomic_file, is_path
 from sb3_dreamer.common.metrics import MetricAverager
 from sb3_dreamer.common.observations import check_observation_space
-from sb3_dreamer.common.options import Option, check_number
+from sb3_dreamer.common.options import Option
 from sb3_dreamer.common.preprocessing import NumpyObs, action_blocks
 from sb3_dreamer.ranks.distributed import rank
 from sb3_dreamer.ranks.termination import TerminationNotice
@@ -62,6 +62,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     base_policy_class: ClassVar[type[WorldModelPolicy]] = WorldModelPolicy  # what the policy must be derived from
     options: ClassVar[Mapping[str, Option]] = {}  # constructor arguments that are not treated as all others are
+    #: What the reward head learns: the environment's rewards after this, a key of ``REWARD_TRANSFORMS``
+    reward_transform: str = "identity"
 
     policy: WorldModelPolicy
     replay_buffer: SequenceReplayBuffer  # type: ignore[assignment]
@@ -83,10 +85,12 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         check_setup(self, is_loading=self._loading)
         self._check_options()
         setattr(self, FORMAT_ATTRIBUTE, MODEL_FORMAT)
+        self.algorithm_name = type(self).__name__  # in files
         self.verbose = self.verbose if rank() == 0 else 0
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
-        policy: Any = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
+        arguments: dict[str, Any] = self._policy_arguments()
+        policy: Any = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **arguments)
         self.policy = policy.to(self.device)
         options = self.replay_buffer_kwargs
         in_memory = {name: value for name, value in options.items() if not name.startswith("storage_")}
@@ -103,6 +107,10 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     def _check_options(self) -> None:
         """Refuse impossible options that the table does not, before anything is built; for subclasses."""
 
+    def _policy_arguments(self) -> dict[str, Any]:
+        """Arguments of the policy besides spaces and schedule; for subclasses."""
+        return self.policy_kwargs
+
     def _make_replay_buffer(self, options: dict[str, Any]) -> SequenceReplayBuffer:
         """A buffer for this policy, with options of ``replay_buffer_kwargs``; it continues the choices of the present one."""
         before, drawn = self.replay_buffer, np.random.get_state()
@@ -111,6 +119,11 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             np.random.set_state(drawn)
             buffer.random_state = before.random_state
         return buffer
+
+    @property
+    def continue_label(self) -> float:
+        """What the discount head learns where an episode continues."""
+        return self.gamma
 
     @property
     def engine(self) -> Engine:
@@ -323,10 +336,14 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             self._last_episode_starts = np.ones((self.env.num_envs,), dtype=bool)
             self.replay_buffer.start_episodes()
         if self.verbose >= 1:
-            print(training_summary(self, result[0]))
+            print(self._summary(result[0]))
         if rank() == 0:
             warn_if_memory_is_short(self.replay_buffer)
         return result
+
+    def _summary(self, total_timesteps: int) -> str:
+        """What is printed before a run that ends at this step; for subclasses."""
+        return training_summary(self, total_timesteps)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         if self._team is not None:
@@ -378,25 +395,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         :return: the model itself
         :raises ValueError: if there is nothing to learn from, or the statistics of ``VecNormalize`` are missing
         """
-        check_number("n_updates", n_updates, 0)
-        n_updates = int(n_updates)
-        if self.replay_buffer is None or self.replay_buffer.num_sampleable == 0:
-            raise ValueError("There is no experience to learn from: call load_replay_buffer() first.")
-        self.require_statistics()
-        if rank() > 0:
-            self.set_logger(Logger(None, []))
-        if not self._custom_logger:
-            self._logger = configure_logger(self.verbose, self.tensorboard_log, "offline", reset_num_timesteps=True)
-        self.clock = TrainingClock()
-        with team_of(self, n_updates=n_updates):
-            for done in range(n_updates):
-                self._current_progress_remaining = 1.0 - done / n_updates
-                self.train(1, self.batch_size)
-                if log_interval is not None and (done + 1) % log_interval == 0:
-                    if self._team is not None:
-                        self._team.share_metrics()
-                    self._record_training()
-                    self.logger.dump(step=self._n_updates)
+        learn_offline(self, n_updates, log_interval)
         return self
 
     def when_stored(self, function: Callable[[], object]) -> None:

@@ -14,6 +14,7 @@ from sb3_dreamer.replay.buffer import SequenceReplayBuffer
 
 #: Arguments of the buffer that are given elsewhere
 NOT_OF_THE_BUFFER = dict.fromkeys(("batch_length", "buffer_size", "device"), "an argument of the algorithm") | {
+    "states": "decided by the policy",
     "image_size": "one of policy_kwargs",
     "n_envs": "the number of environments",
     "float_images": "decided by policy_kwargs=dict(normalize_images=...)",

@@ -19,8 +19,9 @@ from sb3_dreamer.dream.plots import prediction_frames
 from sb3_dreamer.dream.recording import NO_EXPERIENCE, Recording, open_recording
 from sb3_dreamer.dream.rollout import open_loop
 from sb3_dreamer.dream.window import WINDOW, check_display
-from sb3_dreamer.dream.zoo_run import BUFFER, ZooRun, find_model, find_run, make_plain_env
+from sb3_dreamer.dream.zoo_run import BUFFER, ZooRun, find_model, find_run, load_model, make_plain_env
 from sb3_dreamer.dreamer_v2.dreamer_v2 import DreamerV2
+from sb3_dreamer.dreamer_v3.dreamer_v3 import DreamerV3
 from sb3_dreamer.saving.checkpoint import NORMALIZE
 
 #: Errors that end a command with one line instead of a traceback
@@ -30,7 +31,7 @@ PROBLEMS = (ValueError, FileNotFoundError, ImportError, RuntimeError, gym.error.
 class Opened(NamedTuple):
     """A model and its experience, as the command line names them."""
 
-    model: DreamerV2
+    model: DreamerV2 | DreamerV3
     path: Path
     run: ZooRun | None
     recording: Recording
@@ -43,7 +44,7 @@ def _open_model(args: argparse.Namespace) -> Opened:
     """
     path = find_model(args.model)
     run = find_run(path)
-    model = DreamerV2.load(path, device=args.device)
+    model = load_model(path, args.device)
     env, buffer = _find_experience(args, path, run)
     statistics = unwrap_vec_normalize(env) if isinstance(env, VecEnv) else None
     if args.vec_normalize is not None or (statistics is None and model.behind_vec_normalize):
@@ -159,7 +160,7 @@ def _card(args: argparse.Namespace) -> None:
     run = find_run(path)
     if run is None:
         raise ValueError(f"A card needs a run of RL Zoo (args.yml, config.yml), but there is none beside {path}.")
-    print(write_card(DreamerV2.load(path, device=args.device), run, path, args.episodes, args.seed))
+    print(write_card(load_model(path, args.device), run, path, args.episodes, args.seed))
 
 
 def _positive(text: str) -> int:

@@ -54,12 +54,12 @@ class DreamDynamics:
             raise ValueError(f"termination must be one of {TERMINATIONS}, but is {termination!r}.")
         check_number("threshold", threshold, 0.0, 1.0)
         self.world_model, self.generator, self._action_space = model.policy.world_model, generator, model.action_space
-        self._gamma = model.gamma
-        # Whether anything predicts ends; with gamma = 0 all labels of the discount head are the same
-        self._knows_ends = self.world_model.discount_head is not None and self._gamma > 0.0
+        self._label = model.continue_label
+        # Whether anything predicts ends; with a label of 0 all labels of the discount head are the same
+        self._knows_ends = self.world_model.discount_head is not None and self._label > 0.0
         self._termination = termination if self._knows_ends else "never"
         self._threshold = threshold
-        self._transform = "identity" if transformed_rewards else model.model_objective.reward_transform  # type: ignore[attr-defined]
+        self._transform = "identity" if transformed_rewards else model.reward_transform
 
     def _noise(self, *leading: int) -> th.Tensor:
         """Noise for samples of the latent state, (*leading, P)."""
@@ -102,9 +102,9 @@ class DreamDynamics:
         """
         rewards = self.world_model.invert_rewards(self.world_model.predict_rewards(features), self._transform)
         continues = th.ones_like(rewards)
-        if self._knows_ends:  # the label is gamma where an episode continues
+        if self._knows_ends:  # the label where an episode continues is not 1
             head = self.world_model.discount_head
-            continues = (head(features_for(head, features)).mean / self._gamma).clamp(0.0, 1.0)  # type: ignore[misc]
+            continues = (head(features_for(head, features)).mean / self._label).clamp(0.0, 1.0)  # type: ignore[misc]
         limit: th.Tensor | float = self._threshold
         if self._termination == "sample":
             limit = th.empty_like(continues).uniform_(generator=self.generator)

@@ -22,7 +22,7 @@ class DreamEnv(gym.Env[Any, Any]):
 
     ``info`` holds ``continue_probability``, the world model's probability that the episode continues.
 
-    :param model: a trained ``DreamerV2``
+    :param model: a trained ``DreamerV2`` or ``DreamerV3``
     :param starts: experience in which dreams begin
     :param render_mode: ``"rgb_array"``, ``"human"`` (a window, through pygame) or None
     :param options: every other argument of ``DreamVecEnv``, such as ``horizon``, but not ``n_envs``

@@ -59,7 +59,7 @@ def inspect(
     """
     Compare a world model with recorded experience.
 
-    :param model: a trained ``DreamerV2``
+    :param model: a trained ``DreamerV2`` or ``DreamerV3``
     :param recording: real experience
     :param context: frames that the model sees before it predicts
     :param horizon: frames that it predicts; None is as many as its training's sequences or the episodes have
@@ -82,7 +82,7 @@ def inspect(
         usage = samples.unflatten(-1, (latent.variables, latent.classes)).mean(0).cpu().numpy()
     else:
         stds = latent.distribution(observed.posterior).std.flatten(0, 1).mean(0).cpu().numpy()  # type: ignore[attr-defined]
-    transform = model.model_objective.reward_transform  # type: ignore[attr-defined]
+    transform = model.reward_transform
     actual = world_model.transform_rewards(batch.rewards, transform).flatten().cpu().numpy()
     rewards = calibrate(dynamics.judge(observed.states.features.flatten(0, 1)).rewards, actual)
     return Inspection(parameter_counts(model.policy), kl.cpu().numpy(), usage, stds, rewards, loop, len(actual))

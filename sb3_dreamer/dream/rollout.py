@@ -91,7 +91,7 @@ def open_loop(
 
     This is ``video_pred`` of the released code. No global random number is used.
 
-    :param model: a trained ``DreamerV2``
+    :param model: a trained ``DreamerV2`` or ``DreamerV3``
     :param recording: real sequences, see :func:`~sb3_dreamer.dream.recording.open_recording`
     :param n_sequences: B; fewer if the recording has fewer
     :param context: steps that the model sees (the released code: 5)

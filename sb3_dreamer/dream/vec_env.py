@@ -36,7 +36,7 @@ class DreamVecEnv(VecEnv):
 
     The environment of the model is neither needed nor touched. Torch's and NumPy's global random numbers are not used.
 
-    :param model: a trained ``DreamerV2``
+    :param model: a trained ``DreamerV2`` or ``DreamerV3``
     :param n_envs: number of dreams
     :param starts: experience in which dreams begin: None for the model's replay buffer, another one, the path of a saved one,
         or an environment in which the agent then plays ``start_steps`` steps

@@ -1,6 +1,8 @@
 """Files that RL Zoo leaves beside a model: its environment, wrappers and statistics."""
 
 import importlib
+import json
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +11,10 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from sb3_dreamer.dreamer_v2.dreamer_v2 import DreamerV2
+from sb3_dreamer.dreamer_v3.dreamer_v3 import DreamerV3
+from sb3_dreamer.saving.saved_files import check_model_file
 
 #: File of the replay buffer beside the model, with ``--save-replay-buffer``
 BUFFER = "replay_buffer.pkl"
@@ -146,6 +152,21 @@ def find_run(model_path: Path) -> ZooRun | None:
             "observations have no units: copy it there from where the model was trained."
         )
     return ZooRun(folder, arguments["env"], hyperparams, arguments, stats_path)
+
+
+def load_model(path: Path, device: str) -> DreamerV2 | DreamerV3:
+    """
+    Load a model of any algorithm of this package.
+
+    :param path: of the zip file
+    :param device: to load to
+    :return: the model
+    :raises ValueError: if the file is damaged, or of another algorithm
+    """
+    check_model_file(path)
+    with zipfile.ZipFile(path) as archive:
+        name = json.loads(archive.read("data")).get("algorithm_name", DreamerV2.__name__)  # which older files do not have
+    return (DreamerV3 if name == DreamerV3.__name__ else DreamerV2).load(path, device=device)
 
 
 def find_model(path: Path) -> Path:

@@ -12,7 +12,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
-from sb3_dreamer.algorithm.diagnostics import UpdateGuard
+from sb3_dreamer.algorithm.diagnostics import LossWeights, UpdateGuard
 from sb3_dreamer.algorithm.engine import Engine, EngineOptions
 from sb3_dreamer.algorithm.policy import WorldModelPolicy
 from sb3_dreamer.algorithm.sequence_algorithm import SequenceOffPolicyAlgorithm
@@ -246,7 +246,6 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
         super()._setup_model()
         self._check_against_policy()
         self._guard = UpdateGuard(self.max_skipped_updates)
-        self._check_learning.reward_share = self._reward_share
         self._learning_rate_schedules: dict[str, Schedule] = {  # beside SB3's lr_schedule
             "actor_learning_rate": FloatSchedule(self.actor_learning_rate),  # type: ignore[arg-type]
             "critic_learning_rate": FloatSchedule(self.critic_learning_rate),  # type: ignore[arg-type]
@@ -373,16 +372,15 @@ class DreamerV2(SequenceOffPolicyAlgorithm):
         self._n_updates += 1
         return result
 
-    def _reward_share(self, means: Mapping[str, float]) -> float | None:
-        """The rewards' share of the world model's loss, both without what the density of a perfect prediction costs."""
-        parts, objective = self.policy.observations.parts, self.model_objective
-        floor = self.reward_scale * LOG_SQRT_2PI + sum(
-            objective.scale_of(key) * LOG_SQRT_2PI * math.prod(parts[key].encoded.shape)
+    def _record_training(self) -> None:
+        parts, scale_of = self.policy.observations.parts, self.model_objective.scale_of
+        constants = self.reward_scale + sum(
+            scale_of(key) * math.prod(parts[key].encoded.shape)
             for key in self.policy.world_model.decoder_keys
             if parts[key].is_numeric or parts[key].is_image
         )
-        total = means.get("model_loss", 0.0) - floor
-        return self.reward_scale * (means["reward_loss"] - LOG_SQRT_2PI) / total if total > 0.0 else None
+        self._check_learning.weights = LossWeights(self.reward_scale, LOG_SQRT_2PI * constants)  # options may have changed
+        super()._record_training()
 
     def _explores(self) -> bool:
         """The exploration strategy, if there is one, collects until ``explore_until``."""

@@ -26,9 +26,7 @@ class Losses(NamedTuple):
     model: WorldModelLoss  # every step of the T replayed ones, (T, B)
     actor: th.Tensor  # every imagined state but the last, (H, N)
     critic: th.Tensor  # likewise
-    replay_critic: (
-        th.Tensor | None
-    )  # every step but the last of those that imagination starts from; None if it is switched off
+    replay_critic: th.Tensor | None  # every step but the last that imagination starts from; None if it is switched off
     total: th.Tensor  # scaled sum of the means, scalar
 
 
@@ -71,7 +69,8 @@ def training_update(
     result = total_loss(policy, batch, objective, noise)
     norm = policy.everything_optimizer.step(result.losses.total, max_grad_norm=None)
     policy.behavior.update_target(objective.tau)
-    return UpdateResult(result, metrics_of(policy, result) | {"grad_norm": norm})
+    skipped = 1.0 - th.isfinite(norm).to(norm.dtype)
+    return UpdateResult(result, metrics_of(policy, result) | {"grad_norm": norm, "skipped_updates": skipped})
 
 
 def total_loss(

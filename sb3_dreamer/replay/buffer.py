@@ -94,6 +94,9 @@ class SequenceReplayBuffer(ReplayBuffer):
     :raises ValueError: if an option or a space is not supported
     """
 
+    #: Attributes that a buffer from a file takes over from the model that loads it
+    options_of_the_model: tuple[str, ...] = ("prioritize_ends", "sample_running", "handle_timeout_termination")
+
     def __init__(
         self,
         buffer_size: int,
@@ -363,13 +366,32 @@ class SequenceReplayBuffer(ReplayBuffer):
             for env, first, end in source.rings.episodes()
         ]
         for _, source, env, first, end in sorted(episodes, key=lambda part: part[0]):
-            ring = np.array([self.rings.written.argmin()])
+            ring = int(self.rings.written.argmin())
             for number in range(first, end):
-                records = source.storage.read(np.array([env]), np.array([number]), 1)
-                record = {name: value[0] for name, value in records.items()}
-                record["episode_start"] |= number == first
-                self.append(ring, record)
+                self.copy_record(source, (env, number), ring, starts=number == first)
         return sum(source.num_records for source in sources) - self.num_records
+
+    def copy_record(self, source: "SequenceReplayBuffer", place: tuple[int, int], ring: int, starts: bool) -> None:
+        """
+        Append a copy of one record.
+
+        :param source: where it is
+        :param place: ring and number there
+        :param ring: to append it to
+        :param starts: whether an episode, or what is left of it, starts with it
+        """
+        records = source.storage.read(np.array(place[:1]), np.array(place[1:]), 1)
+        record = {name: value[0] for name, value in records.items()}
+        record["episode_start"] |= starts
+        self.append(np.array([ring]), record)
+
+    def serves(self, like: "SequenceReplayBuffer") -> bool:
+        """
+        Whether this buffer can take the place of a model's own, instead of being copied into it.
+
+        :param like: the model's
+        """
+        return type(self) is type(like)
 
     def leave_out_damaged(self) -> int:
         """

@@ -113,6 +113,11 @@ class DiskStorage(RecordStorage):
         return not self._folder.files
 
     @property
+    def identity(self) -> int:
+        """Number of 64 bits that only this buffer has, until it is emptied."""
+        return self._folder.identity
+
+    @property
     def nbytes(self) -> int:
         return super().nbytes + ENTRY.itemsize * self._n_envs * self._capacity
 

@@ -89,7 +89,11 @@ class RecordFormat:
         return records
 
     def batch(
-        self, records: dict[str, np.ndarray], env: VecNormalize | None, to_device: Callable[[np.ndarray], th.Tensor]
+        self,
+        records: dict[str, np.ndarray],
+        env: VecNormalize | None,
+        to_device: Callable[[np.ndarray], th.Tensor],
+        resets_first: bool = True,
     ) -> SequenceBatch:
         """
         Turn records into what the world model learns from.
@@ -97,10 +101,11 @@ class RecordFormat:
         :param records: sub-sequences, one array (T, B, *shape) per field
         :param env: normalizes vector observations and rewards with its current statistics
         :param to_device: from arrays to tensors
+        :param resets_first: whether the latent state of a sub-sequence begins at zero, even in the middle of an episode
         :return: (T, B, ...)
         """
         resets = records["episode_start"]
-        resets[0] = True  # the latent state of a sub-sequence begins at zero, even in the middle of an episode
+        resets[0] |= resets_first
         rewards = records["reward"] if env is None else env.normalize_reward(records["reward"])
         terminals = records["done"] & ~records["timeout"]
         episode_starts = to_device(resets)

@@ -98,7 +98,8 @@ class BufferLoader:
         try:
             buffer = read_buffer(path, self.present, self.verbose)
             elsewhere = self.place_given and not _same_folder(self._folder, buffer.storage_path)
-            return self._copied(buffer) if buffer.n_envs != self.present.n_envs or elsewhere else self._adopted(buffer)
+            fits = buffer.n_envs == self.present.n_envs and buffer.serves(self.present)
+            return self._adopted(buffer) if fits and not elsewhere else self._copied(buffer)
         except BaseException:
             self.present.reopen()
             raise
@@ -114,7 +115,7 @@ class BufferLoader:
         if buffer.buffer_size != self.present.buffer_size:
             own, wanted = (one.buffer_size * one.n_envs for one in (buffer, self.present))
             warnings.warn(f"The loaded replay buffer keeps its own size of {own} steps, not buffer_size={wanted}.")
-        for option in ("prioritize_ends", "sample_running", "handle_timeout_termination"):
+        for option in buffer.options_of_the_model:
             setattr(buffer, option, getattr(self.present, option))
         return buffer
 
@@ -123,6 +124,8 @@ class BufferLoader:
         target = self._target(loaded)
         places = [buffer.storage_path or "memory" for buffer in (loaded, target)]
         where = f"in {places[0]}, that of this model in {places[1]}"
+        if not loaded.serves(target):
+            where = "of another algorithm or size of model"
         if loaded.n_envs != target.n_envs:
             where = f"of {loaded.n_envs} environments, this model of {target.n_envs}"
         _refill(target, [loaded], f"The loaded replay buffer is {where}: its episodes were copied")
@@ -139,6 +142,11 @@ class BufferLoader:
         folder, target = self._folder, self.present
         if folder is None:  # a folder that another file has brought along keeps what it holds
             return target if target.storage_path is None else self.make(self.options)
+        if _same_folder(folder, loaded.storage_path) and loaded.n_envs == target.n_envs:
+            raise ValueError(
+                f"The replay buffer in {folder} is of another algorithm or size of model. To use its records there, set "
+                "storage_resume=True in replay_buffer_kwargs in place of loading the file; to copy them, name a new folder."
+            )
         if _same_folder(folder, loaded.storage_path):
             raise ValueError(
                 f"The replay buffer in {folder} is of {loaded.n_envs} environments, this model has {target.n_envs}. To copy "

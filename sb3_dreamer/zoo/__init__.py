@@ -1,5 +1,5 @@
 """
-The algorithms of this package in RL Baselines3 Zoo: DreamerV2 as ``--algo dreamer``.
+The algorithms of this package in RL Baselines3 Zoo: DreamerV2 as ``--algo dreamer``, DreamerV3 as ``--algo dreamer_v3``.
 
 After ``pip install sb3-dreamer`` nothing has to be done: the start-up hook ``_sb3_dreamer_zoo`` calls ``extend`` when
 rl_zoo3 is imported. Without the hook, ``python -m sb3_dreamer.zoo train ...`` and, in a script, ``register()`` do the same.

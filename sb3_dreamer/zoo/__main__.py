@@ -1,4 +1,4 @@
-"""``python -m sb3_dreamer.zoo train|enjoy|...``: rl_zoo3's commands with ``dreamer`` among the algorithms, hook or no hook."""
+"""``python -m sb3_dreamer.zoo train|enjoy|...``: rl_zoo3's commands with our algorithms among them, hook or no hook."""
 
 import os
 import runpy

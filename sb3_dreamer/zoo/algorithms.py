@@ -7,9 +7,15 @@ from typing import Any, NamedTuple
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_dreamer.dreamer_v2 import DreamerV2
-from sb3_dreamer.zoo.hyperparams_opt import convert_dreamer_params, sample_dreamer_params
+from sb3_dreamer.dreamer_v3 import DreamerV3
+from sb3_dreamer.zoo.hyperparams_opt import (
+    convert_dreamer_params,
+    convert_dreamer_v3_params,
+    sample_dreamer_params,
+    sample_dreamer_v3_params,
+)
 
-ALGO = "dreamer"
+ALGO, ALGO_V3 = "dreamer", "dreamer_v3"
 
 
 class ZooAlgorithm(NamedTuple):
@@ -22,4 +28,7 @@ class ZooAlgorithm(NamedTuple):
 
 
 #: Value of ``--algo`` -> algorithm
-ALGORITHMS = {ALGO: ZooAlgorithm(DreamerV2, "dreamer.yml", sample_dreamer_params, convert_dreamer_params)}
+ALGORITHMS = {
+    ALGO: ZooAlgorithm(DreamerV2, "dreamer.yml", sample_dreamer_params, convert_dreamer_params),
+    ALGO_V3: ZooAlgorithm(DreamerV3, "dreamer_v3.yml", sample_dreamer_v3_params, convert_dreamer_v3_params),
+}

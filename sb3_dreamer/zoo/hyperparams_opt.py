@@ -1,4 +1,4 @@
-"""Search space of ``python -m rl_zoo3.train --algo dreamer -optimize``."""
+"""Search spaces of ``python -m rl_zoo3.train --algo dreamer -optimize`` and ``--algo dreamer_v3``."""
 
 import os
 from contextvars import ContextVar
@@ -97,4 +97,44 @@ def convert_dreamer_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     sizes = SIZES[params.pop("size")]
     # Copies of the lists, so that one trial cannot change the next
     params["policy_kwargs"] = {key: list(value) if isinstance(value, list) else value for key, value in sizes.items()}
+    return params
+
+
+def sample_dreamer_v3_params(
+    trial: "optuna.Trial", n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """
+    Draw the hyperparameters of one trial of DreamerV3, which is meant to need none but its train ratio; sizes of networks are
+    those of the section that is tuned.
+
+    :param trial: the trial
+    :param n_actions: number of actions of a continuous env (unused)
+    :param n_envs: number of parallel envs (unused)
+    :param additional_args: what rl_zoo3 says about hindsight replay (unused)
+    :return: constructor arguments of ``DreamerV3``
+    """
+    params = {
+        "learning_rate": trial.suggest_float("learning_rate", 1e-5, 1e-3, log=True),
+        "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.001, 0.03, log=True),
+        "ent_coef": trial.suggest_float("ent_coef", 1e-5, 3e-2, log=True),
+        "train_ratio": trial.suggest_categorical("train_ratio", [32, 64, 128, 256, 512, 1024]),
+        "batch_size": trial.suggest_categorical("batch_size", [8, 16, 32]),
+        "batch_length": trial.suggest_categorical("batch_length", [16, 32, 64]),
+        "imagination_horizon": trial.suggest_int("imagination_horizon", 5, 20),
+    }
+    drawn = convert_dreamer_v3_params(params)
+    for name, value in drawn.items():
+        trial.set_user_attr(name, value)  # for the report of the study
+    return drawn
+
+
+def convert_dreamer_v3_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """
+    Turn the numbers kept in an Optuna study into constructor arguments (``--trial-id``).
+
+    :param sampled_params: ``trial.params``
+    :return: constructor arguments of ``DreamerV3``
+    """
+    params = dict(sampled_params)
+    params["gamma"] = 1.0 - params.pop("one_minus_gamma")
     return params

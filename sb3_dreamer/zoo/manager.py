@@ -74,6 +74,7 @@ class ZooManager(ExperimentManager):
             return {}
         with contextlib.closing(gym.make(self.env_name.gym_id, **self.env_kwargs)) as env:
             section, policy = presets.default_section(env.observation_space)
+        section = section if section in known else "default"
         if section not in known:
             return {}
         print(f"Using the section '{section}' with {policy}")
@@ -87,7 +88,7 @@ class ZooManager(ExperimentManager):
         self.trial_id = number
         trial = self.load_trial(self.storage, self.study_name, number)  # type: ignore[arg-type]
         kept = presets.evaluate(kept) if isinstance(kept, str) else kept
-        return trial | {"policy_kwargs": merge_policy_kwargs(kept, trial.get("policy_kwargs", {}))}
+        return trial | ({"policy_kwargs": merge_policy_kwargs(kept, trial.get("policy_kwargs", {}))} if kept else {})
 
     def objective(self, trial: Any) -> float:
         """Tell the sampler the section's ``policy_kwargs``, which rl_zoo3 replaces by those that a trial has drawn."""

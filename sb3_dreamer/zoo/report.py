@@ -22,6 +22,7 @@ from sb3_dreamer.dream.recording import open_recording
 from sb3_dreamer.dream.rollout import open_loop
 from sb3_dreamer.dream.zoo_run import ZooRun, find_run
 from sb3_dreamer.zoo import ALGO, register
+from sb3_dreamer.zoo.algorithms import ALGORITHMS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,6 +111,7 @@ def _draw(run: Path, title: str, final: np.ndarray, output: Path, frames_per_ste
 
 def _parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Evaluate an agent trained with rl_zoo3 and draw its learning curve.")
+    parser.add_argument("--algo", choices=sorted(ALGORITHMS), default=ALGO, help="name of the algorithm")
     parser.add_argument("--env", type=EnvironmentName, default="CartPole-v1", help="env id")
     parser.add_argument("-f", "--folder", default="logs", help="log folder of the training")
     parser.add_argument("--exp-id", type=int, default=0, help="number of the run (default: the latest)")
@@ -129,15 +131,15 @@ def main(args: Any = None) -> None:
     """
     args = args or _parse_args()
     register()
-    _, model_path, log_path = get_model_path(args.exp_id, args.folder, ALGO, args.env)
+    _, model_path, log_path = get_model_path(args.exp_id, args.folder, args.algo, args.env)
     run = find_run(Path(log_path))
     if run is None:
         raise FileNotFoundError(f"RL Zoo's args.yml is missing in {log_path}.")
     env = run.make_env(min(args.episodes, 10), args.seed)  # which imports the run's --gym-packages
-    model, best, best_path = ALGOS[ALGO].load(model_path, device=args.device), None, run.folder / "best_model.zip"
+    model, best, best_path = ALGOS[args.algo].load(model_path, device=args.device), None, run.folder / "best_model.zip"
     final = run.evaluate(model, env, args.episodes)
     if best_path.is_file():
-        best = run.evaluate(ALGOS[ALGO].load(best_path, device=args.device), env, args.episodes)
+        best = run.evaluate(ALGOS[args.algo].load(best_path, device=args.device), env, args.episodes)
     repeat = frames_per_step(env)
     env.close()
 
