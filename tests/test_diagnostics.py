@@ -64,11 +64,13 @@ def test_the_share_of_rewards_in_the_loss(scale: float) -> None:
     options: dict[str, Any] = {**SMALL, "policy_kwargs": {**SMALL_POLICY, "decoder_keys": ["vector", "class"]}}
     model = DreamerV2("MultiInputPolicy", RandomEnv(space), **options, reward_scale=scale, observation_scale={"vector": 3.0})
     size = VECTOR.shape[0]
-    losses = dict(reward_loss=LOG_SQRT_2PI + 0.5, model_loss=scale * (LOG_SQRT_2PI + 0.5) + 3.0 * size * LOG_SQRT_2PI + 1.5)
+    losses: dict[str, Any] = dict(
+        reward_loss=LOG_SQRT_2PI + 0.5, model_loss=scale * (LOG_SQRT_2PI + 0.5) + 3.0 * size * LOG_SQRT_2PI + 1.5
+    )
     model._record_training()
     assert model._check_learning.weights is not None
     share = model._check_learning.weights.reward_share(losses)
-    assert share == pytest.approx(scale * 0.5 / (scale * 0.5 + 1.5), rel=1e-4)
+    assert share is not None and share == pytest.approx(scale * 0.5 / (scale * 0.5 + 1.5), rel=1e-4)
     (text,) = told(model._check_learning, **losses)
     assert f"Rewards are {100.0 * share:.2g} % of the world model's loss." in text
 
