@@ -7,7 +7,7 @@ What is replaced while :func:`short_mode` is on, and nothing else:
   warm-up, the train ratio, the horizon and the device become those of ``tests/small.py``. Everything else (policy, spaces,
   losses, schedules, storage, exploration, encoder classes) stays as it was written. Where there is no GPU, the options that
   need one are left out.
-- ``learn(n)`` of ``DreamerV2``, ``DreamerV3`` and ``PPO`` goes on for at most ``STEPS`` environment steps; ``PPO`` has short
+- ``learn(n)`` of ``DreamerV2``, ``DreamerV3`` and ``PPO`` makes at most ``STEPS`` environment steps; ``PPO`` has short
   rollouts.
 - ``train_offline(n)`` makes at most ``UPDATES`` updates.
 - ``open_loop`` is shown at most two steps: the episodes of untrained agents are short.

@@ -103,10 +103,10 @@ class Board(Task):
 
 class KeyDoor(Task):
     """
-    Fetch the key, then reach the door, which pays 1; every other step costs 0.01.
+    Pick up the key and reach the door. The door pays 1 and ends the episode, every other step costs 0.01.
 
-    Piece, key and door begin in different cells of a board; all three are observed as one-hot cells, the key as no cell once
-    it is held; one more number says whether it is. The door terminates the episode.
+    Piece, key and door begin in different cells of a board; all three are observed as one-hot cells. The cells of
+    the key are all 0 while the agent holds it, and one more number is 1.
 
     :param size: cells per side
     :param length: steps per episode at most

@@ -15,10 +15,10 @@ from sb3_dreamer.common.distributions import Bernoulli, UnitNormal
 from sb3_dreamer.common.heads import ScalarHead
 from sb3_dreamer.common.layers import LayerOptions
 from sb3_dreamer.common.normalization import ObservationNormalizer
-from sb3_dreamer.common.observations import OBSERVATION_KEY, ObservationFormat
+from sb3_dreamer.common.observations import ObservationFormat
 from sb3_dreamer.common.options import whole_number
 from sb3_dreamer.common.preprocessing import action_size
-from sb3_dreamer.world_model.encoders import DreamerEncoder
+from sb3_dreamer.world_model.encoders import DreamerEncoder, make_encoder
 from sb3_dreamer.world_model.latents import Latent
 from sb3_dreamer.world_model.rssm import RSSM
 from sb3_dreamer.world_model.world_model import WorldModel
@@ -126,15 +126,7 @@ class NetworkBuilder:
         """
         if issubclass(encoder_class, DreamerEncoder):
             kwargs = {"cnn_depth": self.cnn_depth, **self.layers["encoder"]._asdict(), **kwargs}
-        if not self.encoder_keys:
-            raise ValueError(f"encoder_keys is empty: name at least one of {list(self.observations.parts)}.")
-        seen = [(key, self.observations.encoded[key]) for key in self.encoder_keys]  # a plain dict would be sorted
-        space = spaces.Dict(seen) if self.observations.is_dict else self.observations.encoded[OBSERVATION_KEY]  # type: ignore[arg-type]
-        encoder = encoder_class(space, **kwargs)  # type: ignore[arg-type]
-        if not isinstance(getattr(encoder, "features_dim", None), int | np.integer):
-            name = encoder_class.__name__
-            raise ValueError(f"The encoder {name} must tell its features_dim, as SB3's BaseFeaturesExtractor does.")
-        return encoder
+        return make_encoder(self.observations, self.encoder_keys, encoder_class, kwargs)
 
     def rssm(self, latent: Latent, embedding_size: int, deterministic_size: int) -> RSSM:
         """Build the recurrent state-space model from its latent and the sizes E and D."""

@@ -64,7 +64,7 @@ class PoolEncoder(BaseFeaturesExtractor):
     ):
         parts: dict[str, spaces.Box] = split_space(observation_space)  # type: ignore[assignment]
         shape = image_shape(parts)
-        # The original sorts the keys; the order of a Dict space would do as well, but for weights that come from there
+        # Sorted as in the original, so that its weights fit; nothing else depends on the order
         self.vector_keys, self.image_keys = sorted(vector_keys(parts)), sorted(image_keys(parts))
         stages: list[nn.Module] = []
         image_features = 0

@@ -10,7 +10,7 @@ from torch import nn
 
 from sb3_dreamer.common.distributions import Bernoulli
 from sb3_dreamer.common.heads import ScalarHead
-from sb3_dreamer.common.observations import OBSERVATION_KEY, ObservationFormat
+from sb3_dreamer.common.observations import ObservationFormat
 from sb3_dreamer.common.options import whole_number
 from sb3_dreamer.common.preprocessing import action_size
 from sb3_dreamer.common.two_hot import TwoHot
@@ -20,6 +20,7 @@ from sb3_dreamer.dreamer_v3.encoders import PoolEncoder
 from sb3_dreamer.dreamer_v3.layers import rms_layers
 from sb3_dreamer.dreamer_v3.rssm import BlockRSSM, CoreSizes
 from sb3_dreamer.dreamer_v3.world_model import WorldModel
+from sb3_dreamer.world_model.encoders import make_encoder
 from sb3_dreamer.world_model.latents import Latent
 
 #: Width of all hidden layers by size of the model, named after its number of parameters with images (V3's code)
@@ -113,15 +114,7 @@ class NetworkBuilder:
         if issubclass(encoder_class, PoolEncoder):
             own = dict(cnn_depth=self.cnn_depth, net_arch=self.net_arch["encoder"], activation_fn=self.activation_fn)
             kwargs = {**own, **kwargs}
-        if not self.encoder_keys:
-            raise ValueError(f"encoder_keys is empty: name at least one of {list(self.observations.parts)}.")
-        seen = [(key, self.observations.encoded[key]) for key in self.encoder_keys]  # a plain dict would be sorted
-        space = spaces.Dict(seen) if self.observations.is_dict else self.observations.encoded[OBSERVATION_KEY]  # type: ignore[arg-type]
-        encoder = encoder_class(space, **kwargs)  # type: ignore[arg-type]
-        if not isinstance(getattr(encoder, "features_dim", None), int | np.integer):
-            name = encoder_class.__name__
-            raise ValueError(f"The encoder {name} must tell its features_dim, as SB3's BaseFeaturesExtractor does.")
-        return encoder
+        return make_encoder(self.observations, self.encoder_keys, encoder_class, kwargs)
 
     def rssm(self, latent: Latent, embedding_size: int, sizes: CoreSizes) -> BlockRSSM:
         """Build the recurrent state-space model from its latent and sizes."""

@@ -14,7 +14,7 @@ from sb3_dreamer.world_model.latents import Latent
 
 
 class WorldModelLoss(NamedTuple):
-    """Terms of the loss for every step, (T, B), before scaling; and the states that behavior learning goes on with."""
+    """Terms of the loss for every step, (T, B), before scaling, and the states from which behaviors are learned."""
 
     observations: dict[str, th.Tensor]  # per observation key
     reward: th.Tensor
@@ -122,8 +122,8 @@ class WorldModel(BaseWorldModel):
 
             s_0 -- a_1 --> s_1 -- a_2 --> s_2 ...    a_k ~ actor(s_{k-1}), s_k ~ prior
 
-        Weights include the discount of their own row: V3 does not know whether the episode goes on after the first state, and
-        weights it by the prediction.
+        Weights include the discount of their own row: whether the first state ends its episode is predicted, too, and not
+        taken from the replay buffer.
 
         :param actor: features to an action distribution
         :param start: posterior states, (N, ...)

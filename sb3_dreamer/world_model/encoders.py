@@ -1,6 +1,7 @@
 """From observations to one embedding: a convolutional part for images, a fully connected part for vectors."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -9,7 +10,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_dreamer.common.layers import MLP, ChannelLayerNorm, LayerOptions, in_place
-from sb3_dreamer.common.observations import OBSERVATION_KEY, split_space
+from sb3_dreamer.common.observations import OBSERVATION_KEY, ObservationFormat, split_space
 from sb3_dreamer.world_model.convolutions import StridedConv, channels_last
 
 KERNEL, STRIDE = 4, 2
@@ -118,3 +119,27 @@ class DreamerEncoder(BaseFeaturesExtractor):
         if self.mlp is not None:
             parts.append(self.mlp(th.cat([observations[key] for key in self.vector_keys], dim=-1)))
         return th.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+
+
+def make_encoder(
+    observations: ObservationFormat, keys: list[str], encoder_class: type[BaseFeaturesExtractor], kwargs: dict[str, Any]
+) -> BaseFeaturesExtractor:
+    """
+    Build an encoder of any class.
+
+    :param observations: format of the observation space
+    :param keys: what the encoder sees
+    :param encoder_class: what SB3 calls a features extractor
+    :param kwargs: its arguments
+    :return: the encoder
+    :raises ValueError: if there is nothing to see, or the class is no encoder
+    """
+    if not keys:
+        raise ValueError(f"encoder_keys is empty: name at least one of {list(observations.parts)}.")
+    seen = [(key, observations.encoded[key]) for key in keys]  # a plain dict would be sorted
+    space = spaces.Dict(seen) if observations.is_dict else observations.encoded[OBSERVATION_KEY]  # type: ignore[arg-type]
+    encoder = encoder_class(space, **kwargs)  # type: ignore[arg-type]
+    if not isinstance(getattr(encoder, "features_dim", None), int | np.integer):
+        name = encoder_class.__name__
+        raise ValueError(f"The encoder {name} must tell its features_dim, as SB3's BaseFeaturesExtractor does.")
+    return encoder

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch as th
-from torch import nn
 
 from sb3_dreamer.common.functional import (
     REWARD_TRANSFORMS,
@@ -16,14 +15,12 @@ from sb3_dreamer.common.functional import (
     unflatten_time,
     variance,
 )
-from sb3_dreamer.common.normalization import ObservationNormalizer, RunningScale
-from sb3_dreamer.common.observations import ObservationFormat
+from sb3_dreamer.common.normalization import RunningScale
 from sb3_dreamer.common.one_hot import Features, accepts_one_hot, features_for
 from sb3_dreamer.common.options import check_number
 from sb3_dreamer.common.type_aliases import ImaginedTrajectory, LatentState, SequenceBatch
 from sb3_dreamer.ranks.distributed import batch_mean
 from sb3_dreamer.world_model.base import Actor, BaseWorldModel
-from sb3_dreamer.world_model.state_space import StateSpaceModel
 
 #: The reward transform that has a state
 NORMALIZE = "normalize"
@@ -104,32 +101,14 @@ class WorldModel(BaseWorldModel):
     """
     Encoder, RSSM, decoder, reward and discount heads (V2, section 2.1).
 
-    :param encoder: observations to embeddings
-    :param rssm: the recurrent state-space model
-    :param decoder: features to one distribution per observation key
-    :param reward_head: features to the distribution of the transformed reward
-    :param discount_head: features to the probability that the episode continues, times gamma; None uses the constant gamma
-        and learns nothing from terminal steps
-    :param observations: format of stored observations and of the networks' inputs
-    :param encoder_keys: keys of a Dict space that the encoder sees; None for all
-    :param decoder_keys: keys that the decoder reconstructs; None for all
-    :param normalizer: of vectors; None leaves them in their own units
+    Without a discount head the discount is constant, and nothing is learned from terminal steps.
+
+    :param args: see :class:`~sb3_dreamer.world_model.base.BaseWorldModel`
+    :param kwargs: likewise
     """
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        rssm: StateSpaceModel,
-        decoder: nn.Module,
-        reward_head: nn.Module,
-        discount_head: nn.Module | None,
-        observations: ObservationFormat,
-        encoder_keys: list[str] | None,
-        decoder_keys: list[str] | None,
-        normalizer: ObservationNormalizer | None,
-    ):
-        keys = encoder_keys, decoder_keys
-        super().__init__(encoder, rssm, decoder, reward_head, discount_head, observations, *keys, normalizer)
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
         self.reward_scale = RunningScale()
 
     def transform_rewards(self, rewards: th.Tensor, transform: str) -> th.Tensor:
