@@ -31,7 +31,7 @@ from sb3_dreamer.algorithm.policy import ActingState, WorldModelPolicy
 from sb3_dreamer.algorithm.reporting import DreamerProgressBar, TrainingClock, training_summary, warn_if_memory_is_short
 from sb3_dreamer.algorithm.setup import check_setup, make_replay_buffer, warn_of_unknown_arguments
 from sb3_dreamer.algorithm.team import Team, team_of
-from sb3_dreamer.algorithm.workers import WorkerError, watched_workers
+from sb3_dreamer.algorithm.workers import WorkerError, check_steps, watched_workers
 from sb3_dreamer.behavior.actors import is_squashed
 from sb3_dreamer.common.files import atomic_file, is_path
 from sb3_dreamer.common.metrics import MetricAverager
@@ -321,6 +321,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             self.set_logger(Logger(None, []))
         reset = reset_num_timesteps or self._last_obs is None
         counted_before, self._resumes = self._resumes, False
+        check_steps(self.env)
         with watched_workers(self.env, lambda: 0), first_reset(self._vec_normalize_env, counted_before):
             result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         assert self.env is not None

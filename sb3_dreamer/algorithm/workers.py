@@ -72,15 +72,21 @@ def _is_number(value: Any) -> bool:
     return True
 
 
-def _check_steps(env: gym.Env, index: int) -> None:
-    """Check the outermost step, and those inside of a ``Monitor``, which sums up rewards."""
-    layers = [env]
-    while isinstance(layers[-1], gym.Wrapper):
-        layers.append(layers[-1].env)
-    checked = [env, *(layer.env for layer in layers if isinstance(layer, Monitor))]
-    for one in checked:
-        if not isinstance(one.step, _CheckedStep):
-            one.step = _CheckedStep(one, index)  # type: ignore[method-assign]
+def check_steps(env: VecEnv | None) -> None:
+    """
+    Let the environments of a ``DummyVecEnv`` check their rewards and copy their last observations, from now on.
+
+    :param env: any; others stay as they are
+    """
+    vectorized = None if env is None else env.unwrapped
+    for index, outermost in enumerate(vectorized.envs if isinstance(vectorized, DummyVecEnv) else []):
+        layers = [outermost]
+        while isinstance(layers[-1], gym.Wrapper):
+            layers.append(layers[-1].env)
+        # A Monitor sums up rewards, so they are checked inside of it, too
+        for one in (outermost, *(layer.env for layer in layers if isinstance(layer, Monitor))):
+            if not isinstance(one.step, _CheckedStep):
+                one.step = _CheckedStep(one, index)  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -93,9 +99,6 @@ def watched_workers(env: VecEnv | None, step: Callable[[], int]) -> Iterator[Non
     :raises WorkerError: if a process of a ``SubprocVecEnv`` has ended
     """
     workers = None if env is None else env.unwrapped
-    if isinstance(workers, DummyVecEnv):
-        for index, one in enumerate(workers.envs):
-            _check_steps(one, index)
     if not isinstance(workers, SubprocVecEnv):
         yield
         return
